@@ -1,0 +1,174 @@
+//! Every way a packet can end, with the one name that `dpctl` and Prometheus print.
+
+use core::fmt;
+
+/// What happens to a packet, whatever the hook calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Sent on by the datapath.
+    Forward,
+    /// Given to the stack (XDP), or along the hook chain (TC), untouched.
+    Pass,
+    /// Dropped.
+    Drop,
+}
+
+impl Verdict {
+    /// The printed name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $about:literal])+ $variant:ident = $verdict:ident $name:literal,)+) => {
+        /// Why a packet ended as it did. The discriminant is its row in the `REASONS` table.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[doc = $about])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its rows.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The printed name: lower case, hyphenated.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What happened to the packet.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn about(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($about,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// To a service: sent to a backend on the link by rewriting the MAC addresses.
+    ServiceL2 = Forward "service-l2",
+    /// To a service: encapsulated to a backend behind a router (IPIP, IP6IP6).
+    ServiceEncapsulated = Forward "service-encapsulated",
+    /// An encapsulated packet from a balancer, unwrapped for this backend.
+    Decapsulated = Pass "decapsulated",
+    /// Forwarded by the routing table.
+    Routed = Forward "routed",
+    /// Left under an egress address.
+    Translated = Pass "translated",
+    /// Came back to an egress address and was forwarded to its pod.
+    TranslatedBack = Forward "translated-back",
+
+    /// Neither IPv4 nor IPv6 (ARP, LLDP and so on).
+    NotIp = Pass "not-ip",
+    /// The frame is not addressed to this device: broadcast, multicast or another host's.
+    OtherMac = Pass "other-mac",
+    /// The destination is an address of this node.
+    Local = Pass "local",
+    /// The stack has no route that forwards this packet.
+    NoRoute = Pass "no-route",
+    /// The way out is a device that Fairlead does not manage.
+    OtherDevice = Pass "other-device",
+    /// The next hop's MAC address is not known yet; the stack resolves it.
+    NeighbourUnresolved = Pass "neighbour-unresolved",
+    /// The TTL or hop limit ends here; the stack answers.
+    TtlExceeded = Pass "ttl-exceeded",
+    /// Larger than the MTU of the way out; the stack answers or fragments.
+    MtuExceeded = Pass "mtu-exceeded",
+    /// IPv4 options or IPv6 extension headers; the stack handles them.
+    IpOptions = Pass "ip-options",
+    /// A fragment that is not ours.
+    Fragment = Pass "fragment",
+    /// Headers cut short or contradicting themselves; the stack counts and drops it.
+    Malformed = Pass "malformed",
+    /// Inside the native routing CIDR: needs no translation.
+    Native = Pass "native",
+    /// Not sent by a pod of this node: needs no translation.
+    NotFromPod = Pass "not-from-pod",
+    /// Not encapsulated by a balancer.
+    NotEncapsulated = Pass "not-encapsulated",
+
+    /// To a service whose ring has no live backend.
+    ServiceNoBackend = Drop "service-no-backend",
+    /// To a service whose backend's next hop has no MAC address yet.
+    ServiceUnresolved = Drop "service-unresolved",
+    /// To a service whose backend no route reaches.
+    ServiceNoRoute = Drop "service-no-route",
+    /// To a service, and too large for the way to the backend once encapsulated.
+    ServiceTooBig = Drop "service-too-big",
+    /// To a service, and its TTL or hop limit ends here.
+    ServiceTtl = Drop "service-ttl",
+    /// Every probed port of the egress address is taken for this destination.
+    PortsExhausted = Drop "ports-exhausted",
+    /// The table of translations is full.
+    BindingsFull = Drop "bindings-full",
+    /// A pod's packet of a protocol that is not translated; it must not leave under its own address.
+    ProtocolUntranslatable = Drop "protocol-untranslatable",
+    /// A pod's fragment; it must not leave untranslated.
+    FragmentUntranslatable = Drop "fragment-untranslatable",
+    /// A pod's packet with headers cut short; it must not leave untranslated.
+    MalformedUntranslatable = Drop "malformed-untranslatable",
+    /// To an egress address, and no translation is known for it.
+    NoBinding = Drop "no-binding",
+    /// Encapsulated, but the packet inside is not for an address of this backend.
+    InnerForeign = Drop "inner-foreign",
+    /// The kernel refused to grow, shrink or write the packet.
+    HelperFailed = Drop "helper-failed",
+}
+
+impl Reason {
+    /// How many there are: the capacity of the `REASONS` table.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_stands_at_its_own_row() {
+        for (row, &reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason as usize, row);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_hyphenated() {
+        let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+
+        assert_eq!(names.len(), Reason::ALL.len());
+        for name in names {
+            assert!(
+                name.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{name}"
+            );
+        }
+    }
+}

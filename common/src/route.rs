@@ -1,0 +1,45 @@
+//! What the datapath must know of this node and its devices to forward a packet.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::{Addr, Cidr4};
+
+/// How many native routing CIDRs a node may have.
+pub const NATIVE_CIDRS: usize = 8;
+/// How many pod CIDRs a node may have in one family.
+pub const POD_CIDRS: usize = 4;
+
+/// What this node is; the one row of the `NODE` table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Node {
+    /// Source of encapsulated packets over IPv4.
+    pub tunnel_v4: Addr,
+    /// Source of encapsulated packets over IPv6.
+    pub tunnel_v6: Addr,
+    /// The address under which pods leave; none switches translation off.
+    pub egress: Addr,
+    /// IPv4 destinations that are reached without translation (`ipv4NativeRoutingCIDR`).
+    pub native: [Cidr4; NATIVE_CIDRS],
+    /// IPv4 sources that are pods of this node.
+    pub pods: [Cidr4; POD_CIDRS],
+    /// The port bucket of each hash cell: see [`crate::snat::bucket`].
+    pub buckets: [u8; crate::snat::CELLS],
+    /// Keys the hash that picks ports, so that outsiders cannot predict them.
+    pub port_secret: u64,
+}
+
+/// Uplinks and pods are reached by device index; `DEVICES` has a row per device at `ifindex & MASK`.
+pub const DEVICE_MASK: u32 = 4095;
+
+/// A device that the datapath receives on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Device {
+    /// The device's index: another one may share the row's cell, so this must match. 0: empty.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
+}

@@ -1,0 +1,111 @@
+//! The load balancer's rows: services, ring slots, backends.
+//!
+//! ```text
+//!   SERVICES {addr, port, proto} -> Service {id, ring, slots}
+//!   RINGS    [ring + slot(hash)] -> Slot {current, previous}
+//!   BACKENDS [current]           -> Backend {addr, port, forward}
+//! ```
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::{Addr, Port, Proto};
+
+/// Where clients reach a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct ServiceKey {
+    /// The service address.
+    pub addr: Addr,
+    /// The service port.
+    pub port: Port,
+    /// TCP or UDP.
+    pub proto: Proto,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl ServiceKey {
+    /// Builds a key.
+    #[inline(always)]
+    pub const fn new(addr: Addr, port: Port, proto: Proto) -> Self {
+        Self {
+            addr,
+            port,
+            proto,
+            pad: 0,
+        }
+    }
+}
+
+/// A service: which ring decides for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Service {
+    /// Its row in `SERVICE_STATS`.
+    pub id: u32,
+    /// The first slot of its ring in `RINGS`, counted in slots.
+    pub ring: u32,
+    /// How many slots its ring has; 0 when it has no backend.
+    pub slots: u32,
+}
+
+/// One slot of a ring: who serves the flows that hash to it.
+///
+/// `previous` is 0 in the steady state. While it is not, the slot is in transition: a new flow goes
+/// to `current` and is remembered in `FLOWS`; a flow that is not remembered began before the change
+/// and stays with `previous` while that lives. Eight aligned bytes, so that one store by userspace is
+/// seen whole or not at all.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slot {
+    /// Backend id; 0: none.
+    pub current: u32,
+    /// Backend id before the change; 0: not in transition.
+    pub previous: u32,
+}
+
+/// Slots per value of `RINGS`: one page, so that the array can be mapped.
+pub const SLOTS_PER_PAGE: u32 = 512;
+
+/// A value of `RINGS`.
+pub type RingPage = [Slot; SLOTS_PER_PAGE as usize];
+
+/// A backend and how packets get to it. Row 0 is never used: id 0 means "none".
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Backend {
+    /// Its address.
+    pub addr: Addr,
+    /// Its port (equal to the service's: neither forwarding changes ports).
+    pub port: Port,
+    /// [`forward::L2`] or [`forward::ENCAPSULATE`]; [`forward::FREE`] in an unused row.
+    pub forward: u8,
+    /// [`flags::ALIVE`].
+    pub flags: u8,
+}
+
+/// How packets get to a backend.
+pub mod forward {
+    /// The row is not used.
+    pub const FREE: u8 = 0;
+    /// It is on a link of this node: rewrite the MAC addresses only.
+    pub const L2: u8 = 1;
+    /// It is behind a router: wrap the packet in IPv4 or IPv6, by the backend's family.
+    pub const ENCAPSULATE: u8 = 2;
+}
+
+/// Bits of [`Backend::flags`].
+pub mod flags {
+    /// It answers; flows that began with it stay with it through a transition.
+    pub const ALIVE: u8 = 1;
+}
+
+/// Packets and bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of their frames as they arrived.
+    pub bytes: u64,
+}

@@ -1,0 +1,184 @@
+//! The registry: every table of the datapath, declared once.
+//!
+//! The eBPF statics, the typed pinned handles, `dpctl maps`, the capacity metrics and the layout test
+//! all derive from the marker types here. A table is a BPF map, pinned by its [`Table::NAME`].
+
+use bytemuck::Pod;
+
+use crate::flow::{Flow, FlowKey};
+use crate::reason::Reason;
+use crate::route::{DEVICE_MASK, Device, Node};
+use crate::service::{Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey};
+use crate::snat::{Binding, EgressPort};
+
+/// What kind of BPF map a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `BPF_MAP_TYPE_ARRAY`.
+    Array,
+    /// `BPF_MAP_TYPE_ARRAY` with `BPF_F_MMAPABLE`: userspace writes by store, not by syscall.
+    MappedArray,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+    PerCpuArray,
+    /// `BPF_MAP_TYPE_HASH`, preallocated.
+    Hash,
+    /// `BPF_MAP_TYPE_LRU_HASH`: only for what may be forgotten.
+    LruHash,
+    /// `BPF_MAP_TYPE_DEVMAP_HASH`.
+    DevMapHash,
+}
+
+impl Kind {
+    /// The printed name, as `bpftool` says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Array => "array",
+            Self::MappedArray => "array (mapped)",
+            Self::PerCpuArray => "percpu_array",
+            Self::Hash => "hash",
+            Self::LruHash => "lru_hash",
+            Self::DevMapHash => "devmap_hash",
+        }
+    }
+}
+
+/// A BPF map that the kernel side and userspace share.
+pub trait Table {
+    /// Its name: the eBPF static's, the pin's, `dpctl`'s. At most 15 bytes, as the kernel keeps.
+    const NAME: &'static str;
+    /// How many rows it holds at most.
+    const CAPACITY: u32;
+    /// What kind of map it is.
+    const KIND: Kind;
+    /// The version of its layout: raised whenever the meaning of a row changes. A pinned map of
+    /// another version is re-created.
+    const VERSION: u32;
+    /// What it is for, in one sentence.
+    const ABOUT: &'static str;
+    /// The key; `u32` for arrays.
+    type Key: Pod;
+    /// The value; per-CPU tables have one per possible CPU.
+    type Value: Pod;
+}
+
+/// A table's declaration as a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Declaration {
+    /// [`Table::NAME`].
+    pub name: &'static str,
+    /// [`Table::CAPACITY`].
+    pub capacity: u32,
+    /// [`Table::KIND`].
+    pub kind: Kind,
+    /// [`Table::VERSION`].
+    pub version: u32,
+    /// [`Table::ABOUT`].
+    pub about: &'static str,
+    /// Bytes of a key.
+    pub key_bytes: u32,
+    /// Bytes of a value.
+    pub value_bytes: u32,
+}
+
+impl Declaration {
+    const fn of<T: Table>() -> Self {
+        Self {
+            name: T::NAME,
+            capacity: T::CAPACITY,
+            kind: T::KIND,
+            version: T::VERSION,
+            about: T::ABOUT,
+            key_bytes: size_of::<T::Key>() as u32,
+            value_bytes: size_of::<T::Value>() as u32,
+        }
+    }
+}
+
+macro_rules! tables {
+    ($($(#[doc = $about:literal])+ $table:ident = $name:literal v $version:literal
+        $kind:ident<$key:ty, $value:ty>[$capacity:expr],)+) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Copy, Debug)]
+            pub enum $table {}
+
+            impl Table for $table {
+                const NAME: &'static str = $name;
+                const CAPACITY: u32 = $capacity;
+                const KIND: Kind = Kind::$kind;
+                const VERSION: u32 = $version;
+                const ABOUT: &'static str = concat!($($about,)+).trim_ascii();
+                type Key = $key;
+                type Value = $value;
+            }
+        )+
+
+        /// Every table, in the order of the registry.
+        pub const ALL: &[Declaration] = &[$(Declaration::of::<$table>(),)+];
+
+        /// Calls `$visit!(Table)` for every table type: the way to code that must know the types.
+        #[macro_export]
+        macro_rules! for_each_table {
+            ($visit:ident) => { $($visit!($table);)+ };
+        }
+    };
+}
+
+tables! {
+    /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
+    NodeTable = "NODE" v 1 Array<u32, Node>[1],
+    /// The devices that packets arrive on, by ifindex modulo the capacity.
+    Devices = "DEVICES" v 1 Array<u32, Device>[DEVICE_MASK + 1],
+    /// The devices that XDP may redirect to, by ifindex.
+    TxPorts = "TX_PORTS" v 1 DevMapHash<u32, u32>[4096],
+    /// Where clients reach services, and the ring of each.
+    Services = "SERVICES" v 1 Hash<ServiceKey, Service>[65536],
+    /// The slots of all rings, 512 to a row.
+    Rings = "RINGS" v 1 MappedArray<u32, RingPage>[RING_PAGES],
+    /// Backends by id.
+    Backends = "BACKENDS" v 1 Array<u32, Backend>[65536],
+    /// Flows that began while their slot was in transition.
+    Flows = "FLOWS" v 1 LruHash<FlowKey, Flow>[262_144],
+    /// Translations by the flow as it looks outside: the truth.
+    SnatRev = "SNAT_REV" v 1 Hash<FlowKey, Binding>[262_144],
+    /// Egress ports by the flow as it looks inside: a cache of SNAT_REV.
+    SnatFwd = "SNAT_FWD" v 1 LruHash<FlowKey, EgressPort>[262_144],
+    /// Packets and bytes by service id.
+    ServiceStats = "SERVICE_STATS" v 1 PerCpuArray<u32, Count>[65536],
+    /// Packets and bytes by backend id.
+    BackendStats = "BACKEND_STATS" v 1 PerCpuArray<u32, Count>[65536],
+    /// Packets and bytes by reason.
+    Reasons = "REASONS" v 1 PerCpuArray<u32, Count>[Reason::COUNT],
+    /// The version of each table's layout, by its place in the registry.
+    Layout = "LAYOUT" v 1 Array<u32, u32>[32],
+}
+
+/// Pages of slots: 64 rings of 65537 slots, 33 MiB.
+pub const RING_PAGES: u32 = 64 * (65537_u32.div_ceil(SLOTS_PER_PAGE));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_into_the_kernel() {
+        for table in ALL {
+            assert!(table.name.len() <= 15, "{}", table.name);
+        }
+    }
+
+    #[test]
+    fn the_layout_table_has_a_row_for_every_table() {
+        assert!(ALL.len() <= Layout::CAPACITY as usize);
+    }
+
+    #[test]
+    fn rows_are_whole_words() {
+        assert_eq!(size_of::<FlowKey>(), 40);
+        assert_eq!(size_of::<ServiceKey>(), 20);
+        assert_eq!(size_of::<crate::service::Slot>(), 8);
+        assert_eq!(size_of::<RingPage>(), 4096);
+        assert_eq!(size_of::<Backend>(), 20);
+        assert_eq!(size_of::<Binding>(), 24);
+    }
+}
