@@ -1,1 +1,17 @@
-//! Room under construction.
+//! The agent and `dpctl`: everything of Fairlead that runs in userspace.
+//!
+//! ```text
+//!  config ─┐
+//!  source/manifests ─┬─> desired ──> plan ──> dataplane/apply ──> BPF maps
+//!  host (links, routes) ┘     │        ^                             │
+//!                             │        └──── dataplane/observe <─────┘  (actual)
+//!                             └─> announcements ──> bgp_io <──> peers
+//!  peers ──> bgp_io ──> learnt routes ──> plan/routes ──> host/routes ──> kernel table
+//!                    api (unix socket) reads snapshots; dpctl asks it
+//! ```
+//!
+//! State flows one way; each arrow is a pure function but the first and the last. `agent` is the only
+//! room that knows every task and channel.
+
+pub mod desired;
+pub mod plan;

@@ -1,0 +1,226 @@
+//! What the node should be: one plain, ordered value, computed from what the sources say.
+//!
+//! Nothing here knows maps, sockets, clocks or Kubernetes documents; `desired::merge` makes it from
+//! resources, `plan` compares it with the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use fairlead_common::addr::Proto;
+use ipnetwork::{IpNetwork, Ipv4Network};
+use serde::{Deserialize, Serialize};
+
+/// What the node should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// This node.
+    pub node: NodeState,
+    /// Services by where clients reach them.
+    pub services: BTreeMap<Frontend, Service>,
+    /// How pods leave the cluster; `None`: untranslated.
+    pub egress: Option<Egress>,
+    /// The BGP instances of this node by their AS number.
+    pub routers: BTreeMap<u32, VirtualRouter>,
+    /// What was wrong with the sources' objects, or in conflict between them.
+    pub conditions: Vec<Condition>,
+}
+
+/// This node, as its `Node` object and configuration say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// Its name.
+    pub name: String,
+    /// Its labels, for node selectors.
+    pub labels: BTreeMap<String, String>,
+    /// Its IPv4 address (`InternalIP`).
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address (`InternalIP`).
+    pub ipv6: Option<Ipv6Addr>,
+    /// The prefixes its pods get addresses from.
+    pub pod_cidrs: BTreeSet<IpNetwork>,
+}
+
+/// Where clients reach a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// The service address.
+    pub addr: IpAddr,
+    /// The service port.
+    pub port: u16,
+    /// TCP or UDP.
+    pub proto: Proto,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addr = std::net::SocketAddr::new(self.addr, self.port);
+        write!(f, "{addr}/{}", self.proto)
+    }
+}
+
+/// A service of one address, port and protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The object it comes from.
+    pub object: ObjectName,
+    /// The labels of that object, for service selectors.
+    pub labels: BTreeMap<String, String>,
+    /// Its backends.
+    pub backends: BTreeMap<BackendAddr, Backend>,
+}
+
+/// `namespace/name` of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectName {
+    /// Empty for objects of the cluster's scope.
+    pub namespace: String,
+    /// The object's name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// Where a backend listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendAddr {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port.
+    pub port: u16,
+}
+
+impl fmt::Display for BackendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::net::SocketAddr::new(self.addr, self.port).fmt(f)
+    }
+}
+
+/// What is known of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Takes new flows.
+    pub ready: bool,
+    /// Still answers the flows it has.
+    pub serving: bool,
+    /// Its share of the ring, relative to the others'. 0: none.
+    pub weight: u32,
+}
+
+/// How pods leave for the outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// The address they leave under.
+    pub address: Ipv4Addr,
+    /// Destinations that are reached without translation.
+    pub native: BTreeSet<Ipv4Network>,
+}
+
+/// A BGP instance: `virtualRouters[]` of a peering policy that selects this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualRouter {
+    /// The policy it comes from.
+    pub object: ObjectName,
+    /// Our AS number.
+    pub local_asn: u32,
+    /// The BGP identifier; absent: the node's IPv4 address.
+    pub router_id: Option<Ipv4Addr>,
+    /// The TCP port to listen on; absent: do not listen.
+    pub local_port: Option<u16>,
+    /// Announce this node's pod CIDRs.
+    pub export_pod_cidr: bool,
+    /// Which services are announced; absent: none.
+    pub services: Option<LabelSelector>,
+    /// Peers by address and port.
+    pub neighbors: BTreeMap<(IpAddr, u16), Neighbor>,
+}
+
+/// A BGP peer of a virtual router, with Cilium's defaults where the object is silent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbor {
+    /// Its AS number; 0: whatever it says.
+    pub asn: u32,
+    /// TTL of our packets towards an eBGP peer.
+    pub ebgp_multihop_ttl: u8,
+    /// Time between attempts to connect.
+    pub connect_retry: Duration,
+    /// Hold time that we propose.
+    pub hold: Duration,
+    /// Time between our KEEPALIVEs.
+    pub keepalive: Duration,
+    /// Graceful restart time, when on.
+    pub graceful_restart: Option<Duration>,
+    /// Address families: IPv4 unicast, IPv6 unicast.
+    pub families: BTreeSet<Family>,
+}
+
+/// An address family, always unicast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4 unicast.
+    Ipv4,
+    /// IPv6 unicast.
+    Ipv6,
+}
+
+/// A Kubernetes label selector: all of its requirements hold. Empty selects everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelSelector {
+    /// Key and value pairs that must be present.
+    pub match_labels: BTreeMap<String, String>,
+    /// Requirements on keys.
+    pub match_expressions: Vec<Requirement>,
+}
+
+/// One requirement of a selector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    /// The key's value is one of these.
+    In(String, BTreeSet<String>),
+    /// The key is absent, or its value is none of these.
+    NotIn(String, BTreeSet<String>),
+    /// The key is present.
+    Exists(String),
+    /// The key is absent.
+    DoesNotExist(String),
+}
+
+impl LabelSelector {
+    /// Whether an object with these labels is selected.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.match_labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(|need| match need {
+                Requirement::In(key, values) => labels.get(key).is_some_and(|v| values.contains(v)),
+                Requirement::NotIn(key, values) => {
+                    labels.get(key).is_none_or(|v| !values.contains(v))
+                }
+                Requirement::Exists(key) => labels.contains_key(key),
+                Requirement::DoesNotExist(key) => !labels.contains_key(key),
+            })
+    }
+}
+
+/// Something a person should know of an object: what, where, what to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Condition {
+    /// `Kind namespace/name`, or the file when the object could not be read.
+    pub object: String,
+    /// Where it stands: `file:line`, or empty.
+    pub origin: String,
+    /// A word in CamelCase, as Kubernetes' conditions have it.
+    pub reason: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
