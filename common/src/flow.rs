@@ -82,6 +82,6 @@ impl fmt::Debug for FlowKey {
 pub struct Flow {
     /// Backend id.
     pub backend: u32,
-    /// Coarse boot time of its last packet, in seconds.
+    /// Coarse monotonic time of its last packet, in seconds.
     pub last_seen_s: u32,
 }

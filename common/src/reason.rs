@@ -7,7 +7,7 @@ use core::fmt;
 pub enum Verdict {
     /// Sent on by the datapath.
     Forward,
-    /// Given to the stack (XDP), or along the hook chain (TC), untouched.
+    /// Given to the stack (XDP), or along the hook chain (TC): untouched, unless the reason says so.
     Pass,
     /// Dropped.
     Drop,
@@ -75,16 +75,22 @@ reasons! {
     Translated = Pass "translated",
     /// Came back to an egress address and was forwarded to its pod.
     TranslatedBack = Forward "translated-back",
+    /// Came back to an egress address; translated, and the stack finds the way to its pod.
+    TranslatedToStack = Pass "translated-to-stack",
 
     /// Neither IPv4 nor IPv6 (ARP, LLDP and so on).
     NotIp = Pass "not-ip",
     /// The frame is not addressed to this device: broadcast, multicast or another host's.
     OtherMac = Pass "other-mac",
-    /// The destination is an address of this node.
+    /// Tagged for a VLAN and not for a service; the stack's VLAN device takes it.
+    Tagged = Pass "tagged",
+    /// From or to an address that must not cross a router (loopback, link-local, multicast).
+    Unforwardable = Pass "unforwardable",
+    /// An address of this node, or one that no route covers: the stack takes it or answers.
     Local = Pass "local",
-    /// The stack has no route that forwards this packet.
+    /// A route refuses it (blackhole, unreachable, prohibit), or the device does not forward.
     NoRoute = Pass "no-route",
-    /// The way out is a device that Fairlead does not manage.
+    /// The way in or out is a device that Fairlead does not manage.
     OtherDevice = Pass "other-device",
     /// The next hop's MAC address is not known yet; the stack resolves it.
     NeighbourUnresolved = Pass "neighbour-unresolved",
@@ -102,10 +108,14 @@ reasons! {
     Native = Pass "native",
     /// Not sent by a pod of this node: needs no translation.
     NotFromPod = Pass "not-from-pod",
-    /// Not encapsulated by a balancer.
+    /// A pod's packet to the outside while this node has no egress address.
+    TranslationOff = Pass "translation-off",
+    /// Not encapsulated, or encapsulated and on its way to another host.
     NotEncapsulated = Pass "not-encapsulated",
+    /// Encapsulated, but the packet inside is not for a service address of this backend.
+    InnerForeign = Pass "inner-foreign",
 
-    /// To a service whose ring has no live backend.
+    /// To a service whose ring has no backend for it.
     ServiceNoBackend = Drop "service-no-backend",
     /// To a service whose backend's next hop has no MAC address yet.
     ServiceUnresolved = Drop "service-unresolved",
@@ -127,8 +137,10 @@ reasons! {
     MalformedUntranslatable = Drop "malformed-untranslatable",
     /// To an egress address, and no translation is known for it.
     NoBinding = Drop "no-binding",
-    /// Encapsulated, but the packet inside is not for an address of this backend.
-    InnerForeign = Drop "inner-foreign",
+    /// An ICMP error to an egress address.
+    IcmpErrorUntranslated = Drop "icmp-error-untranslated",
+    /// Encapsulated and marked congested, but the packet inside cannot carry the mark (RFC 6040 §4.2).
+    CongestionLost = Drop "congestion-lost",
     /// The kernel refused to grow, shrink or write the packet.
     HelperFailed = Drop "helper-failed",
 }

@@ -27,6 +27,27 @@ pub struct Node {
     pub buckets: [u8; crate::snat::CELLS],
     /// Keys the hash that picks ports, so that outsiders cannot predict them.
     pub port_secret: u64,
+    /// [`node_flags::EGRESS_IS_LOCAL`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bits of [`Node::flags`].
+pub mod node_flags {
+    /// The egress address is one of this node's own (masquerade): what comes to it without a
+    /// translation is for the stack.
+    pub const EGRESS_IS_LOCAL: u32 = 1;
+}
+
+/// A value of `TX_PORTS`, as the kernel lays out `struct bpf_devmap_val`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct TxPort {
+    /// The device's index.
+    pub ifindex: u32,
+    /// Written: the descriptor of a program to run on the way out, 0 for none. Read: its id.
+    pub program: u32,
 }
 
 /// Uplinks and pods are reached by device index; `DEVICES` has a row per device at `ifindex & MASK`.

@@ -40,7 +40,7 @@ pub struct Binding {
     pub state: u8,
     /// Zero.
     pub pad: u8,
-    /// Coarse boot time of its last packet from inside, in seconds.
+    /// Coarse monotonic time of its last packet from inside, in seconds.
     pub last_seen_s: u32,
 }
 
@@ -158,7 +158,7 @@ pub const fn timeout_s(proto: Proto, state: State) -> u32 {
     }
 }
 
-/// Whether a binding has outlived its time at `now_s` (coarse boot time in seconds).
+/// Whether a binding has outlived its time at `now_s` (coarse monotonic time in seconds).
 #[inline(always)]
 pub const fn is_expired(binding: &Binding, proto: Proto, now_s: u32) -> bool {
     // A clock read on another CPU may be a tick behind: the difference wraps, and is not "old".

@@ -5,9 +5,11 @@
 
 use bytemuck::Pod;
 
+use crate::addr::Addr;
 use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
-use crate::route::{DEVICE_MASK, Device, Node};
+
+use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::service::{Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey};
 use crate::snat::{Binding, EgressPort};
 
@@ -130,7 +132,7 @@ tables! {
     /// The devices that packets arrive on, by ifindex modulo the capacity.
     Devices = "DEVICES" v 1 Array<u32, Device>[DEVICE_MASK + 1],
     /// The devices that XDP may redirect to, by ifindex.
-    TxPorts = "TX_PORTS" v 1 DevMapHash<u32, u32>[4096],
+    TxPorts = "TX_PORTS" v 1 DevMapHash<u32, TxPort>[4096],
     /// Where clients reach services, and the ring of each.
     Services = "SERVICES" v 1 Hash<ServiceKey, Service>[65536],
     /// The slots of all rings, 512 to a row.
@@ -143,6 +145,8 @@ tables! {
     SnatRev = "SNAT_REV" v 1 Hash<FlowKey, Binding>[262_144],
     /// Egress ports by the flow as it looks inside: a cache of SNAT_REV.
     SnatFwd = "SNAT_FWD" v 1 LruHash<FlowKey, EgressPort>[262_144],
+    /// Service addresses that this host, as a backend, takes packets for out of a tunnel.
+    DecapAddrs = "DECAP_ADDRS" v 1 Hash<Addr, u32>[1024],
     /// Packets and bytes by service id.
     ServiceStats = "SERVICE_STATS" v 1 PerCpuArray<u32, Count>[65536],
     /// Packets and bytes by backend id.
@@ -180,5 +184,6 @@ mod tests {
         assert_eq!(size_of::<RingPage>(), 4096);
         assert_eq!(size_of::<Backend>(), 20);
         assert_eq!(size_of::<Binding>(), 24);
+        assert_eq!(size_of::<TxPort>(), 8);
     }
 }
