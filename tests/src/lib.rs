@@ -1,1 +1,6 @@
-//! Room under construction.
+//! What the integration tests and the demonstration stand on: network namespaces, processes, real
+//! peers, packets and the kernel's own test run.
+
+pub mod netns;
+pub mod process;
+pub mod root;
