@@ -10,7 +10,7 @@
 //!
 //! Not here: who carries the steps out (`dataplane::apply`), and when (`agent`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_common::route::{Device, Node};
 use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
@@ -26,7 +26,7 @@ pub struct Actual {
     pub rings: BTreeMap<u32, Vec<Slot>>,
     /// `NODE`.
     pub node: Option<Node>,
-    /// `DEVICES` rows that are in use, by index.
+    /// `DEVICES` rows that are in use, by row (`ifindex & DEVICE_MASK`).
     pub devices: BTreeMap<u32, Device>,
 }
 
@@ -37,7 +37,7 @@ pub enum Step {
     PutNode(Box<Node>),
     /// Writes a device's row at `ifindex & DEVICE_MASK`.
     PutDevice(Device),
-    /// Empties the row of this device.
+    /// Empties this row of `DEVICES` (`ifindex & DEVICE_MASK`).
     RemoveDevice(u32),
     /// Writes a backend's row.
     PutBackend(u32, Backend),
@@ -54,6 +54,9 @@ pub enum Step {
     PutService(ServiceKey, Service),
     /// Removes a service's row.
     RemoveService(ServiceKey),
+    /// Deletes the rows of `FLOWS` whose destination is one of these services: their transition is
+    /// over, and what was remembered for it must not count in the next one.
+    ForgetFlows(BTreeSet<ServiceKey>),
 }
 
 /// Where steps are carried out: the pinned maps, or memory in tests.
