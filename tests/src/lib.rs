@@ -2,5 +2,6 @@
 //! peers, packets and the kernel's own test run.
 
 pub mod netns;
+pub mod peer;
 pub mod process;
 pub mod root;
