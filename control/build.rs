@@ -8,6 +8,18 @@ use std::{env, fs, path::PathBuf};
 #[path = "../xtask/src/ebpf.rs"]
 mod ebpf;
 
+/// What the object is made of.
+const INPUTS: [&str; 8] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "common/Cargo.toml",
+    "common/src",
+    "dataplane-ebpf/Cargo.toml",
+    "dataplane-ebpf/build.rs",
+    "dataplane-ebpf/src",
+    "xtask/src/ebpf.rs",
+];
+
 fn main() {
     if let Err(message) = embed() {
         // Cargo prints this one line and fails, without the noise of a build script's failure.
@@ -25,12 +37,9 @@ fn embed() -> Result<(), String> {
     let manifest = folder("CARGO_MANIFEST_DIR")?;
     let workspace = manifest.parent().ok_or("control/ has no parent folder")?;
 
-    println!(
-        "cargo::rerun-if-changed={}",
-        workspace.join("xtask/src/ebpf.rs").display()
-    );
     println!("cargo::rerun-if-env-changed={}", ebpf::ROAD_VARIABLE);
-    for input in ebpf::inputs(workspace) {
+    let inputs = INPUTS.map(|path| workspace.join(path));
+    for input in inputs.into_iter().chain(ebpf::find_tools().linker) {
         println!("cargo::rerun-if-changed={}", input.display());
     }
     let object = ebpf::build(workspace, &ebpf::target_folder(workspace, &out), &[])?;

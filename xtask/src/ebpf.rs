@@ -157,26 +157,6 @@ pub fn build(workspace: &Path, target: &Path, extra_flags: &[&str]) -> Result<Pa
     Ok(target.join(TARGET).join(PROFILE).join(PACKAGE))
 }
 
-/// Lists what the object is made of, for `cargo:rerun-if-changed`.
-pub fn inputs(workspace: &Path) -> Vec<PathBuf> {
-    let sources = [
-        "Cargo.toml",
-        "Cargo.lock",
-        "common/Cargo.toml",
-        "common/src",
-    ]
-    .into_iter()
-    .chain([
-        "dataplane-ebpf/Cargo.toml",
-        "dataplane-ebpf/build.rs",
-        "dataplane-ebpf/src",
-    ]);
-    sources
-        .map(|path| workspace.join(path))
-        .chain(find_tools().linker)
-        .collect()
-}
-
 /// Names the folder for the object's own build below the target folder that `inside` lies in: shared by all
 /// profiles, and never locked by the cargo that runs a build script.
 pub fn target_folder(workspace: &Path, inside: &Path) -> PathBuf {

@@ -1,9 +1,57 @@
-//! The one interface for people and CI. Room under construction.
-#[cfg(test)]
-#[expect(
-    dead_code,
-    reason = "used by `setup` and `build`, which are under construction"
-)]
-mod ebpf;
+//! The one interface for people and CI: `cargo xtask VERB`.
+//!
+//! A verb is a room: `setup` (what this machine needs), `build`, `lint` (format, clippy, layers), `test`.
+//! Beside them stand `ebpf` (how the datapath's object is built), `layers` and `rooms` (the checks on the
+//! tree) and `workspace` (where everything is, and running a tool).
+//!
+//! Not for anything that the agent or `dpctl` does: they must work without this crate.
+#![expect(clippy::print_stdout, reason = "every verb speaks to a person")]
 
-fn main() {}
+mod build;
+mod ebpf;
+mod layers;
+mod lint;
+mod rooms;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Fairlead's workshop: set up, build, lint and test.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building, running and testing need on this machine
+    Setup(setup::Arguments),
+    /// Build the agent, dpctl and the datapath inside the agent
+    Build(build::Arguments),
+    /// Check format, clippy, layers and the shape of the tree
+    Lint,
+    /// Lint, then run every test and fail when one was skipped
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().verb {
+        Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Build(arguments) => build::run(&arguments),
+        Verb::Lint => lint::run(),
+        Verb::Test(arguments) => test::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
