@@ -5,7 +5,11 @@
 //! tree) and `workspace` (where everything is, and running a tool).
 //!
 //! Not for anything that the agent or `dpctl` does: they must work without this crate.
-#![expect(clippy::print_stdout, reason = "every verb speaks to a person")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "every verb speaks to a person"
+)]
 
 mod build;
 mod ebpf;
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("xtask: {error:#}");
+            eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
     }
