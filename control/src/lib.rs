@@ -13,5 +13,6 @@
 //! State flows one way; each arrow is a pure function but the first and the last. `agent` is the only
 //! room that knows every task and channel.
 
+pub mod config;
 pub mod desired;
 pub mod plan;

@@ -1,0 +1,302 @@
+//! The configuration document: every field, its default and what it means.
+//!
+//! Field names are the YAML names in camelCase. Not here: reading files and checks across fields
+//! ([`super::load`]).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::{IpNetwork, Ipv4Network};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// `/etc/fairlead/config.yaml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Document {
+    /// The name of this node's `Node` object. Default: the host name.
+    pub node_name: Option<String>,
+    /// The devices that Fairlead receives packets on. Default: none.
+    pub devices: Vec<Device>,
+    /// Where and how programs are loaded.
+    pub bpf: Bpf,
+    /// IPv4 destinations that pods reach without translation: one prefix or a list. Default: none.
+    #[serde(
+        rename = "ipv4NativeRoutingCIDR",
+        deserialize_with = "one_or_many_prefixes"
+    )]
+    pub ipv4_native_routing_cidr: Vec<Ipv4Network>,
+    /// How pods leave for the outside.
+    pub masquerade: Masquerade,
+    /// The watched folder of Kubernetes manifests. Default: none.
+    pub manifests: Option<PathBuf>,
+    /// The agent's socket. Default: `/run/fairlead/agent.sock`.
+    pub socket: PathBuf,
+    /// What the BGP speaker does beyond its peering policies.
+    pub bgp: Bgp,
+    /// How services are balanced.
+    pub load_balancer: LoadBalancer,
+}
+
+impl Default for Document {
+    fn default() -> Self {
+        Self {
+            node_name: None,
+            devices: Vec::new(),
+            bpf: Bpf::default(),
+            ipv4_native_routing_cidr: Vec::new(),
+            masquerade: Masquerade::default(),
+            manifests: None,
+            socket: PathBuf::from("/run/fairlead/agent.sock"),
+            bgp: Bgp::default(),
+            load_balancer: LoadBalancer::default(),
+        }
+    }
+}
+
+/// A device and what it is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Device {
+    /// Its interface name.
+    pub name: String,
+    /// What is behind it.
+    pub role: Role,
+}
+
+/// What is behind a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The fabric: services, returning translations and forwarding arrive here.
+    Uplink,
+    /// Hosts of the local network.
+    Lan,
+}
+
+/// Where and how programs are loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Bpf {
+    /// The folder of the pins, on a BPF file system. Default: `/sys/fs/bpf/fairlead`.
+    pub pin_path: PathBuf,
+    /// How XDP programs are attached. Default: `auto`.
+    pub xdp_mode: XdpMode,
+}
+
+impl Default for Bpf {
+    fn default() -> Self {
+        Self {
+            pin_path: PathBuf::from("/sys/fs/bpf/fairlead"),
+            xdp_mode: XdpMode::default(),
+        }
+    }
+}
+
+/// How XDP programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver, or generic where the driver cannot.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Driver,
+    /// Generic: after the kernel has built its packet.
+    Generic,
+}
+
+/// How pods leave for the outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Masquerade {
+    /// Whether pods leave under an egress address. Default: no.
+    pub enabled: bool,
+    /// That address; it is announced by BGP. Default: the node's own `InternalIP`, with ports outside
+    /// the range that the host's own connections take theirs from.
+    pub egress_address: Option<Ipv4Addr>,
+}
+
+/// What the BGP speaker does beyond its peering policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Bgp {
+    /// Which learnt routes go to the kernel. Default: `none`.
+    pub import: Import,
+    /// How many prefixes a peer may send before its session ends. Default: no limit.
+    pub max_prefixes: Option<u32>,
+    /// The address that virtual routers with a local port listen on. Default: any.
+    pub listen_address: Option<IpAddr>,
+    /// The host name that peers are told. Default: the node's name.
+    pub hostname: Option<String>,
+}
+
+/// Which learnt routes go to the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Import {
+    /// None: learnt routes are seen, not used.
+    #[default]
+    None,
+    /// All of them.
+    All,
+    /// Those that one of these rules matches.
+    Prefixes(Vec<PrefixRule>),
+}
+
+impl Import {
+    /// Whether a learnt route to this prefix goes to the kernel.
+    pub fn accepts(&self, prefix: IpNetwork) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Prefixes(rules) => rules.iter().any(|rule| rule.matches(prefix)),
+        }
+    }
+}
+
+/// Prefixes within a prefix, by their length: `{prefix: 10.0.0.0/8, ge: 16, le: 24}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    try_from = "UncheckedPrefixRule"
+)]
+pub struct PrefixRule {
+    /// What they lie in; host bits are cleared.
+    pub prefix: IpNetwork,
+    /// Their smallest length. Default: the prefix's own.
+    pub ge: u8,
+    /// Their greatest length. Default: the longest there is when `ge` is given, else the prefix's own.
+    pub le: u8,
+}
+
+impl PrefixRule {
+    /// Whether this rule covers a prefix.
+    pub fn matches(&self, prefix: IpNetwork) -> bool {
+        self.prefix.is_ipv4() == prefix.is_ipv4()
+            && self.prefix.contains(prefix.network())
+            && (self.ge..=self.le).contains(&prefix.prefix())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct UncheckedPrefixRule {
+    prefix: IpNetwork,
+    ge: Option<u8>,
+    le: Option<u8>,
+}
+
+impl TryFrom<UncheckedPrefixRule> for PrefixRule {
+    type Error = String;
+
+    fn try_from(rule: UncheckedPrefixRule) -> Result<Self, String> {
+        let prefix = masked(rule.prefix);
+        let own = prefix.prefix();
+        let longest = if prefix.is_ipv4() { 32 } else { 128 };
+        let ge = rule.ge.unwrap_or(own);
+        let le = rule
+            .le
+            .unwrap_or(if rule.ge.is_some() { longest } else { own });
+        if ge < own || le < ge || le > longest {
+            return Err(format!(
+                "lengths {ge} to {le} do not fit {prefix}: choose {own} <= ge <= le <= {longest}"
+            ));
+        }
+        Ok(Self { prefix, ge, le })
+    }
+}
+
+/// How services are balanced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct LoadBalancer {
+    /// Slots of a service's ring: a prime of at most 65537, equal on all nodes. More slots share more
+    /// evenly; 100 per backend keep shares within a percent. Default: 65537.
+    #[serde(deserialize_with = "prime")]
+    pub ring_slots: u32,
+    /// How long flows that began before a change stay with their backend. Default: 60s.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub drain_window: Duration,
+}
+
+impl Default for LoadBalancer {
+    fn default() -> Self {
+        Self {
+            ring_slots: MAX_RING_SLOTS,
+            drain_window: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The greatest ring; a prime.
+pub const MAX_RING_SLOTS: u32 = 65537;
+
+fn prime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let slots = u32::deserialize(deserializer)?;
+    if slots > MAX_RING_SLOTS || !is_prime(slots) {
+        return Err(serde::de::Error::custom(format!(
+            "{slots} slots do not make a ring: choose a prime of at most {MAX_RING_SLOTS}, such as 251, 4093, 16381 or 65537"
+        )));
+    }
+    Ok(slots)
+}
+
+fn is_prime(number: u32) -> bool {
+    number >= 2
+        && (2..)
+            .take_while(|d| d * d <= number)
+            .all(|d| number % d != 0)
+}
+
+/// The prefix without its host bits.
+fn masked(prefix: IpNetwork) -> IpNetwork {
+    match prefix {
+        IpNetwork::V4(v4) => IpNetwork::V4(masked_v4(v4)),
+        IpNetwork::V6(v6) => {
+            let network = ipnetwork::Ipv6Network::new_checked(v6.network(), v6.prefix());
+            IpNetwork::V6(network.unwrap_or(v6))
+        }
+    }
+}
+
+fn masked_v4(prefix: Ipv4Network) -> Ipv4Network {
+    Ipv4Network::new_checked(prefix.network(), prefix.prefix()).unwrap_or(prefix)
+}
+
+fn one_or_many_prefixes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<Ipv4Network>, D::Error> {
+    struct OneOrMany;
+
+    impl<'de> serde::de::Visitor<'de> for OneOrMany {
+        type Value = Vec<Ipv4Network>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an IPv4 prefix such as 10.0.0.0/8, or a list of them")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let prefix = text.parse().map_err(|why| {
+                E::custom(format!(
+                    "{text:?} is not an IPv4 prefix such as 10.0.0.0/8: {why}"
+                ))
+            })?;
+            Ok(vec![masked_v4(prefix)])
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(
+            self,
+            mut list: A,
+        ) -> Result<Self::Value, A::Error> {
+            let mut prefixes = Vec::new();
+            while let Some(prefix) = list.next_element::<Ipv4Network>()? {
+                prefixes.push(masked_v4(prefix));
+            }
+            Ok(prefixes)
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany)
+}
