@@ -16,3 +16,4 @@
 pub mod config;
 pub mod desired;
 pub mod plan;
+pub mod source;

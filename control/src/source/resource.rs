@@ -1,0 +1,402 @@
+//! Kubernetes objects as we read them: the kinds that Fairlead understands, each with where it stands.
+//!
+//! An object is read whole or not at all. What cannot be read, what is unknown and what is there twice
+//! becomes a [`Condition`] with file and line; it never stops the objects beside it.
+//!
+//! Not here: what an object means for this node (`desired::merge`); files (`source::manifests`).
+
+pub mod peering_policy;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+
+use self::peering_policy::PeeringPolicy;
+use super::located::{FieldPath, Located, Shape, Step};
+use crate::desired::{Condition, ObjectName};
+
+/// Where an object stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<str>,
+    /// The line it begins on, from 1.
+    pub line: u64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// An object and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced<T> {
+    /// The object.
+    pub object: T,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+/// All objects of a source, by name, and what was wrong with it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resources {
+    /// `v1 Node`.
+    pub nodes: BTreeMap<ObjectName, Sourced<Node>>,
+    /// `v1 Service`.
+    pub services: BTreeMap<ObjectName, Sourced<Service>>,
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    pub slices: BTreeMap<ObjectName, Sourced<EndpointSlice>>,
+    /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
+    pub peering_policies: BTreeMap<ObjectName, Sourced<PeeringPolicy>>,
+    /// What was wrong.
+    pub conditions: Vec<Condition>,
+}
+
+/// One object of a kind that we understand.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resource {
+    /// `v1 Node`.
+    Node(Box<Node>),
+    /// `v1 Service`.
+    Service(Box<Service>),
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    EndpointSlice(Box<EndpointSlice>),
+    /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
+    PeeringPolicy(Box<PeeringPolicy>),
+}
+
+impl Resource {
+    /// Its kind.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Node(_) => "Node",
+            Self::Service(_) => "Service",
+            Self::EndpointSlice(_) => "EndpointSlice",
+            Self::PeeringPolicy(_) => "CiliumBGPPeeringPolicy",
+        }
+    }
+
+    /// `Kind namespace/name`, as conditions say it.
+    pub fn title(&self) -> String {
+        format!("{} {}", self.kind(), self.name())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> ObjectName {
+        let (metadata, is_namespaced) = match self {
+            Self::Node(node) => (&node.metadata, false),
+            Self::Service(service) => (&service.metadata, true),
+            Self::EndpointSlice(slice) => (&slice.metadata, true),
+            Self::PeeringPolicy(policy) => (&policy.metadata, false),
+        };
+        ObjectName {
+            namespace: match (is_namespaced, metadata.namespace.as_deref()) {
+                (false, _) => String::new(),
+                (true, None | Some("")) => "default".to_owned(),
+                (true, Some(namespace)) => namespace.to_owned(),
+            },
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// What a text held.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// Its objects, in the order they are written.
+    pub objects: Vec<Sourced<Resource>>,
+    /// What was wrong.
+    pub conditions: Vec<Condition>,
+    /// `Kind namespace/name` of the objects that could not be read.
+    pub rejected: BTreeSet<String>,
+}
+
+/// Reads a text of manifests: YAML or JSON, one document or many, `List` objects included.
+///
+/// # Errors
+/// The text is no YAML: nothing of it can be used. The condition says where.
+pub fn read(file: &str, text: &str) -> Result<Reading, Condition> {
+    let documents = Located::documents(text).map_err(|error| Condition {
+        object: file.to_owned(),
+        origin: match error.location() {
+            Some(location) => format!("{file}:{}", location.line()),
+            None => file.to_owned(),
+        },
+        reason: "Unparsable".to_owned(),
+        message: error.without_snippet().to_string(),
+    })?;
+    let mut reader = Reader {
+        file: file.into(),
+        reading: Reading::default(),
+    };
+    for document in &documents {
+        reader.document(document);
+    }
+    Ok(reader.reading)
+}
+
+/// Joins what several files held into the objects of the source. Of objects with the same kind and
+/// name the first counts, in the order given.
+pub fn join(readings: impl IntoIterator<Item = Reading>) -> Resources {
+    let mut all = Resources::default();
+    for reading in readings {
+        all.conditions.extend(reading.conditions);
+        for Sourced { object, origin } in reading.objects {
+            let kind = object.kind();
+            let name = object.name();
+            let twice = match object {
+                Resource::Node(node) => insert(&mut all.nodes, &name, *node, &origin),
+                Resource::Service(service) => insert(&mut all.services, &name, *service, &origin),
+                Resource::EndpointSlice(slice) => insert(&mut all.slices, &name, *slice, &origin),
+                Resource::PeeringPolicy(policy) => {
+                    insert(&mut all.peering_policies, &name, *policy, &origin)
+                }
+            };
+            if let Some(first) = twice {
+                all.conditions.push(Condition {
+                    object: format!("{kind} {name}"),
+                    origin: origin.to_string(),
+                    reason: "Duplicate".to_owned(),
+                    message: format!(
+                        "{kind} {name} stands at {first} already, which is in force; remove one of the two"
+                    ),
+                });
+            }
+        }
+    }
+    all
+}
+
+/// Inserts unless the name is taken; then says by which.
+fn insert<T>(
+    objects: &mut BTreeMap<ObjectName, Sourced<T>>,
+    name: &ObjectName,
+    object: T,
+    origin: &Origin,
+) -> Option<Origin> {
+    match objects.get(name) {
+        Some(first) => Some(first.origin.clone()),
+        None => {
+            let origin = origin.clone();
+            objects.insert(name.clone(), Sourced { object, origin });
+            None
+        }
+    }
+}
+
+struct Reader {
+    file: Arc<str>,
+    reading: Reading,
+}
+
+impl Reader {
+    fn document(&mut self, tree: &Located) {
+        let text = |key: &str| tree.get(key).and_then(Located::as_str);
+        let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
+            self.condition(
+                self.file.to_string(),
+                tree.line,
+                "NoKind",
+                "no Kubernetes object: apiVersion and kind are missing".to_owned(),
+            );
+            return;
+        };
+        if kind.ends_with("List") && tree.get("items").is_some() {
+            self.list(tree, api_version, kind);
+            return;
+        }
+        match (api_version, kind) {
+            ("v1", "Node") => self.object(tree, kind, |node| Resource::Node(Box::new(node))),
+            ("v1", "Service") => {
+                self.object(tree, kind, |service| Resource::Service(Box::new(service)))
+            }
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.object(tree, kind, |slice| Resource::EndpointSlice(Box::new(slice)))
+            }
+            ("cilium.io/v2alpha1", "CiliumBGPPeeringPolicy") => {
+                self.object(tree, kind, |policy| {
+                    Resource::PeeringPolicy(Box::new(policy))
+                });
+            }
+            _ => {
+                let named = object_name(tree, kind);
+                self.condition(
+                    named,
+                    tree.line,
+                    "UnknownKind",
+                    format!(
+                        "{api_version} {kind} is not a kind that Fairlead reads; it is ignored"
+                    ),
+                );
+            }
+        }
+    }
+
+    /// The objects of a `List`; those of a typed list (`ServiceList`) may leave out what they are.
+    fn list(&mut self, tree: &Located, api_version: &str, kind: &str) {
+        let Some(Shape::List(objects)) = tree.get("items").map(|items| &items.shape) else {
+            self.condition(
+                kind.to_owned(),
+                tree.line_of(&FieldPath::default().key("items")),
+                "Unreadable",
+                "items: expected a list of objects".to_owned(),
+            );
+            return;
+        };
+        for object in objects {
+            let mut object = object.clone();
+            let of = kind.trim_end_matches("List");
+            if let (Shape::Map(fields), false) = (&mut object.shape, of.is_empty()) {
+                for (key, value) in [("apiVersion", api_version), ("kind", of)] {
+                    if !fields.iter().any(|(name, ..)| name == key) {
+                        let line = object.line;
+                        let shape = Shape::Scalar(value.into());
+                        fields.push((key.to_owned(), line, Located { line, shape }));
+                    }
+                }
+            }
+            self.document(&object);
+        }
+    }
+
+    fn object<T: DeserializeOwned + Check>(
+        &mut self,
+        tree: &Located,
+        kind: &str,
+        resource: impl FnOnce(T) -> Resource,
+    ) {
+        let named = object_name(tree, kind);
+        let name = tree.get("metadata").and_then(|m| m.get("name"));
+        if name.and_then(Located::as_str).is_none_or(str::is_empty) {
+            let line = tree.line_of(&FieldPath::default().key("metadata").key("name"));
+            let message = "metadata.name: is missing; give the object a name".to_owned();
+            self.condition(named, line, "Unreadable", message);
+            return;
+        }
+        let mut unknown = Vec::new();
+        let read =
+            deserialize::<T>(tree, &mut unknown).and_then(|object| object.check().map(|()| object));
+        match read {
+            Ok(object) => {
+                for path in unknown {
+                    let line = tree.line_of(&path);
+                    let message =
+                        format!("{path}: is not a field that Fairlead knows; it has no effect");
+                    self.condition(named.clone(), line, "UnknownField", message);
+                }
+                let origin = Origin {
+                    file: Arc::clone(&self.file),
+                    line: tree.line,
+                };
+                let object = resource(object);
+                self.reading.objects.push(Sourced { object, origin });
+            }
+            Err(Wrong { path, why }) => {
+                self.reading.rejected.insert(named.clone());
+                let line = tree.line_of(&path);
+                let message = if path.0.is_empty() {
+                    why
+                } else {
+                    format!("{path}: {why}")
+                };
+                self.condition(named, line, "Unreadable", message);
+            }
+        }
+    }
+
+    fn condition(&mut self, object: String, line: u64, reason: &str, message: String) {
+        self.reading.conditions.push(Condition {
+            object,
+            origin: format!("{}:{line}", self.file),
+            reason: reason.to_owned(),
+            message,
+        });
+    }
+}
+
+/// A field that cannot be read, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// Which.
+    pub path: FieldPath,
+    /// Why, and what to write instead.
+    pub why: String,
+}
+
+/// What a type alone cannot say of an object.
+pub trait Check {
+    /// The first field that contradicts another one or its limits.
+    fn check(&self) -> Result<(), Wrong> {
+        Ok(())
+    }
+}
+
+impl Check for Node {}
+impl Check for Service {}
+impl Check for EndpointSlice {}
+
+/// `Kind namespace/name` as far as the tree says it.
+fn object_name(tree: &Located, kind: &str) -> String {
+    let text = |key| {
+        tree.get("metadata")
+            .and_then(|metadata| metadata.get(key))
+            .and_then(Located::as_str)
+    };
+    match (text("namespace"), text("name")) {
+        (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
+        (None, Some(name)) if matches!(kind, "Service" | "EndpointSlice") => {
+            format!("{kind} default/{name}")
+        }
+        (None, Some(name)) => format!("{kind} {name}"),
+        (_, None) => kind.to_owned(),
+    }
+}
+
+fn deserialize<T: DeserializeOwned>(
+    tree: &Located,
+    unknown: &mut Vec<FieldPath>,
+) -> Result<T, Wrong> {
+    let mut track = serde_path_to_error::Track::new();
+    let value = tree.to_value();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    serde_ignored::deserialize(tracked, |path| unknown.push(ignored_path(&path))).map_err(|error| {
+        Wrong {
+            path: error_path(&track.path()),
+            why: error.to_string(),
+        }
+    })
+}
+
+fn error_path(path: &serde_path_to_error::Path) -> FieldPath {
+    use serde_path_to_error::Segment;
+    FieldPath(
+        path.iter()
+            .filter_map(|segment| match segment {
+                Segment::Seq { index } => Some(Step::Index(*index)),
+                Segment::Map { key } => Some(Step::Key(key.clone())),
+                Segment::Enum { .. } | Segment::Unknown => None,
+            })
+            .collect(),
+    )
+}
+
+fn ignored_path(path: &serde_ignored::Path<'_>) -> FieldPath {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => FieldPath::default(),
+        Path::Seq { parent, index } => ignored_path(parent).index(*index),
+        Path::Map { parent, key } => ignored_path(parent).key(key),
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => ignored_path(parent),
+    }
+}
+
+#[cfg(test)]
+mod tests;
