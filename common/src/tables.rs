@@ -83,7 +83,8 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    const fn of<T: Table>() -> Self {
+    /// The declaration of a table.
+    pub const fn of<T: Table>() -> Self {
         Self {
             name: T::NAME,
             capacity: T::CAPACITY,

@@ -14,6 +14,7 @@
 //! room that knows every task and channel.
 
 pub mod config;
+pub mod dataplane;
 pub mod desired;
 pub mod plan;
 pub mod source;

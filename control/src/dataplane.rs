@@ -1,0 +1,19 @@
+//! The edge towards the kernel's BPF side: loading, attaching, reading and writing tables.
+//!
+//! ```text
+//!   pins   where everything is pinned, and who may change it
+//!   load   embedded object -> maps and programs      attach  programs -> devices, by pinned links
+//!   table  typed rows          mapped, batch  the two faster ways to them
+//!   apply  plan -> tables      observe  tables -> counters      dump  tables -> text for people
+//! ```
+//!
+//! Everything that outlives the agent is a pin, so a new agent takes over without a packet noticing.
+//!
+//! Not here: what the tables should hold (`plan`), and devices' own settings (`host`).
+
+pub mod attach;
+pub mod batch;
+pub mod load;
+pub mod mapped;
+pub mod pins;
+pub mod table;

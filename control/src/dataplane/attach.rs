@@ -1,0 +1,370 @@
+//! Puts programs on devices, by links that are pinned and outlive the agent.
+//!
+//! ```text
+//!   pinned link, device there    -> its program is replaced through the link: no packet passes without
+//!   pinned link, device replaced -> the dead link is discarded, a new one is made
+//!   no link, device there        -> XDP (driver, else generic) or TCX
+//!   no device                    -> Missing: attach again when it appears (`host::links` watches)
+//! ```
+//!
+//! Device names are those of the calling thread's network namespace.
+//!
+//! Not for loading ([`super::load`]), nor for what devices are (`host::links`).
+
+use std::fs;
+use std::io;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::xdp::{XdpLink, XdpMode as Mode};
+use aya::programs::{
+    LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLink,
+};
+use aya::sys::SyscallError;
+use nix::net::if_::if_nametoindex;
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+use super::load::Loaded;
+use super::pins::{self, Pins};
+
+/// Why a program could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another program holds the device.
+    #[error(
+        "another XDP program is attached to {device}: remove it with `ip link set dev {device} xdp off`, or leave {device} out of the configuration"
+    )]
+    Busy {
+        /// The device.
+        device: String,
+    },
+    /// The kernel or the driver refused.
+    #[error("attaching {program} to {device}: {source}")]
+    Refused {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        device: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is no such program.
+    #[error("program {program} is not pinned: start the agent (`fairlead run`)")]
+    NoProgram {
+        /// The program.
+        program: &'static str,
+    },
+    /// A pin could not be removed or listed.
+    #[error("{doing} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// Where a program of ours goes on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    /// `xdp_ingress`: what arrives on an uplink.
+    XdpIngress,
+    /// `xdp_decap`: what a balancer sends to this backend.
+    XdpDecap,
+    /// `tc_ingress`: what a pod or the LAN sends.
+    TcIngress,
+    /// `tc_egress`: what the host itself sends by an uplink.
+    TcEgress,
+}
+
+impl Hook {
+    /// Every hook.
+    pub const ALL: [Self; 4] = [
+        Self::XdpIngress,
+        Self::XdpDecap,
+        Self::TcIngress,
+        Self::TcEgress,
+    ];
+
+    /// The program that belongs there.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::XdpIngress => "xdp_ingress",
+            Self::XdpDecap => "xdp_decap",
+            Self::TcIngress => "tc_ingress",
+            Self::TcEgress => "tc_egress",
+        }
+    }
+}
+
+/// Which way XDP programs run on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver where it can, by the stack otherwise.
+    #[default]
+    Auto,
+    /// In the driver only.
+    Driver,
+    /// By the stack only.
+    Generic,
+}
+
+/// How a program came to be on its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// A new link, run by the driver.
+    Driver,
+    /// A new link, run by the stack.
+    Generic,
+    /// A new TCX link.
+    Tcx,
+    /// The program was replaced on a link that was there.
+    TakenOver,
+    /// There is no such device now.
+    Missing,
+}
+
+impl State {
+    /// Whether the program sees packets.
+    pub const fn is_attached(self) -> bool {
+        !matches!(self, Self::Missing)
+    }
+}
+
+/// A program on a device, as the pins tell.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// Which program.
+    pub hook: Hook,
+    /// On which device.
+    pub device: String,
+}
+
+impl Loaded {
+    /// Attaches a program to a device, or takes over the link that is there. May be repeated.
+    pub fn attach(&mut self, hook: Hook, device: &str, mode: XdpMode) -> Result<State, Error> {
+        let program = self
+            .ebpf
+            .program_mut(hook.program())
+            .ok_or(Error::NoProgram {
+                program: hook.program(),
+            })?;
+        attach(&self.pins, program, hook, device, mode)
+    }
+}
+
+/// Attaches a program that an agent has pinned; for commands that run beside the agent or without it.
+pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Error> {
+    let path = pins.program(hook.program());
+    if !path.exists() {
+        return Err(Error::NoProgram {
+            program: hook.program(),
+        });
+    }
+    let refused = |source| refused(hook, device)(source);
+    let mut program = match hook {
+        Hook::XdpIngress | Hook::XdpDecap => {
+            Xdp::from_pin(&path, aya_obj::programs::XdpAttachType::Interface).map(Program::Xdp)
+        }
+        Hook::TcIngress | Hook::TcEgress => {
+            SchedClassifier::from_pin(&path).map(Program::SchedClassifier)
+        }
+    }
+    .map_err(|error: ProgramError| refused(error.into()))?;
+    attach(pins, &mut program, hook, device, XdpMode::Auto)
+}
+
+/// Removes a program from a device; `false` when it was not there.
+pub fn detach(pins: &Pins, hook: Hook, device: &str) -> Result<bool, Error> {
+    discard(&pins.link(hook.program(), device))
+}
+
+/// What is attached, by the pins.
+pub fn attachments(pins: &Pins) -> Result<Vec<Attachment>, Error> {
+    let folder = pins.links();
+    let failed = |source| Error::File {
+        doing: "listing",
+        path: folder.clone(),
+        source,
+    };
+    let files = match fs::read_dir(&folder) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for file in files {
+        let name = file.map_err(failed)?.file_name();
+        let Some((program, device)) = name.to_str().and_then(pins::parse_link_name) else {
+            continue;
+        };
+        let hook = Hook::ALL.into_iter().find(|hook| hook.program() == program);
+        found.extend(hook.map(|hook| Attachment { hook, device }));
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya knows 29 kinds of programs, the datapath has two"
+)]
+fn attach(
+    pins: &Pins,
+    program: &mut Program,
+    hook: Hook,
+    device: &str,
+    mode: XdpMode,
+) -> Result<State, Error> {
+    let path = pins.link(hook.program(), device);
+    let Ok(index) = if_nametoindex(device) else {
+        discard(&path)?;
+        return Ok(State::Missing);
+    };
+    match PinnedLink::from_pin(&path) {
+        Ok(pinned) => match take_over(program, pinned.into()) {
+            Ok(()) => return Ok(State::TakenOver),
+            Err(error) if is_dead(&error) => {
+                discard(&path)?;
+            }
+            Err(error) => return Err(refused(hook, device)(error.into())),
+        },
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+        }
+        Err(error) => return Err(refused(hook, device)(error.into())),
+    }
+    let (link, state) = match program {
+        Program::Xdp(xdp) => attach_xdp(xdp, hook, device, index, mode)?,
+        Program::SchedClassifier(tc) => (attach_tcx(tc, hook, device)?, State::Tcx),
+        other => {
+            return Err(refused(hook, device)(
+                format!("a program of type {:?}", other.prog_type()).into(),
+            ));
+        }
+    };
+    // The pin holds the link from here on; the descriptor may go.
+    link.pin(&path)
+        .map_err(|error| refused(hook, device)(error.into()))?;
+    Ok(state)
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya knows 29 kinds of programs, the datapath has two"
+)]
+fn take_over(program: &mut Program, link: FdLink) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(xdp) => {
+            let id = xdp.attach_to_link(XdpLink::try_from(link).map_err(not_a_link)?)?;
+            // The pin holds the link: this descriptor must not.
+            FdLink::try_from(xdp.take_link(id)?).map_err(not_a_link)?;
+        }
+        Program::SchedClassifier(tc) => {
+            let id = tc.attach_to_link(SchedClassifierLink::try_from(link).map_err(not_a_link)?)?;
+            FdLink::try_from(tc.take_link(id)?).map_err(not_a_link)?;
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(())
+}
+
+fn not_a_link(error: LinkError) -> ProgramError {
+    match error {
+        LinkError::SyscallError(error) => error.into(),
+        LinkError::InvalidLink | LinkError::UnknownLinkType(_) => ProgramError::NotAttached,
+    }
+}
+
+/// Whether the link has lost its device: `bpf_xdp_link_update` and `tcx_link_update` say `ENOLINK`.
+fn is_dead(error: &ProgramError) -> bool {
+    errno(error) == Some(libc::ENOLINK)
+}
+
+fn errno(error: &ProgramError) -> Option<i32> {
+    if let ProgramError::SyscallError(SyscallError { io_error, .. }) = error {
+        io_error.raw_os_error()
+    } else {
+        None
+    }
+}
+
+fn attach_xdp(
+    xdp: &mut Xdp,
+    hook: Hook,
+    device: &str,
+    index: u32,
+    mode: XdpMode,
+) -> Result<(FdLink, State), Error> {
+    let failed = |error: ProgramError| {
+        if matches!(errno(&error), Some(libc::EBUSY | libc::EEXIST)) {
+            Error::Busy {
+                device: device.to_owned(),
+            }
+        } else {
+            refused(hook, device)(error.into())
+        }
+    };
+    if mode != XdpMode::Generic {
+        match link_xdp(xdp, index, Mode::Driver) {
+            Ok(link) => return Ok((link, State::Driver)),
+            Err(error) if mode == XdpMode::Driver => return Err(failed(error)),
+            Err(error) if matches!(errno(&error), Some(libc::EBUSY | libc::EEXIST)) => {
+                return Err(failed(error));
+            }
+            Err(error) => {
+                info!(device, program = hook.program(), %error, "the driver cannot run XDP: the stack does (generic mode)");
+            }
+        }
+    }
+    link_xdp(xdp, index, Mode::Skb)
+        .map(|link| (link, State::Generic))
+        .map_err(failed)
+}
+
+fn link_xdp(xdp: &mut Xdp, index: u32, mode: Mode) -> Result<FdLink, ProgramError> {
+    let id = xdp.attach_to_if_index(index, mode)?;
+    // aya tries netlink when the kernel refuses a link; that cannot be pinned, and ends here.
+    FdLink::try_from(xdp.take_link(id)?).map_err(not_a_link)
+}
+
+fn attach_tcx(tc: &mut SchedClassifier, hook: Hook, device: &str) -> Result<FdLink, Error> {
+    let direction = match hook {
+        Hook::TcEgress => TcAttachType::Egress,
+        Hook::TcIngress | Hook::XdpIngress | Hook::XdpDecap => TcAttachType::Ingress,
+    };
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    tc.attach_with_options(device, direction, options)
+        .and_then(|id| tc.take_link(id))
+        .and_then(|link| FdLink::try_from(link).map_err(not_a_link))
+        .map_err(|error| refused(hook, device)(error.into()))
+}
+
+fn refused(
+    hook: Hook,
+    device: &str,
+) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Error {
+    let device = device.to_owned();
+    move |source| Error::Refused {
+        program: hook.program(),
+        device,
+        source,
+    }
+}
+
+fn discard(path: &std::path::Path) -> Result<bool, Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::File {
+            doing: "removing",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}

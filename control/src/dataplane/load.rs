@@ -1,0 +1,358 @@
+//! From the embedded object to pinned maps and loaded programs.
+//!
+//! Maps are made from the registry, not from the object: a pinned map of the same layout is used
+//! again with its rows, any other is made anew, and the programs are relocated to these. Programs are
+//! always loaded anew; [`super::attach`] puts them in the place of those that run.
+//!
+//! Nothing that runs is disturbed until everything has been verified: new maps wait under
+//! `NAME-new` and take their names after the last program is loaded.
+//!
+//! ```text
+//!   LAYOUT row == VERSION, sizes fit?  yes -> maps/NAME        no -> maps/NAME-new
+//!   object + maps -> verifier -> progs/NAME;  NAME-new -> NAME;  versions -> LAYOUT
+//! ```
+//!
+//! A table that was made anew is empty: fill it before attaching, so that no packet meets it so.
+//!
+//! Not for filling tables (`apply`), nor for attaching.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use aya::maps::{MapData, MapError};
+use aya::pin::PinError;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use caps::{CapSet, Capability};
+use fairlead_common::tables::{self, Declaration, Layout};
+
+use super::pins::{Lock, Pins};
+use super::table::{self, Pinned};
+
+/// The datapath, as built from `dataplane-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.o"));
+
+/// What a pin is called until everything beside it is ready.
+const NEW: &str = "-new";
+
+/// What the kernel asks of whoever loads programs and changes devices.
+const NEEDED: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
+
+/// Why the datapath could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// This process may not do it.
+    #[error(
+        "missing {}: run as root, or grant {} to this process (systemd: AmbientCapabilities=, Kubernetes: securityContext.capabilities.add)",
+        names(missing), if missing.len() == 1 { "it" } else { "them" }
+    )]
+    Capabilities {
+        /// What is missing.
+        missing: Vec<Capability>,
+    },
+    /// Own capabilities could not be read.
+    #[error("reading this process's capabilities: {0}")]
+    ReadCapabilities(#[from] caps::errors::CapsError),
+    /// A table could not be made.
+    #[error("making table {table}: {source}")]
+    Create {
+        /// The table.
+        table: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// The object could not be read or relocated.
+    #[error("loading the datapath's object: {0}")]
+    Object(#[from] EbpfError),
+    /// The verifier refused a program; its log is in the source's text.
+    #[error("loading program {program}: {source}")]
+    Program {
+        /// The program.
+        program: String,
+        /// Why.
+        source: ProgramError,
+    },
+    /// Something could not be pinned.
+    #[error("pinning {name}: {source}")]
+    Pin {
+        /// What.
+        name: String,
+        /// Why.
+        source: PinError,
+    },
+    /// A file operation failed.
+    #[error("{doing} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The versions of the tables could not be recorded.
+    #[error(transparent)]
+    Table(#[from] table::Error),
+}
+
+fn names(capabilities: &[Capability]) -> String {
+    let names: Vec<_> = capabilities.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+/// The datapath in the kernel, with the programs that are to be attached.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Where it is pinned.
+    pub pins: Pins,
+    /// The tables that began empty, and why.
+    pub fresh: Vec<Fresh>,
+    /// The programs that were loaded.
+    pub programs: Vec<LoadedProgram>,
+    pub(super) ebpf: Ebpf,
+}
+
+/// A table that was made anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fresh {
+    /// The table.
+    pub table: &'static str,
+    /// What was wrong with the map that was pinned; absent: there was none.
+    pub replaced: Option<String>,
+}
+
+impl fmt::Display for Fresh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.replaced {
+            Some(why) => write!(f, "table {} is made anew: {why}", self.table),
+            None => write!(f, "table {} is new", self.table),
+        }
+    }
+}
+
+/// A program in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedProgram {
+    /// Its name.
+    pub name: String,
+    /// The kernel's hash of its instructions, as `bpftool prog` prints it.
+    pub tag: String,
+    /// How many instructions the verifier walked through.
+    pub verified_instructions: u32,
+}
+
+/// Fails with one line when this process lacks a capability that loading or attaching needs.
+pub fn check_capabilities() -> Result<(), Error> {
+    let held = caps::read(None, CapSet::Effective)?;
+    let missing = missing(|capability| held.contains(&capability));
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Capabilities { missing })
+    }
+}
+
+/// CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON (capabilities(7)), not for CAP_NET_ADMIN.
+fn missing(held: impl Fn(Capability) -> bool) -> Vec<Capability> {
+    NEEDED
+        .into_iter()
+        .filter(|&needed| {
+            let covered = needed != Capability::CAP_NET_ADMIN && held(Capability::CAP_SYS_ADMIN);
+            !held(needed) && !covered
+        })
+        .collect()
+}
+
+/// Loads the whole datapath. The lock says that no other agent uses the pins; [`Pins::prepare`] has
+/// made the folders.
+pub fn load(pins: &Pins, _owner: &Lock) -> Result<Loaded, Error> {
+    check_capabilities()?;
+    discard_unfinished(&pins.maps())?;
+    discard_unfinished(&pins.programs())?;
+
+    let versions = Pinned::<Layout>::open(pins).ok();
+    let mut fresh = Vec::new();
+    let mut loader = EbpfLoader::new();
+    // The programs hold no CO-RE relocation, and parsing the kernel's BTF takes 0.1 s.
+    loader.btf(None);
+    for (place, declared) in (0_u32..).zip(tables::ALL) {
+        let version = versions
+            .as_ref()
+            .and_then(|versions| versions.get(&place).ok().flatten());
+        let path = match inspect(pins, declared, version)? {
+            Found::Fitting => pins.map(declared.name),
+            Found::Nothing { replaced } => {
+                fresh.push(Fresh {
+                    table: declared.name,
+                    replaced,
+                });
+                create(pins, declared)?
+            }
+        };
+        loader.map_pin_path(declared.name, path);
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    let programs = ebpf
+        .programs_mut()
+        .map(|(name, program)| load_program(name, program))
+        .collect::<Result<_, _>>()?;
+    for (name, program) in ebpf.programs_mut() {
+        pin_program(pins, name, program)?;
+    }
+    for table in &fresh {
+        let path = pins.map(table.table);
+        rename(&pins.map(&format!("{}{NEW}", table.table)), &path)?;
+    }
+    let mut layout = Pinned::<Layout>::open(pins)?;
+    for (place, declared) in (0_u32..).zip(tables::ALL) {
+        layout.set(&place, &declared.version)?;
+    }
+    Ok(Loaded {
+        pins: pins.clone(),
+        fresh,
+        programs,
+        ebpf,
+    })
+}
+
+enum Found {
+    Fitting,
+    Nothing { replaced: Option<String> },
+}
+
+fn inspect(pins: &Pins, declared: &Declaration, version: Option<u32>) -> Result<Found, Error> {
+    let path = pins.map(declared.name);
+    if !path.exists() {
+        return Ok(Found::Nothing { replaced: None });
+    }
+    let unreadable = |source| Error::Create {
+        table: declared.name,
+        source,
+    };
+    let map = MapData::from_pin(&path).map_err(unreadable)?;
+    let difference = table::difference(declared, &map).map_err(unreadable)?;
+    let replaced = difference.or_else(|| match version {
+        Some(version) if version == declared.version => None,
+        Some(version) => Some(format!(
+            "its layout has version {version}, now {}",
+            declared.version
+        )),
+        None => Some("the version of its layout is not known".to_owned()),
+    });
+    Ok(replaced.map_or(Found::Fitting, |why| Found::Nothing {
+        replaced: Some(why),
+    }))
+}
+
+fn create(pins: &Pins, declared: &Declaration) -> Result<std::path::PathBuf, Error> {
+    let value_bytes = match declared.kind {
+        // {ifindex, program}: struct bpf_devmap_val (include/uapi/linux/bpf.h).
+        tables::Kind::DevMapHash => 8,
+        tables::Kind::Array
+        | tables::Kind::MappedArray
+        | tables::Kind::PerCpuArray
+        | tables::Kind::Hash
+        | tables::Kind::LruHash => declared.value_bytes,
+    };
+    let definition = aya_obj::Map::new_from_params(
+        table::map_type(declared.kind) as u32,
+        declared.key_bytes,
+        value_bytes,
+        declared.capacity,
+        table::flags(declared.kind),
+    );
+    let map = MapData::create(definition, declared.name, None).map_err(|source| Error::Create {
+        table: declared.name,
+        source,
+    })?;
+    let path = pins.map(&format!("{}{NEW}", declared.name));
+    map.pin(&path).map_err(|source| Error::Pin {
+        name: declared.name.to_owned(),
+        source,
+    })?;
+    Ok(path)
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya knows 29 kinds of programs, the datapath has two"
+)]
+fn load_program(name: &str, program: &mut Program) -> Result<LoadedProgram, Error> {
+    let wrong = |source| Error::Program {
+        program: name.to_owned(),
+        source,
+    };
+    let info = match program {
+        Program::Xdp(xdp) => xdp.load().and_then(|()| xdp.info()),
+        Program::SchedClassifier(tc) => tc.load().and_then(|()| tc.info()),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(wrong)?;
+    Ok(LoadedProgram {
+        name: name.to_owned(),
+        tag: format!("{:016x}", info.tag()),
+        verified_instructions: info.verified_instruction_count().unwrap_or_default(),
+    })
+}
+
+fn pin_program(pins: &Pins, name: &str, program: &mut Program) -> Result<(), Error> {
+    let waiting = pins.program(&format!("{name}{NEW}"));
+    program.pin(&waiting).map_err(|source| Error::Pin {
+        name: name.to_owned(),
+        source,
+    })?;
+    rename(&waiting, &pins.program(name))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(|source| Error::File {
+        doing: "replacing",
+        path: to.to_owned(),
+        source,
+    })
+}
+
+/// Removes what an agent that died while loading left behind.
+fn discard_unfinished(folder: &Path) -> Result<(), Error> {
+    let failed = |source| Error::File {
+        doing: "cleaning",
+        path: folder.to_owned(),
+        source,
+    };
+    for file in fs::read_dir(folder).map_err(failed)? {
+        let path = file.map_err(failed)?.path();
+        if path.to_string_lossy().ends_with(NEW) {
+            fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_capability_is_named_with_what_to_do() {
+        let missing = missing(|capability| capability == Capability::CAP_NET_ADMIN);
+
+        assert_eq!(
+            Error::Capabilities { missing }.to_string(),
+            "missing CAP_BPF, CAP_PERFMON: run as root, or grant them to this process (systemd: \
+             AmbientCapabilities=, Kubernetes: securityContext.capabilities.add)"
+        );
+    }
+
+    #[test]
+    fn an_administrator_needs_only_the_network_besides() {
+        let missing = missing(|capability| capability == Capability::CAP_SYS_ADMIN);
+
+        assert_eq!(missing, [Capability::CAP_NET_ADMIN]);
+    }
+}
