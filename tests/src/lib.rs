@@ -1,6 +1,7 @@
 //! What the integration tests and the demonstration stand on: network namespaces, processes, real
 //! peers, packets and the kernel's own test run.
 
+pub mod bpffs;
 pub mod lab;
 pub mod netns;
 pub mod peer;

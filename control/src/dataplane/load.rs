@@ -251,19 +251,10 @@ fn inspect(pins: &Pins, declared: &Declaration, version: Option<u32>) -> Result<
 }
 
 fn create(pins: &Pins, declared: &Declaration) -> Result<std::path::PathBuf, Error> {
-    let value_bytes = match declared.kind {
-        // {ifindex, program}: struct bpf_devmap_val (include/uapi/linux/bpf.h).
-        tables::Kind::DevMapHash => 8,
-        tables::Kind::Array
-        | tables::Kind::MappedArray
-        | tables::Kind::PerCpuArray
-        | tables::Kind::Hash
-        | tables::Kind::LruHash => declared.value_bytes,
-    };
     let definition = aya_obj::Map::new_from_params(
         table::map_type(declared.kind) as u32,
         declared.key_bytes,
-        value_bytes,
+        declared.value_bytes,
         declared.capacity,
         table::flags(declared.kind),
     );

@@ -9,10 +9,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use aya::maps::xdp::XdpMapError;
-use aya::maps::{
-    Array, DevMapHash, HashMap, IterableMap, Map, MapData, MapError, MapType, PerCpuArray,
-};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, MapType, PerCpuArray};
 use bytemuck::Pod;
 use fairlead_common::service::{Count, SLOTS_PER_PAGE, Slot};
 use fairlead_common::tables::{Declaration, Kind, Rings, Table};
@@ -107,7 +104,6 @@ enum Handle<T: Table> {
     Array(Array<MapData, Wire<T::Value>>),
     PerCpu(PerCpuArray<MapData, Wire<T::Value>>),
     Hash(HashMap<MapData, Wire<T::Key>, Wire<T::Value>>),
-    Devices(DevMapHash<MapData>),
 }
 
 impl<T: Table> std::fmt::Debug for Pinned<T> {
@@ -146,12 +142,14 @@ impl<T: Table> Pinned<T> {
     }
 
     fn from_map(map: MapData) -> Result<Self, MapError> {
-        let map = Map::from_map_data(map)?;
         let handle = match T::KIND {
-            Kind::Array | Kind::MappedArray => Handle::Array(map.try_into()?),
-            Kind::PerCpuArray => Handle::PerCpu(map.try_into()?),
-            Kind::Hash | Kind::LruHash => Handle::Hash(map.try_into()?),
-            Kind::DevMapHash => Handle::Devices(map.try_into()?),
+            Kind::Array | Kind::MappedArray => Handle::Array(Map::Array(map).try_into()?),
+            Kind::PerCpuArray => Handle::PerCpu(Map::PerCpuArray(map).try_into()?),
+            // A devmap is read and written by the same calls as a hash; its rows are the registry's
+            // own, where aya has a type for them.
+            Kind::Hash | Kind::LruHash | Kind::DevMapHash => {
+                Handle::Hash(Map::HashMap(map).try_into()?)
+            }
         };
         Ok(Self { handle })
     }
@@ -161,7 +159,6 @@ impl<T: Table> Pinned<T> {
             Handle::Array(map) => IterableMap::map(map),
             Handle::PerCpu(map) => IterableMap::map(map),
             Handle::Hash(map) => IterableMap::map(map),
-            Handle::Devices(map) => IterableMap::map(map),
         }
     }
 
@@ -182,9 +179,6 @@ impl<T: Table> Pinned<T> {
         let row = match &self.handle {
             Handle::Array(map) => map.get(&index(key), 0).map(|Wire(value)| value),
             Handle::Hash(map) => map.get(&Wire(*key), 0).map(|Wire(value)| value),
-            Handle::Devices(map) => map
-                .get(index(key), 0)
-                .map(|row| bytemuck::pod_read_unaligned(bytemuck::bytes_of(&row.if_index))),
             Handle::PerCpu(_) => return Err(Self::wrong_kind("get")),
         };
         match row {
@@ -203,9 +197,6 @@ impl<T: Table> Pinned<T> {
             Handle::Hash(map) => map
                 .insert(Wire(*key), Wire(*value), 0)
                 .map_err(Error::map("writing", T::NAME)),
-            Handle::Devices(map) => map
-                .insert(index(key), index(value), None, 0)
-                .map_err(Error::map::<XdpMapError>("writing", T::NAME)),
             Handle::PerCpu(_) => Err(Self::wrong_kind("set")),
         }
     }
@@ -218,7 +209,6 @@ impl<T: Table> Pinned<T> {
                 map.set(index(key), Wire(zero), 0)
             }
             Handle::Hash(map) => map.remove(&Wire(*key)),
-            Handle::Devices(map) => map.remove(index(key)),
             Handle::PerCpu(_) => return Err(Self::wrong_kind("remove")),
         };
         match outcome {
@@ -251,15 +241,13 @@ impl<T: Table> Pinned<T> {
     ) -> Result<(Vec<Row<T>>, Option<Place>), Error> {
         match &self.handle {
             Handle::PerCpu(_) => Err(Self::wrong_kind("rows")),
-            Handle::Devices(map) => {
+            // The kernel reads devmaps one row at a time only.
+            Handle::Hash(map) if T::KIND == Kind::DevMapHash => {
                 let rows = map
                     .iter()
                     .map(|row| {
-                        let (key, value) = row.map_err(Error::map("reading", T::NAME))?;
-                        Ok((
-                            bytemuck::pod_read_unaligned(bytemuck::bytes_of(&key)),
-                            bytemuck::pod_read_unaligned(bytemuck::bytes_of(&value.if_index)),
-                        ))
+                        row.map(|(Wire(key), Wire(value))| (key, value))
+                            .map_err(Error::map("reading", T::NAME))
                     })
                     .collect::<Result<_, Error>>()?;
                 Ok((rows, None))
@@ -423,16 +411,9 @@ pub(super) fn difference(
 ) -> Result<Option<String>, MapError> {
     let info = map.info()?;
     let kind = map_type(declared.kind);
-    // The kernel's devmap holds {ifindex, program}; rows that chain no program are the first half.
-    let value_bytes = match declared.kind {
-        Kind::DevMapHash => info.value_size(),
-        Kind::Array | Kind::MappedArray | Kind::PerCpuArray | Kind::Hash | Kind::LruHash => {
-            declared.value_bytes
-        }
-    };
     let facts = [
         ("key bytes", info.key_size(), declared.key_bytes),
-        ("value bytes", info.value_size(), value_bytes),
+        ("value bytes", info.value_size(), declared.value_bytes),
         ("capacity", info.max_entries(), declared.capacity),
         (
             "mappable",

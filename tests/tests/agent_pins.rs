@@ -1,0 +1,394 @@
+//! What outlives the agent: pinned tables, programs and links, and how the next agent takes them over.
+
+use std::fs;
+
+use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::route::TxPort;
+use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
+use fairlead_common::tables::{
+    self, Backends, Layout, Reasons, Rings, Services, Table as _, TxPorts,
+};
+use fairlead_control::dataplane::attach::{self, Hook, State, XdpMode};
+use fairlead_control::dataplane::load::{self, Fresh, Loaded};
+use fairlead_control::dataplane::mapped::Access;
+use fairlead_control::dataplane::pins::{self, Lock, Pins};
+use fairlead_control::dataplane::table::{Pinned, Slots};
+use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::netns::{Netns, veth};
+use fairlead_tests::root::is_root;
+
+/// An agent's place in a BPF file system of its own.
+struct Place {
+    pins: Pins,
+    lock: Lock,
+    _fs: BpfFs,
+}
+
+fn place() -> Place {
+    let fs = BpfFs::mount().unwrap();
+    let pins = Pins::new(fs.path().join("fairlead"));
+    pins.prepare().unwrap();
+    let lock = pins.lock().unwrap();
+    Place {
+        pins,
+        lock,
+        _fs: fs,
+    }
+}
+
+impl Place {
+    fn load(&self) -> Loaded {
+        load::load(&self.pins, &self.lock).unwrap()
+    }
+}
+
+fn service(last: u8) -> ServiceKey {
+    ServiceKey::new(
+        Addr::new(std::net::Ipv4Addr::new(192, 0, 2, last).into()),
+        Port::new(80),
+        Proto::TCP,
+    )
+}
+
+#[test]
+fn a_first_load_pins_every_table_and_every_program() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+
+    let loaded = place.load();
+
+    assert_eq!(loaded.fresh.len(), tables::ALL.len());
+    for table in tables::ALL {
+        assert!(place.pins.map(table.name).exists(), "{}", table.name);
+    }
+    assert!(!loaded.programs.is_empty());
+    for program in &loaded.programs {
+        assert!(place.pins.program(&program.name).exists());
+        assert!(program.verified_instructions > 0, "{}", program.name);
+    }
+}
+
+#[test]
+fn a_second_load_finds_its_rows_again() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    drop(place.load());
+    let row = Service {
+        id: 7,
+        ring: 512,
+        slots: 1031,
+    };
+    Pinned::<Services>::open(&place.pins)
+        .unwrap()
+        .set(&service(1), &row)
+        .unwrap();
+
+    let loaded = place.load();
+
+    assert_eq!(loaded.fresh, []);
+    let services = Pinned::<Services>::open(&place.pins).unwrap();
+    assert_eq!(services.get(&service(1)).unwrap(), Some(row));
+}
+
+#[test]
+fn a_table_of_another_layout_is_made_anew_and_the_others_keep_their_rows() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    drop(place.load());
+    let row = Service {
+        id: 7,
+        ..Service::default()
+    };
+    let mut services = Pinned::<Services>::open(&place.pins).unwrap();
+    services.set(&service(1), &row).unwrap();
+    let mut backends = Pinned::<Backends>::open(&place.pins).unwrap();
+    let backend = Backend {
+        forward: 1,
+        ..Backend::default()
+    };
+    backends.set(&3, &backend).unwrap();
+    let row_of_services = tables::ALL
+        .iter()
+        .position(|table| table.name == Services::NAME)
+        .unwrap() as u32;
+    Pinned::<Layout>::open(&place.pins)
+        .unwrap()
+        .set(&row_of_services, &99)
+        .unwrap();
+
+    let loaded = place.load();
+
+    assert_eq!(
+        loaded.fresh,
+        [Fresh {
+            table: "SERVICES",
+            replaced: Some("its layout has version 99, now 1".to_owned()),
+        }]
+    );
+    let services = Pinned::<Services>::open(&place.pins).unwrap();
+    assert_eq!(services.get(&service(1)).unwrap(), None);
+    let backends = Pinned::<Backends>::open(&place.pins).unwrap();
+    assert_eq!(backends.get(&3).unwrap(), Some(backend));
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_made_anew() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    drop(place.load());
+    // As an older version with smaller rows would have left it.
+    let path = place.pins.map(Services::NAME);
+    fs::remove_file(&path).unwrap();
+    let map = aya::maps::HashMap::<_, u32, u32>::create(16, 0).unwrap();
+    map.pin(&path).unwrap();
+    let error = Pinned::<Services>::open(&place.pins).unwrap_err();
+    assert!(error.to_string().contains("key bytes 4, now 20"), "{error}");
+
+    let loaded = place.load();
+
+    assert_eq!(loaded.fresh.len(), 1);
+    assert_eq!(
+        loaded.fresh[0].to_string(),
+        "table SERVICES is made anew: key bytes 4, now 20"
+    );
+    Pinned::<Services>::open(&place.pins).unwrap();
+}
+
+#[test]
+fn a_second_agent_on_the_same_pins_is_refused_and_told_who_holds_them() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+
+    let error = Pins::new(place.pins.root()).lock().unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "another agent (pid {}) owns {}: stop it, or give this one another pin path",
+            std::process::id(),
+            place.pins.root().display()
+        )
+    );
+    assert!(matches!(error, pins::Error::Owned { .. }));
+    drop(place.lock);
+    place.pins.lock().unwrap();
+}
+
+#[test]
+fn rows_are_written_read_walked_and_removed() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    drop(place.load());
+    let mut services = Pinned::<Services>::open(&place.pins).unwrap();
+    for last in 0..=255 {
+        let row = Service {
+            id: last.into(),
+            ..Service::default()
+        };
+        services.set(&service(last), &row).unwrap();
+    }
+
+    assert!(services.remove(&service(9)).unwrap());
+    assert!(!services.remove(&service(9)).unwrap());
+
+    let mut ids: Vec<_> = services.rows().map(|row| row.unwrap().1.id).collect();
+    ids.sort_unstable();
+    let expected: Vec<u32> = (0..=255).filter(|&id| id != 9).collect();
+    assert_eq!(ids, expected);
+    let backends = Pinned::<Backends>::open(&place.pins).unwrap();
+    assert_eq!(backends.rows().count(), Backends::CAPACITY as usize);
+    assert_eq!(backends.get(&Backends::CAPACITY).unwrap(), None);
+    let reasons = Pinned::<Reasons>::open(&place.pins).unwrap();
+    assert_eq!(reasons.counts().unwrap(), []);
+    assert_eq!(reasons.count(0).unwrap().packets, 0);
+}
+
+#[test]
+fn a_device_that_xdp_may_redirect_to_is_a_row_of_its_index() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    drop(place.load());
+    let mut ports = Pinned::<TxPorts>::open(&place.pins).unwrap();
+
+    // Loopback has index 1 in every namespace.
+    let loopback = TxPort {
+        ifindex: 1,
+        program: 0,
+    };
+    ports.set(&1, &loopback).unwrap();
+
+    assert_eq!(ports.get(&1).unwrap(), Some(loopback));
+    let rows: Vec<_> = ports.rows().map(|row| row.unwrap()).collect();
+    assert_eq!(rows, [(1, loopback)]);
+    assert!(ports.remove(&1).unwrap());
+    assert!(!ports.remove(&1).unwrap());
+}
+
+#[test]
+fn a_slot_that_is_stored_is_seen_by_a_lookup() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    drop(place.load());
+    let mut slots = Slots::open(&place.pins, Access::Write).unwrap();
+    let slot = Slot {
+        current: 5,
+        previous: 4,
+    };
+
+    // The second slot of the third page, and the last of all.
+    assert!(slots.set(2 * 512 + 1, slot));
+    assert!(slots.set(slots.len() - 1, slot));
+    assert!(!slots.set(slots.len(), slot));
+
+    let rings = Pinned::<Rings>::open(&place.pins).unwrap();
+    assert_eq!(rings.get(&2).unwrap().unwrap()[1], slot);
+    assert_eq!(rings.get(&2).unwrap().unwrap()[0], Slot::default());
+    assert_eq!(
+        rings.get(&(Rings::CAPACITY - 1)).unwrap().unwrap()[511],
+        slot
+    );
+    let mut read_only = Slots::open(&place.pins, Access::Read).unwrap();
+    assert_eq!(read_only.get(2 * 512 + 1), Some(slot));
+    assert!(!read_only.set(0, slot));
+}
+
+/// The id of the XDP program on a device, as iproute2 shows it.
+fn xdp_on(netns: &Netns, device: &str) -> Option<u64> {
+    let text = netns
+        .run(&format!("ip -j -d link show dev {device}"))
+        .unwrap();
+    let links: serde_json::Value = serde_json::from_str(&text).unwrap();
+    links[0]["xdp"]["prog"]["id"].as_u64()
+}
+
+#[test]
+fn a_link_is_taken_over_by_the_next_agent_and_gone_when_detached() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let node = Netns::unique("fl-pins").unwrap();
+    let peer = Netns::unique("fl-pins").unwrap();
+    veth((&node, "up.1"), (&peer, "eth0")).unwrap();
+    let attach = |loaded: &mut Loaded| {
+        node.enter(|| loaded.attach(Hook::XdpIngress, "up.1", XdpMode::Auto))
+            .unwrap()
+            .unwrap()
+    };
+
+    let mut first = place.load();
+    assert_eq!(attach(&mut first), State::Driver);
+    let old = xdp_on(&node, "up.1").unwrap();
+    drop(first);
+    assert_eq!(xdp_on(&node, "up.1"), Some(old), "the link is pinned");
+
+    let mut second = place.load();
+    assert_eq!(attach(&mut second), State::TakenOver);
+    let new = xdp_on(&node, "up.1").unwrap();
+    assert_ne!(new, old);
+    drop(second);
+    assert_eq!(xdp_on(&node, "up.1"), Some(new));
+
+    let attached = attach::attachments(&place.pins).unwrap();
+    assert_eq!(attached.len(), 1);
+    assert_eq!(attached[0].device, "up.1");
+    assert!(attach::detach(&place.pins, Hook::XdpIngress, "up.1").unwrap());
+    assert!(!attach::detach(&place.pins, Hook::XdpIngress, "up.1").unwrap());
+    assert_eq!(xdp_on(&node, "up.1"), None);
+}
+
+#[test]
+fn generic_mode_can_be_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let node = Netns::unique("fl-pins").unwrap();
+    let mut loaded = place.load();
+
+    let state = node
+        .enter(|| loaded.attach(Hook::XdpIngress, "lo", XdpMode::Auto))
+        .unwrap()
+        .unwrap();
+
+    // Loopback's driver has no XDP of its own.
+    assert_eq!(state, State::Generic);
+    assert!(xdp_on(&node, "lo").is_some());
+}
+
+#[test]
+fn a_device_that_is_not_there_is_missing_and_attached_once_it_appears() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let node = Netns::unique("fl-pins").unwrap();
+    let peer = Netns::unique("fl-pins").unwrap();
+    let mut loaded = place.load();
+    let mut attach = || {
+        node.enter(|| loaded.attach(Hook::XdpIngress, "eth0", XdpMode::Auto))
+            .unwrap()
+            .unwrap()
+    };
+
+    assert_eq!(attach(), State::Missing);
+    veth((&node, "eth0"), (&peer, "eth0")).unwrap();
+    assert_eq!(attach(), State::Driver);
+
+    // The device goes and another of its name comes, with the dead link still pinned.
+    node.ip("link del eth0").unwrap();
+    veth((&node, "eth0"), (&peer, "eth0")).unwrap();
+    assert_eq!(attach(), State::Driver);
+    assert!(xdp_on(&node, "eth0").is_some());
+
+    node.ip("link del eth0").unwrap();
+    assert_eq!(attach(), State::Missing);
+    assert_eq!(attach::attachments(&place.pins).unwrap(), []);
+}
+
+#[test]
+fn a_device_that_another_program_holds_is_said_to_be_busy() {
+    if !is_root() {
+        return;
+    }
+    let (ours, theirs) = (place(), place());
+    let node = Netns::unique("fl-pins").unwrap();
+    let attach = |loaded: &mut Loaded| {
+        node.enter(|| loaded.attach(Hook::XdpIngress, "lo", XdpMode::Auto))
+            .unwrap()
+    };
+    attach(&mut theirs.load()).unwrap();
+
+    let error = attach(&mut ours.load()).unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        "another XDP program is attached to lo: remove it with `ip link set dev lo xdp off`, or leave lo out of the configuration"
+    );
+}
+
+#[test]
+fn a_file_system_without_bpf_is_refused_with_the_command_that_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fairlead");
+
+    let error = Pins::new(&path).prepare().unwrap_err();
+
+    assert!(error.to_string().contains("mount -t bpf bpf"), "{error}");
+}
