@@ -1,1 +1,48 @@
-//! Room under construction.
+//! A BGP-4 speaker without sockets, clocks or tasks: bytes and time in, bytes and events out.
+//!
+//! ```text
+//!   handle_incoming / handle_connected / handle_bytes / handle_closed / handle_timeout
+//!        |
+//!        v
+//!    speaker ---> peer ---> session ---> fsm          wire: bytes <-> values
+//!        |          |          |
+//!        |          v          +-- framing, timers of one connection
+//!        |        collision, back-off, graceful restart of one neighbour
+//!        v
+//!       rib <--- policy (what may come in), best_path (what is used, and why)
+//!        |
+//!        v
+//!    poll_transmit / poll_connection / poll_event / poll_timeout
+//! ```
+//!
+//! [`Speaker`] is the only way in. It announces what its embedder originates and never passes on
+//! what it learnt: a node is not a transit router. Everything is deterministic: the same inputs,
+//! instants and seed give the same outputs.
+//!
+//! Not for: TCP, TCP options, clocks and tasks (the embedder's), kernel routes, Kubernetes.
+
+pub mod best_path;
+pub mod config;
+pub mod fsm;
+mod jitter;
+mod peer;
+pub mod policy;
+mod rib;
+mod session;
+pub mod snapshot;
+pub mod speaker;
+pub mod wire;
+
+pub use best_path::Reason;
+pub use config::{
+    Announcement, GracefulRestart, ImportPolicy, PeerConfig, PrefixRule, SpeakerConfig,
+};
+pub use fsm::State;
+pub use policy::Rejection;
+pub use session::Direction;
+pub use snapshot::{
+    AdvertisedRoute, Counters, FamilySnapshot, LearntPath, PathSnapshot, PeerSnapshot,
+    RouteSnapshot,
+};
+pub use speaker::{ConnectionId, ConnectionRequest, DownReason, Event, Speaker, Transmit};
+pub use wire::{Family, LargeCommunity, Notification, Origin};

@@ -1,0 +1,160 @@
+//! What an embedder asks of a speaker: itself, its peers, its announcements.
+//!
+//! Not for manifests: these are meant values, already checked and defaulted by the embedder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::wire::{Family, LargeCommunity};
+
+/// One speaker: a virtual router of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpeakerConfig {
+    /// The AS this speaker belongs to, 1..=4294967295.
+    pub local_as: u32,
+    /// The BGP identifier (RFC 6286): not zero, unique within the AS.
+    pub router_id: Ipv4Addr,
+    /// The name sent in the FQDN capability; `None` sends no such capability.
+    pub hostname: Option<String>,
+    /// How many equally good paths of a prefix are used together; 1 uses the best one only.
+    pub multipath_limit: usize,
+}
+
+/// One neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerConfig {
+    /// What people call it; unique within the speaker.
+    pub name: String,
+    /// Where it listens and whence it dials; unique within the speaker.
+    pub address: IpAddr,
+    /// The TCP port that we dial.
+    pub port: u16,
+    /// Its AS; 0 accepts any and learns it from the OPEN.
+    pub remote_as: u32,
+    /// The hold time that we propose; whole seconds, 0 or at least 3 s (RFC 4271 §4.2).
+    pub hold_time: Duration,
+    /// How often we say that we live; at most a third of the negotiated hold time is used.
+    pub keepalive_time: Duration,
+    /// How long to wait before dialling again; used as `[t, 2t)`.
+    pub connect_retry_time: Duration,
+    /// Waits to be dialled and never dials.
+    pub passive: bool,
+    /// TTL of packets to an external peer; 1 is a peer on the link. Internal peers use 64.
+    pub ebgp_multihop_ttl: u8,
+    /// Address families offered in the OPEN.
+    pub families: BTreeSet<Family>,
+    /// Which of the routes it sends are used.
+    pub import: ImportPolicy,
+    /// How many prefixes per family it may send before the session is closed with Cease/1.
+    pub max_prefixes: Option<usize>,
+    /// Offered graceful restart (RFC 4724); `None` offers none.
+    pub graceful_restart: Option<GracefulRestart>,
+    /// The source address of our dial; `None` lets the host choose.
+    pub local_address: Option<IpAddr>,
+    /// Next hop of IPv4 announcements; `None` uses the connection's own IPv4 address.
+    pub next_hop_v4: Option<Ipv4Addr>,
+    /// Next hop of IPv6 announcements; `None` uses the connection's own IPv6 address.
+    pub next_hop_v6: Option<Ipv6Addr>,
+}
+
+impl PeerConfig {
+    /// A peer with the defaults of Cilium's objects: 90 s hold, 30 s keepalive, 120 s connect
+    /// retry, both families, nothing imported.
+    pub fn new(name: impl Into<String>, address: IpAddr, remote_as: u32) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            port: 179,
+            remote_as,
+            hold_time: Duration::from_secs(90),
+            keepalive_time: Duration::from_secs(30),
+            connect_retry_time: Duration::from_mins(2),
+            passive: false,
+            ebgp_multihop_ttl: 1,
+            families: BTreeSet::from(Family::ALL),
+            import: ImportPolicy::Nothing,
+            max_prefixes: None,
+            graceful_restart: None,
+            local_address: None,
+            next_hop_v4: None,
+            next_hop_v6: None,
+        }
+    }
+
+    /// Whether `other` needs another OPEN or another connection than `self`.
+    pub(crate) fn needs_reset(&self, other: &Self) -> bool {
+        let capability = |config: &Self| {
+            config
+                .graceful_restart
+                .map(|restart| (restart.restart_time, restart.forwarding_preserved))
+        };
+        self.address != other.address
+            || self.port != other.port
+            || self.remote_as != other.remote_as
+            || self.hold_time != other.hold_time
+            || self.ebgp_multihop_ttl != other.ebgp_multihop_ttl
+            || self.families != other.families
+            || self.local_address != other.local_address
+            || capability(self) != capability(other)
+    }
+}
+
+/// Which routes of a peer are used. Martians, our own prefixes and loops are refused by every
+/// policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportPolicy {
+    /// No route (RFC 8212: no policy means no route).
+    #[default]
+    Nothing,
+    /// Every route, the default route included.
+    All,
+    /// The routes that at least one rule names.
+    Prefixes(Vec<PrefixRule>),
+}
+
+/// A line of a prefix list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixRule {
+    /// The prefix that covers the route.
+    pub prefix: IpNetwork,
+    /// The shortest length that matches; alone it means "up to a host route".
+    pub ge: Option<u8>,
+    /// The longest length that matches; alone it means "from the prefix's own length".
+    pub le: Option<u8>,
+}
+
+/// What the graceful restart capability says about us (RFC 4724 §3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GracefulRestart {
+    /// How long the peer keeps our routes while we are away; whole seconds, at most 4095.
+    pub restart_time: Duration,
+    /// The R bit of the first session: this speaker is new, its predecessor's routes may stand.
+    pub restarting: bool,
+    /// The F bit of every family: forwarding went on while the speaker was away.
+    pub forwarding_preserved: bool,
+}
+
+/// One prefix that this speaker originates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Announcement {
+    /// RFC 1997 communities.
+    pub communities: BTreeSet<u32>,
+    /// RFC 8092 large communities.
+    pub large_communities: BTreeSet<LargeCommunity>,
+    /// LOCAL_PREF towards internal peers; 100 when absent, never sent to external ones.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC; absent when `None`.
+    pub med: Option<u32>,
+    /// How many times more our AS stands in the path towards external peers.
+    pub prepend: u8,
+    /// The peers that hear it; `None` means all.
+    pub peers: Option<BTreeSet<String>>,
+}
+
+/// Everything that a speaker originates.
+pub type Announcements = BTreeMap<IpNetwork, Announcement>;

@@ -1,0 +1,206 @@
+//! What a peer is told: Adj-RIB-Out, the difference to it, and its packing into messages.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ipnetwork::IpNetwork;
+
+use super::{Established, Peer};
+use crate::best_path::DEFAULT_LOCAL_PREF;
+use crate::config::Announcement;
+use crate::session::Output;
+use crate::speaker::{self, Shared};
+use crate::wire::{self, Attributes, Family};
+
+impl Peer {
+    /// Tells the peer the difference between what it should know and what it was told:
+    /// withdrawals first, then announcements, then the End-of-RIB markers if they are still due.
+    pub(crate) fn advertise(&mut self, now: Instant, shared: &mut Shared) {
+        let Some(established) = self.established.clone() else {
+            return;
+        };
+        let wanted = self.wanted(&established, shared);
+        let mut messages = self.withdraw_unwanted(&wanted);
+        for ((attributes, family), prefixes) in self.untold(&wanted) {
+            let four_octet_as = established.terms.four_octet_as;
+            match wire::pack_announcements(&attributes, family, &prefixes, four_octet_as) {
+                Ok(packed) => {
+                    messages.extend(packed);
+                    let told = prefixes
+                        .into_iter()
+                        .map(|prefix| (prefix, Arc::clone(&attributes)));
+                    self.sent.extend(told);
+                }
+                Err(wire::TooLong) => {
+                    shared
+                        .events
+                        .push_back(speaker::Event::AnnouncementsRefused {
+                            peer: self.config.name.clone(),
+                            prefixes,
+                        });
+                }
+            }
+        }
+        self.counters.updates_sent += messages.len() as u64;
+        if shared.announcements_known && !self.end_of_rib_sent {
+            self.end_of_rib_sent = true;
+            messages.extend(
+                established
+                    .terms
+                    .families
+                    .iter()
+                    .copied()
+                    .map(wire::end_of_rib),
+            );
+        }
+        self.send_all(messages, &established, now, shared);
+    }
+
+    /// Makes the peer be told everything of a family again.
+    pub(super) fn forget_sent(&mut self, family: Family) {
+        self.sent.retain(|prefix, _| Family::of(prefix) != family);
+    }
+
+    /// Asks the peer for its routes again; whether it can be asked.
+    pub(crate) fn request_refresh(
+        &mut self,
+        family: Family,
+        now: Instant,
+        shared: &mut Shared,
+    ) -> bool {
+        let Some(established) = self
+            .established
+            .clone()
+            .filter(|e| e.terms.route_refresh && e.terms.families.contains(&family))
+        else {
+            return false;
+        };
+        let message = wire::encode_route_refresh(family);
+        self.send_all(vec![message], &established, now, shared);
+        true
+    }
+
+    /// What the peer should know.
+    fn wanted(
+        &mut self,
+        established: &Established,
+        shared: &Shared,
+    ) -> BTreeMap<IpNetwork, Arc<Attributes>> {
+        let mut shapes: BTreeMap<(&Announcement, Family), Option<Arc<Attributes>>> =
+            BTreeMap::new();
+        let mut wanted = BTreeMap::new();
+        self.without_next_hop.clear();
+        for (prefix, announcement) in &shared.announcements {
+            let family = Family::of(prefix);
+            let chosen = announcement
+                .peers
+                .as_ref()
+                .is_none_or(|peers| peers.contains(&self.config.name));
+            if !chosen || !established.terms.families.contains(&family) {
+                continue;
+            }
+            let attributes = shapes.entry((announcement, family)).or_insert_with(|| {
+                let next_hop = self.next_hop(established, family)?;
+                let local_as = shared.config.local_as;
+                let internal = established.terms.internal;
+                let attributes = attributes(announcement, next_hop, local_as, internal);
+                Some(Arc::new(attributes))
+            });
+            match attributes {
+                Some(attributes) => {
+                    wanted.insert(*prefix, Arc::clone(attributes));
+                }
+                None => *self.without_next_hop.entry(family).or_default() += 1,
+            }
+        }
+        wanted
+    }
+
+    fn withdraw_unwanted(&mut self, wanted: &BTreeMap<IpNetwork, Arc<Attributes>>) -> Vec<Bytes> {
+        let mut gone: BTreeMap<Family, Vec<IpNetwork>> = BTreeMap::new();
+        self.sent.retain(|prefix, _| {
+            let keep = wanted.contains_key(prefix);
+            if !keep {
+                gone.entry(Family::of(prefix)).or_default().push(*prefix);
+            }
+            keep
+        });
+        gone.into_iter()
+            .flat_map(|(family, prefixes)| wire::pack_withdrawals(family, &prefixes))
+            .collect()
+    }
+
+    /// What the peer should know and does not, by attributes.
+    fn untold(
+        &self,
+        wanted: &BTreeMap<IpNetwork, Arc<Attributes>>,
+    ) -> BTreeMap<(Arc<Attributes>, Family), Vec<IpNetwork>> {
+        let mut untold: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (prefix, attributes) in wanted {
+            if self.sent.get(prefix) != Some(attributes) {
+                untold
+                    .entry((Arc::clone(attributes), Family::of(prefix)))
+                    .or_default()
+                    .push(*prefix);
+            }
+        }
+        untold
+    }
+
+    /// Next hop self: as configured, or our end of the connection.
+    fn next_hop(&self, established: &Established, family: Family) -> Option<IpAddr> {
+        let local = established.local_address;
+        match family {
+            Family::Ipv4Unicast => self
+                .config
+                .next_hop_v4
+                .map(IpAddr::V4)
+                .or(local.filter(IpAddr::is_ipv4)),
+            Family::Ipv6Unicast => self
+                .config
+                .next_hop_v6
+                .map(IpAddr::V6)
+                .or(local.filter(IpAddr::is_ipv6)),
+        }
+    }
+
+    fn send_all(
+        &mut self,
+        messages: Vec<Bytes>,
+        established: &Established,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
+        let mut outputs = Vec::with_capacity(messages.len());
+        let session = self.session_mut(established.direction);
+        for message in messages {
+            session.send(message, now, &mut outputs);
+        }
+        for output in outputs {
+            if let Output::Transmit(connection, bytes) = output {
+                self.transmit(connection, bytes, shared);
+            }
+        }
+    }
+}
+
+fn attributes(
+    announcement: &Announcement,
+    next_hop: IpAddr,
+    local_as: u32,
+    internal: bool,
+) -> Attributes {
+    let mut attributes = Attributes::local(next_hop);
+    if internal {
+        attributes.local_pref = Some(announcement.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
+    } else {
+        attributes.as_path = vec![local_as; 1 + usize::from(announcement.prepend)];
+    }
+    attributes.med = announcement.med;
+    attributes.communities = announcement.communities.iter().copied().collect();
+    attributes.large_communities = announcement.large_communities.iter().copied().collect();
+    attributes
+}

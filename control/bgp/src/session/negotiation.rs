@@ -1,0 +1,210 @@
+//! What two OPENs amount to (RFC 4271 §6.2, RFC 5492, RFC 6286).
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::config::{PeerConfig, SpeakerConfig};
+use crate::wire::{Family, GracefulRestartOffer, Notification, Open};
+
+/// The terms of a session.
+#[derive(Debug, Clone)]
+pub(crate) struct Negotiated {
+    pub(crate) asn: u32,
+    pub(crate) router_id: Ipv4Addr,
+    /// Zero: no hold timer and no keepalives.
+    pub(crate) hold_time: Duration,
+    pub(crate) keepalive_time: Duration,
+    pub(crate) families: BTreeSet<Family>,
+    pub(crate) four_octet_as: bool,
+    pub(crate) route_refresh: bool,
+    pub(crate) graceful_restart: Option<GracefulRestartOffer>,
+    pub(crate) hostname: Option<String>,
+    /// Same AS on both sides.
+    pub(crate) internal: bool,
+}
+
+/// The OPEN that we send.
+pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Open {
+    Open {
+        asn: speaker.local_as,
+        hold_time_s: u16::try_from(peer.hold_time.as_secs()).unwrap_or(u16::MAX),
+        router_id: speaker.router_id,
+        families: peer.families.clone(),
+        four_octet_as: true,
+        route_refresh: true,
+        graceful_restart: peer.graceful_restart.map(|restart| GracefulRestartOffer {
+            restarting,
+            restart_time: restart.restart_time,
+            families: peer
+                .families
+                .iter()
+                .map(|family| (*family, restart.forwarding_preserved))
+                .collect(),
+        }),
+        hostname: speaker.hostname.clone(),
+    }
+}
+
+/// The terms that the peer's OPEN and ours allow.
+///
+/// # Errors
+/// The NOTIFICATION that refuses the OPEN.
+pub(crate) fn negotiate(
+    open: Open,
+    speaker: &SpeakerConfig,
+    peer: &PeerConfig,
+) -> Result<Negotiated, Notification> {
+    // RFC 7607: AS 0 is nobody.
+    if open.asn == 0 || (peer.remote_as != 0 && peer.remote_as != open.asn) {
+        return Err(Notification::BAD_PEER_AS);
+    }
+    let internal = open.asn == speaker.local_as;
+    // RFC 6286 §2.2: identifiers need to differ within an AS only.
+    if open.router_id.is_unspecified() || (internal && open.router_id == speaker.router_id) {
+        return Err(Notification::BAD_IDENTIFIER);
+    }
+    if matches!(open.hold_time_s, 1 | 2) {
+        return Err(Notification::UNACCEPTABLE_HOLD_TIME);
+    }
+    let families: BTreeSet<_> = open
+        .families
+        .intersection(&peer.families)
+        .copied()
+        .collect();
+    if families.is_empty() {
+        return Err(unsupported_capability(&peer.families));
+    }
+    let hold_time = peer
+        .hold_time
+        .min(Duration::from_secs(u64::from(open.hold_time_s)));
+    Ok(Negotiated {
+        asn: open.asn,
+        router_id: open.router_id,
+        hold_time,
+        keepalive_time: peer.keepalive_time.min(hold_time / 3),
+        families,
+        four_octet_as: open.four_octet_as,
+        route_refresh: open.route_refresh,
+        graceful_restart: open.graceful_restart,
+        hostname: open.hostname,
+        internal,
+    })
+}
+
+/// RFC 5492 §5: the data lists the capabilities that we would have needed.
+fn unsupported_capability(families: &BTreeSet<Family>) -> Notification {
+    let data = families
+        .iter()
+        .flat_map(|family| {
+            let afi = match family {
+                Family::Ipv4Unicast => 1,
+                Family::Ipv6Unicast => 2,
+            };
+            [1, 4, 0, afi, 0, 1]
+        })
+        .collect();
+    Notification {
+        code: 2,
+        subcode: 7,
+        data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn speaker() -> SpeakerConfig {
+        SpeakerConfig {
+            local_as: 65001,
+            router_id: Ipv4Addr::new(10, 0, 0, 1),
+            hostname: None,
+            multipath_limit: 1,
+        }
+    }
+
+    fn peer(remote_as: u32) -> PeerConfig {
+        PeerConfig::new("tor", IpAddr::from([10, 0, 0, 2]), remote_as)
+    }
+
+    fn theirs(change: impl FnOnce(&mut Open)) -> Open {
+        let mut speaker = speaker();
+        speaker.local_as = 65002;
+        speaker.router_id = Ipv4Addr::new(10, 0, 0, 2);
+        let mut open = our_open(&speaker, &peer(65001), false);
+        change(&mut open);
+        open
+    }
+
+    fn refused(remote_as: u32, change: impl FnOnce(&mut Open)) -> (u8, u8) {
+        let error = negotiate(theirs(change), &speaker(), &peer(remote_as)).unwrap_err();
+        (error.code, error.subcode)
+    }
+
+    #[test]
+    fn the_shorter_hold_time_wins_and_bounds_the_keepalive() {
+        let open = theirs(|open| open.hold_time_s = 9);
+        let terms = negotiate(open, &speaker(), &peer(65002)).unwrap();
+        assert_eq!(terms.hold_time, Duration::from_secs(9));
+        assert_eq!(terms.keepalive_time, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_keepalive_shorter_than_a_third_is_kept() {
+        let mut peer = peer(65002);
+        peer.keepalive_time = Duration::from_secs(1);
+        let terms = negotiate(theirs(|_| {}), &speaker(), &peer).unwrap();
+        assert_eq!(terms.keepalive_time, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn peer_as_zero_learns_the_as_from_the_open() {
+        let open = theirs(|open| open.asn = 4_200_000_001);
+        let terms = negotiate(open, &speaker(), &peer(0)).unwrap();
+        assert_eq!(terms.asn, 4_200_000_001);
+    }
+
+    #[test]
+    fn an_unexpected_as_is_a_bad_peer_as() {
+        assert_eq!(refused(65003, |_| {}), (2, 2));
+        assert_eq!(refused(0, |open| open.asn = 0), (2, 2));
+    }
+
+    #[test]
+    fn an_identifier_must_not_be_zero_nor_ours_within_the_as() {
+        let ours = speaker().router_id;
+        assert_eq!(
+            refused(0, |open| open.router_id = Ipv4Addr::UNSPECIFIED),
+            (2, 3)
+        );
+        assert_eq!(
+            refused(65001, |open| {
+                open.asn = 65001;
+                open.router_id = ours;
+            }),
+            (2, 3)
+        );
+        let external = theirs(|open| open.router_id = ours);
+        assert!(negotiate(external, &speaker(), &peer(65002)).is_ok());
+    }
+
+    #[test]
+    fn hold_times_of_one_and_two_seconds_are_refused_and_zero_means_no_timers() {
+        assert_eq!(refused(65002, |open| open.hold_time_s = 1), (2, 6));
+        assert_eq!(refused(65002, |open| open.hold_time_s = 2), (2, 6));
+        let open = theirs(|open| open.hold_time_s = 0);
+        let terms = negotiate(open, &speaker(), &peer(65002)).unwrap();
+        assert!(terms.hold_time.is_zero() && terms.keepalive_time.is_zero());
+    }
+
+    #[test]
+    fn only_common_families_are_used_and_none_refuses_the_open() {
+        let open = theirs(|open| open.families = BTreeSet::from([Family::Ipv4Unicast]));
+        let terms = negotiate(open, &speaker(), &peer(65002)).unwrap();
+        assert_eq!(terms.families, BTreeSet::from([Family::Ipv4Unicast]));
+        assert_eq!(refused(65002, |open| open.families.clear()), (2, 7));
+    }
+}

@@ -1,0 +1,384 @@
+//! All sessions and the routes of one virtual router: the only face of this crate.
+//!
+//! After every `handle_*` or mutator an embedder drains, in this order: [`Speaker::poll_transmit`],
+//! [`Speaker::poll_connection`], [`Speaker::poll_event`], and then sleeps until
+//! [`Speaker::poll_timeout`]. A connection to close is closed when what was transmitted on it
+//! before has been written, so that a NOTIFICATION reaches the peer.
+
+mod output;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+
+use crate::config::{Announcements, PeerConfig, SpeakerConfig};
+use crate::jitter::Jitter;
+use crate::peer::Peer;
+use crate::policy::OwnPrefixes;
+use crate::rib::{PeerId, Rib};
+use crate::session::Direction;
+use crate::snapshot::{AdvertisedRoute, LearntPath, PathSnapshot, PeerSnapshot, RouteSnapshot};
+use crate::wire::{Attributes, Family, Notification};
+
+pub use output::{ConnectionId, ConnectionRequest, DownReason, Event, Transmit};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Speaker {
+    peers: BTreeMap<PeerId, Peer>,
+    next_peer: u32,
+    shared: Shared,
+}
+
+/// What all peers of a speaker have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: SpeakerConfig,
+    pub(crate) jitter: Jitter,
+    pub(crate) next_connection: u64,
+    pub(crate) connections: BTreeMap<ConnectionId, (PeerId, Direction)>,
+    pub(crate) rib: Rib,
+    pub(crate) announcements: Announcements,
+    pub(crate) own: OwnPrefixes,
+    /// The embedder has said what it announces; before, no End-of-RIB is sent.
+    pub(crate) announcements_known: bool,
+    pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) requests: VecDeque<ConnectionRequest>,
+    pub(crate) events: VecDeque<Event>,
+}
+
+impl Speaker {
+    /// A speaker without peers. The seed feeds the jitter of timers.
+    pub fn new(config: SpeakerConfig, seed: u64) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            next_peer: 0,
+            shared: Shared {
+                rib: Rib::new(config.multipath_limit),
+                config,
+                jitter: Jitter::from_seed(seed),
+                next_connection: 0,
+                connections: BTreeMap::new(),
+                announcements: Announcements::new(),
+                own: OwnPrefixes::default(),
+                announcements_known: false,
+                transmits: VecDeque::new(),
+                requests: VecDeque::new(),
+                events: VecDeque::new(),
+            },
+        }
+    }
+
+    /// Adds a peer, or changes the one of that name; starts its session.
+    ///
+    /// A change resets the session only if it needs another OPEN or another connection.
+    pub fn set_peer(&mut self, config: PeerConfig, now: Instant) {
+        if let Some(id) = self.find(&config.name) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.reconfigure(config, now, &mut self.shared);
+            }
+            return;
+        }
+        self.next_peer += 1;
+        let id = PeerId(self.next_peer);
+        let mut peer = Peer::new(id, config, now);
+        peer.start(now, &mut self.shared);
+        self.peers.insert(id, peer);
+    }
+
+    /// Makes the peers exactly these, by difference.
+    pub fn set_peers(&mut self, configs: Vec<PeerConfig>, now: Instant) {
+        let wanted: BTreeSet<_> = configs.iter().map(|config| config.name.clone()).collect();
+        let gone: Vec<_> = self
+            .peers
+            .values()
+            .map(|peer| peer.name().to_owned())
+            .filter(|name| !wanted.contains(name))
+            .collect();
+        for name in gone {
+            self.remove_peer(&name, now);
+        }
+        for config in configs {
+            self.set_peer(config, now);
+        }
+    }
+
+    /// Removes a peer with Cease/Peer De-configured and forgets its routes.
+    pub fn remove_peer(&mut self, name: &str, now: Instant) {
+        let Some(mut peer) = self.find(name).and_then(|id| self.peers.remove(&id)) else {
+            return;
+        };
+        peer.stop(&Notification::PEER_DECONFIGURED, now, &mut self.shared);
+        peer.forget_routes(&mut self.shared);
+    }
+
+    /// Makes the announcements exactly these, by difference, withdrawals first.
+    ///
+    /// The first call also releases the End-of-RIB markers: call it once everything that should
+    /// be announced is known, even if that is nothing, so that a peer that keeps the routes of
+    /// our predecessor does not drop them too early.
+    pub fn set_announcements(&mut self, announcements: Announcements, now: Instant) {
+        let announcements: Announcements = announcements
+            .into_iter()
+            .filter_map(|(prefix, announcement)| Some((canonical(&prefix)?, announcement)))
+            .collect();
+        let own = OwnPrefixes::new(announcements.keys().copied().collect());
+        let differing: Vec<_> = own
+            .iter()
+            .filter(|prefix| !self.shared.own.contains(prefix))
+            .chain(
+                self.shared
+                    .own
+                    .iter()
+                    .filter(|prefix| !own.contains(prefix)),
+            )
+            .copied()
+            .collect();
+        self.shared.announcements = announcements;
+        self.shared.announcements_known = true;
+        self.shared.own = own;
+        for peer in self.peers.values_mut() {
+            for prefix in &differing {
+                peer.judge_again_within(prefix, &mut self.shared);
+            }
+            peer.advertise(now, &mut self.shared);
+        }
+    }
+
+    /// Withdraws everything.
+    pub fn withdraw_all(&mut self, now: Instant) {
+        self.set_announcements(Announcements::new(), now);
+    }
+
+    /// Ends all sessions with Cease/Administrative Shutdown; they stay down.
+    pub fn shutdown(&mut self, text: &str, now: Instant) {
+        for peer in self.peers.values_mut() {
+            peer.stop(
+                &Notification::administrative_shutdown(text),
+                now,
+                &mut self.shared,
+            );
+        }
+    }
+
+    /// Asks a peer for its routes of a family again (RFC 2918); whether it could be asked.
+    pub fn request_refresh(&mut self, name: &str, family: Family, now: Instant) -> bool {
+        let id = self.find(name);
+        id.and_then(|id| self.peers.get_mut(&id))
+            .is_some_and(|peer| peer.request_refresh(family, now, &mut self.shared))
+    }
+
+    /// A peer dialled us. `None`: nobody we know or want now; close it.
+    pub fn handle_incoming(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Option<ConnectionId> {
+        let address = remote.ip().to_canonical();
+        let peer = self
+            .peers
+            .values_mut()
+            .find(|peer| peer.address() == address)?;
+        peer.handle_incoming(local, now, &mut self.shared)
+    }
+
+    /// A dial was answered.
+    pub fn handle_connected(&mut self, connection: ConnectionId, local: SocketAddr, now: Instant) {
+        if let Some((peer, direction, shared)) = self.connection(connection) {
+            peer.handle_connected(direction, local, now, shared);
+        }
+    }
+
+    /// A dial failed.
+    pub fn handle_connect_failed(&mut self, connection: ConnectionId, why: &str, now: Instant) {
+        self.handle_closed(connection, why, now);
+    }
+
+    /// Bytes came in on a connection.
+    pub fn handle_bytes(&mut self, connection: ConnectionId, bytes: &[u8], now: Instant) {
+        if let Some((peer, direction, shared)) = self.connection(connection) {
+            peer.handle_bytes(direction, bytes, now, shared);
+        }
+    }
+
+    /// Bytes that were polled have been handed to the kernel.
+    pub fn handle_written(&mut self, connection: ConnectionId, octets: usize, now: Instant) {
+        if let Some((peer, direction, _)) = self.connection(connection) {
+            peer.handle_written(direction, octets, now);
+        }
+    }
+
+    /// A connection is gone: closed by the peer, or failed.
+    pub fn handle_closed(&mut self, connection: ConnectionId, why: &str, now: Instant) {
+        if let Some((peer, direction, shared)) = self.connection(connection) {
+            shared.connections.remove(&connection);
+            peer.handle_closed(direction, why, now, shared);
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for peer in self.peers.values_mut() {
+            peer.handle_timeout(now, &mut self.shared);
+        }
+    }
+
+    /// Bytes to write.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.shared.transmits.pop_front()
+    }
+
+    /// A connection to open or close.
+    pub fn poll_connection(&mut self) -> Option<ConnectionRequest> {
+        self.shared.requests.pop_front()
+    }
+
+    /// Something that the embedder may want to know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.shared.events.pop_front() {
+            return Some(event);
+        }
+        if !self.shared.rib.has_changes() {
+            return None;
+        }
+        let changed = self.shared.rib.take_changed();
+        Some(Event::RoutesChanged(
+            changed
+                .into_iter()
+                .map(|prefix| (prefix, self.learnt_paths(&prefix)))
+                .collect(),
+        ))
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.peers.values().filter_map(Peer::poll_timeout).min()
+    }
+
+    /// What this speaker is.
+    pub fn config(&self) -> &SpeakerConfig {
+        &self.shared.config
+    }
+
+    /// All peers, in the order of their names.
+    pub fn peers(&self, now: Instant) -> Vec<PeerSnapshot> {
+        let mut peers: Vec<_> = self
+            .peers
+            .values()
+            .map(|peer| peer.snapshot(now, &self.shared))
+            .collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        peers
+    }
+
+    /// Every prefix learnt or originated, with its paths, their places and why.
+    pub fn loc_rib(&self) -> Vec<RouteSnapshot> {
+        let mut routes: BTreeMap<_, _> = self
+            .shared
+            .rib
+            .ranked()
+            .map(|(prefix, ranked)| {
+                let paths = ranked
+                    .iter()
+                    .map(|ranked| PathSnapshot {
+                        peer: self.name_of(ranked.path.peer),
+                        attributes: Attributes::clone(&ranked.path.attributes),
+                        best: ranked.best,
+                        used: ranked.used,
+                        reason: ranked.reason,
+                        rejection: ranked.path.rejection,
+                        stale: ranked.path.stale,
+                    })
+                    .collect::<Vec<_>>();
+                (*prefix, paths)
+            })
+            .collect();
+        for (prefix, announcement) in &self.shared.announcements {
+            routes
+                .entry(*prefix)
+                .or_default()
+                .insert(0, output::originated(prefix, announcement));
+        }
+        routes
+            .into_iter()
+            .map(|(prefix, paths)| RouteSnapshot { prefix, paths })
+            .collect()
+    }
+
+    /// What a peer told us, refused paths included.
+    pub fn adj_rib_in(&self, name: &str) -> Vec<RouteSnapshot> {
+        self.loc_rib()
+            .into_iter()
+            .filter_map(|mut route| {
+                route
+                    .paths
+                    .retain(|path| path.peer.as_deref() == Some(name));
+                (!route.paths.is_empty()).then_some(route)
+            })
+            .collect()
+    }
+
+    /// What a peer was told.
+    pub fn adj_rib_out(&self, name: &str) -> Vec<AdvertisedRoute> {
+        self.find(name)
+            .and_then(|id| self.peers.get(&id))
+            .map(Peer::advertised)
+            .unwrap_or_default()
+    }
+
+    /// The learnt routes that packets should take, best path first.
+    pub fn learnt(&self) -> BTreeMap<IpNetwork, Vec<LearntPath>> {
+        self.shared
+            .rib
+            .prefixes()
+            .map(|prefix| (*prefix, self.learnt_paths(prefix)))
+            .filter(|(_, paths)| !paths.is_empty())
+            .collect()
+    }
+
+    fn learnt_paths(&self, prefix: &IpNetwork) -> Vec<LearntPath> {
+        self.shared
+            .rib
+            .used(prefix)
+            .into_iter()
+            .filter_map(|hop| {
+                Some(LearntPath {
+                    next_hop: hop.next_hop,
+                    link_local: hop.link_local,
+                    peer: self.name_of(hop.peer)?,
+                })
+            })
+            .collect()
+    }
+
+    fn find(&self, name: &str) -> Option<PeerId> {
+        self.peers
+            .iter()
+            .find(|(_, peer)| peer.name() == name)
+            .map(|(id, _)| *id)
+    }
+
+    fn name_of(&self, peer: PeerId) -> Option<String> {
+        self.peers.get(&peer).map(|peer| peer.name().to_owned())
+    }
+
+    fn connection(
+        &mut self,
+        connection: ConnectionId,
+    ) -> Option<(&mut Peer, Direction, &mut Shared)> {
+        let (id, direction) = *self.shared.connections.get(&connection)?;
+        let peer = self.peers.get_mut(&id)?;
+        Some((peer, direction, &mut self.shared))
+    }
+}
+
+/// The prefix with its host bits cleared.
+fn canonical(prefix: &IpNetwork) -> Option<IpNetwork> {
+    IpNetwork::new(prefix.network(), prefix.prefix()).ok()
+}
+
+#[cfg(test)]
+mod tests;

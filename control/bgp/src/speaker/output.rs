@@ -1,0 +1,153 @@
+//! What a speaker asks of its embedder and tells it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytes::Bytes;
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Announcement;
+use crate::snapshot::{LearntPath, PathSnapshot};
+use crate::wire::{Attributes, Fault, Notification};
+
+/// A TCP connection, dialled or accepted; never used twice by a speaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ConnectionId(pub u64);
+
+/// Bytes to write to a connection, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub connection: ConnectionId,
+    /// One or more whole messages.
+    pub bytes: Bytes,
+}
+
+/// A connection to open or close.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConnectionRequest {
+    /// Dial; answer with `handle_connected` or `handle_connect_failed`.
+    Connect {
+        /// The connection's name from now on.
+        connection: ConnectionId,
+        /// The peer's configured name.
+        peer: String,
+        /// Where to.
+        address: IpAddr,
+        /// TCP port.
+        port: u16,
+        /// The source address, when configured.
+        local_address: Option<IpAddr>,
+    },
+    /// Write what was transmitted, then close, or give up dialling. No answer is expected.
+    Close {
+        /// Which.
+        connection: ConnectionId,
+    },
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A session is established.
+    PeerUp {
+        /// The peer's name.
+        peer: String,
+        /// Its AS.
+        remote_as: u32,
+        /// Its identifier.
+        router_id: Ipv4Addr,
+    },
+    /// An established session ended.
+    PeerDown {
+        /// The peer's name.
+        peer: String,
+        /// Why.
+        reason: DownReason,
+    },
+    /// An attempt failed before the session was established.
+    AttemptFailed {
+        /// The peer's name.
+        peer: String,
+        /// Why.
+        reason: DownReason,
+    },
+    /// The paths that packets should take changed; none means that the prefix is gone.
+    RoutesChanged(BTreeMap<IpNetwork, Vec<LearntPath>>),
+    /// An UPDATE had faults that RFC 7606 lets the session survive.
+    UpdateFaults {
+        /// The peer's name.
+        peer: String,
+        /// What was wrong.
+        faults: Vec<Fault>,
+    },
+    /// A peer has told all its routes of a family after the session was established.
+    EndOfRib {
+        /// The peer's name.
+        peer: String,
+        /// The family.
+        family: crate::wire::Family,
+    },
+    /// Announcements could not be told: their attributes do not fit a message.
+    AnnouncementsRefused {
+        /// The peer's name.
+        peer: String,
+        /// The prefixes.
+        prefixes: Vec<IpNetwork>,
+    },
+}
+
+/// Why a session or an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DownReason {
+    /// We sent a NOTIFICATION.
+    Sent(Notification),
+    /// The peer sent one.
+    Received(Notification),
+    /// The connection closed or failed.
+    Closed(String),
+    /// The peer, which restarts gracefully, opened another connection (RFC 4724 §5).
+    Replaced,
+    /// The peer took nothing from us for the send hold time (RFC 9687).
+    SendHoldExpired,
+    /// We stopped an attempt that was no longer needed.
+    Stopped,
+}
+
+impl fmt::Display for DownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sent(notification) => write!(f, "sent {notification}"),
+            Self::Received(notification) => write!(f, "received {notification}"),
+            Self::Closed(why) => write!(f, "connection: {why}"),
+            Self::Replaced => f.write_str("the peer opened another connection"),
+            Self::SendHoldExpired => f.write_str("send hold timer expired"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// An announcement as a path of the Loc-RIB.
+pub(super) fn originated(prefix: &IpNetwork, announcement: &Announcement) -> PathSnapshot {
+    let unspecified = match prefix {
+        IpNetwork::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpNetwork::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let mut attributes = Attributes::local(unspecified);
+    attributes.med = announcement.med;
+    attributes.local_pref = announcement.local_pref;
+    attributes.communities = announcement.communities.iter().copied().collect();
+    attributes.large_communities = announcement.large_communities.iter().copied().collect();
+    PathSnapshot {
+        peer: None,
+        attributes,
+        best: true,
+        used: true,
+        reason: None,
+        rejection: None,
+        stale: false,
+    }
+}

@@ -1,0 +1,356 @@
+//! A peer of raw bytes: what we answer to garbage, refused OPENs and faulty UPDATEs.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::wire::{self, Message, Open};
+
+struct Raw {
+    speaker: Speaker,
+    connection: ConnectionId,
+    now: Instant,
+}
+
+impl Raw {
+    /// A speaker that accepted our connection and sent its OPEN.
+    fn connected() -> Self {
+        let now = network::origin();
+        let mut speaker = Speaker::new(config(1, 65001), 1);
+        let mut peer = toward(2, 65002);
+        peer.passive = true;
+        speaker.set_peer(peer, now);
+        let local = SocketAddr::new(address(1), 179);
+        let remote = SocketAddr::new(address(2), 50_000);
+        let connection = speaker.handle_incoming(local, remote, now).unwrap();
+        let mut raw = Self {
+            speaker,
+            connection,
+            now,
+        };
+        assert!(matches!(raw.answers()[..], [Message::Open(_)]));
+        raw
+    }
+
+    fn established() -> Self {
+        let mut raw = Self::connected();
+        raw.send(&wire::encode_open(&open()));
+        raw.send(&wire::encode_keepalive());
+        assert!(matches!(raw.answers()[..], [Message::Keepalive]));
+        assert_eq!(raw.speaker.peers(raw.now)[0].state, State::Established);
+        raw
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.speaker.handle_bytes(self.connection, bytes, self.now);
+    }
+
+    fn answers(&mut self) -> Vec<Message> {
+        std::iter::from_fn(|| self.speaker.poll_transmit())
+            .map(|transmit| wire::decode(transmit.bytes).unwrap())
+            .collect()
+    }
+
+    /// The one NOTIFICATION that was sent, after which the connection was closed.
+    fn refusal(&mut self) -> (u8, u8, Vec<u8>) {
+        let answers = self.answers();
+        let [Message::Notification(notification)] = &answers[..] else {
+            panic!("{answers:?}");
+        };
+        let closed = std::iter::from_fn(|| self.speaker.poll_connection()).any(|request| {
+            request
+                == ConnectionRequest::Close {
+                    connection: self.connection,
+                }
+        });
+        assert!(closed);
+        assert_eq!(self.speaker.peers(self.now)[0].state, State::Idle);
+        (
+            notification.code,
+            notification.subcode,
+            notification.data.clone(),
+        )
+    }
+
+    fn faults(&mut self) -> usize {
+        std::iter::from_fn(|| self.speaker.poll_event())
+            .filter(|event| matches!(event, Event::UpdateFaults { .. }))
+            .count()
+    }
+}
+
+fn open() -> Open {
+    Open {
+        asn: 65002,
+        hold_time_s: 90,
+        router_id: Ipv4Addr::new(10, 255, 0, 2),
+        families: BTreeSet::from(Family::ALL),
+        four_octet_as: true,
+        route_refresh: true,
+        graceful_restart: None,
+        hostname: None,
+    }
+}
+
+/// An UPDATE of raw sections.
+fn update(withdrawn: &[u8], attributes: &[u8], nlri: &[u8]) -> Vec<u8> {
+    let length = 23 + withdrawn.len() + attributes.len() + nlri.len();
+    let mut bytes = vec![0xFF; 16];
+    bytes.extend((length as u16).to_be_bytes());
+    bytes.push(2);
+    bytes.extend((withdrawn.len() as u16).to_be_bytes());
+    bytes.extend(withdrawn);
+    bytes.extend((attributes.len() as u16).to_be_bytes());
+    bytes.extend(attributes);
+    bytes.extend(nlri);
+    bytes
+}
+
+const ORIGIN: &[u8] = &[0x40, 1, 1, 0];
+const AS_PATH: &[u8] = &[0x40, 2, 6, 2, 1, 0, 0, 0xFD, 0xEA];
+const NEXT_HOP: &[u8] = &[0x40, 3, 4, 192, 0, 2, 2];
+const TEN_SLASH_EIGHT: &[u8] = &[8, 10];
+
+fn with(extra: &[u8]) -> Vec<u8> {
+    update(
+        &[],
+        &[ORIGIN, AS_PATH, NEXT_HOP, extra].concat(),
+        TEN_SLASH_EIGHT,
+    )
+}
+
+#[test]
+fn http_on_the_bgp_port_gets_connection_not_synchronized() {
+    let mut raw = Raw::connected();
+    raw.send(b"GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(raw.refusal(), (1, 1, vec![]));
+}
+
+#[test]
+fn garbage_is_followed_by_a_rest_in_which_nobody_gets_in() {
+    let mut raw = Raw::connected();
+    raw.send(b"garbage");
+    raw.refusal();
+    let local = SocketAddr::new(address(1), 179);
+    let remote = SocketAddr::new(address(2), 50_001);
+    let mut now = raw.now;
+    assert_eq!(raw.speaker.handle_incoming(local, remote, now), None);
+    now += 6 * SECOND;
+    raw.speaker.handle_timeout(now);
+    assert!(raw.speaker.handle_incoming(local, remote, now).is_some());
+}
+
+#[test]
+fn bad_opens_get_the_subcode_that_says_why() {
+    type Change = fn(&mut Open);
+    let cases: [(Change, (u8, u8)); 4] = [
+        (|open| open.asn = 65009, (2, 2)),
+        (|open| open.router_id = Ipv4Addr::UNSPECIFIED, (2, 3)),
+        (|open| open.hold_time_s = 2, (2, 6)),
+        (|open| open.asn = 23456, (2, 2)),
+    ];
+    for (change, expected) in cases {
+        let mut raw = Raw::connected();
+        let mut open = open();
+        change(&mut open);
+        raw.send(&wire::encode_open(&open));
+        let (code, subcode, _) = raw.refusal();
+        assert_eq!((code, subcode), expected);
+    }
+    let mut raw = Raw::connected();
+    let mut version_three = wire::encode_open(&open()).to_vec();
+    version_three[19] = 3;
+    raw.send(&version_three);
+    assert_eq!(raw.refusal(), (2, 1, vec![0, 4]));
+}
+
+#[test]
+fn a_message_out_of_turn_is_a_state_machine_error_that_names_the_state() {
+    let mut raw = Raw::connected();
+    raw.send(&wire::encode_keepalive());
+    assert_eq!(raw.refusal(), (5, 1, vec![]));
+
+    let mut raw = Raw::connected();
+    raw.send(&wire::encode_open(&open()));
+    raw.answers();
+    raw.send(&with(&[]));
+    assert_eq!(raw.refusal(), (5, 2, vec![]));
+
+    let mut raw = Raw::established();
+    raw.send(&wire::encode_open(&open()));
+    assert_eq!(raw.refusal(), (5, 3, vec![]));
+}
+
+#[test]
+fn bytes_may_come_one_at_a_time() {
+    let mut raw = Raw::connected();
+    let bytes = [
+        wire::encode_open(&open()).to_vec(),
+        wire::encode_keepalive().to_vec(),
+        with(&[]),
+    ]
+    .concat();
+    for byte in bytes {
+        raw.send(&[byte]);
+    }
+    assert_eq!(raw.speaker.learnt().len(), 1);
+}
+
+#[test]
+fn a_bad_origin_costs_the_route_and_not_the_session() {
+    let mut raw = Raw::established();
+    raw.send(&with(&[]));
+    assert_eq!(raw.speaker.learnt().len(), 1);
+    raw.send(&update(
+        &[],
+        &[&[0x40, 1, 1, 9], AS_PATH, NEXT_HOP].concat(),
+        TEN_SLASH_EIGHT,
+    ));
+    assert_eq!(raw.speaker.learnt().len(), 0, "treated as withdrawn");
+    assert_eq!(raw.faults(), 1);
+    let peer = &raw.speaker.peers(raw.now)[0];
+    assert_eq!(peer.state, State::Established);
+    assert_eq!(peer.counters.treated_as_withdraw, 1);
+}
+
+#[test]
+fn missing_mandatory_attributes_cost_the_route() {
+    for attributes in [
+        [AS_PATH, NEXT_HOP].concat(),
+        [ORIGIN, NEXT_HOP].concat(),
+        [ORIGIN, AS_PATH].concat(),
+    ] {
+        let mut raw = Raw::established();
+        raw.send(&with(&[]));
+        raw.send(&update(&[], &attributes, TEN_SLASH_EIGHT));
+        assert_eq!(raw.speaker.learnt().len(), 0);
+        assert_eq!(raw.faults(), 1);
+        assert_eq!(raw.speaker.peers(raw.now)[0].state, State::Established);
+    }
+}
+
+#[test]
+fn a_bad_aggregator_costs_only_itself() {
+    let mut raw = Raw::established();
+    raw.send(&with(&[0xC0, 7, 3, 1, 2, 3]));
+    assert_eq!(raw.speaker.learnt().len(), 1);
+    assert_eq!(raw.faults(), 1);
+    assert_eq!(
+        raw.speaker.peers(raw.now)[0].counters.attributes_discarded,
+        1
+    );
+}
+
+#[test]
+fn a_prefix_that_cannot_be_read_ends_the_session() {
+    let mut raw = Raw::established();
+    raw.send(&update(
+        &[],
+        &[ORIGIN, AS_PATH, NEXT_HOP].concat(),
+        &[33, 10, 0, 0, 0, 0],
+    ));
+    let (code, subcode, _) = raw.refusal();
+    assert_eq!((code, subcode), (3, 10));
+}
+
+#[test]
+fn sections_that_overlap_end_the_session() {
+    let mut raw = Raw::established();
+    let mut bytes = with(&[]);
+    bytes[19] = 0xFF;
+    raw.send(&bytes);
+    assert_eq!(raw.refusal(), (3, 1, vec![]));
+}
+
+#[test]
+fn an_attribute_fault_without_any_prefix_ends_the_session() {
+    let mut raw = Raw::established();
+    raw.send(&update(&[], &[0x40, 1, 1, 9], &[]));
+    assert_eq!(raw.refusal(), (3, 1, vec![]));
+}
+
+#[test]
+fn local_preference_of_an_external_peer_is_ignored() {
+    let mut raw = Raw::established();
+    raw.send(&with(&[0x40, 5, 4, 0, 0, 3, 0xE8]));
+    let route = &raw.speaker.loc_rib()[0];
+    assert_eq!(route.paths[0].attributes.local_pref, None);
+    assert!(route.paths[0].used);
+}
+
+#[test]
+fn our_own_as_in_the_path_is_kept_and_not_used() {
+    let mut raw = Raw::established();
+    let looped = [0x40, 2, 10, 2, 2, 0, 0, 0xFD, 0xEA, 0, 0, 0xFD, 0xE9];
+    raw.send(&update(
+        &[],
+        &[ORIGIN, &looped, NEXT_HOP].concat(),
+        TEN_SLASH_EIGHT,
+    ));
+    assert!(raw.speaker.learnt().is_empty());
+    let route = &raw.speaker.adj_rib_in("node2")[0];
+    assert_eq!(route.paths[0].rejection, Some(Rejection::AsLoop));
+}
+
+#[test]
+fn ipv4_prefixes_in_mp_reach_are_learnt() {
+    let mut raw = Raw::established();
+    let reach = [0x80, 14, 11, 0, 1, 1, 4, 192, 0, 2, 2, 0, 8, 10];
+    raw.send(&update(&[], &[&reach, ORIGIN, AS_PATH].concat(), &[]));
+    assert_eq!(
+        raw.speaker.learnt().into_keys().collect::<Vec<_>>(),
+        [net("10.0.0.0/8")]
+    );
+}
+
+#[test]
+fn a_peer_without_four_octet_as_is_understood() {
+    let mut raw = Raw::connected();
+    let mut two_octets = open();
+    two_octets.four_octet_as = false;
+    raw.send(&wire::encode_open(&two_octets));
+    raw.send(&wire::encode_keepalive());
+    raw.send(&update(
+        &[],
+        &[ORIGIN, &[0x40, 2, 4, 2, 1, 0xFD, 0xEA], NEXT_HOP].concat(),
+        TEN_SLASH_EIGHT,
+    ));
+    let route = &raw.speaker.loc_rib()[0];
+    assert_eq!(route.paths[0].attributes.as_path, [65002]);
+}
+
+#[test]
+fn an_open_without_capabilities_means_ipv4_alone() {
+    let mut raw = Raw::connected();
+    let bare = [
+        &[0xFF; 16][..],
+        &[0, 29, 1, 4, 0xFD, 0xEA, 0, 90, 10, 255, 0, 2, 0],
+    ]
+    .concat();
+    raw.send(&bare);
+    raw.send(&wire::encode_keepalive());
+    let peer = &raw.speaker.peers(raw.now)[0];
+    assert_eq!(peer.state, State::Established);
+    assert!(peer.families[&Family::Ipv4Unicast].negotiated);
+    assert!(!peer.families[&Family::Ipv6Unicast].negotiated);
+}
+
+#[test]
+fn an_unknown_neighbour_is_not_let_in() {
+    let mut raw = Raw::connected();
+    let local = SocketAddr::new(address(1), 179);
+    let stranger = SocketAddr::new(address(9), 50_000);
+    assert_eq!(raw.speaker.handle_incoming(local, stranger, raw.now), None);
+}
+
+#[test]
+fn a_notification_is_not_answered_and_said() {
+    let mut raw = Raw::established();
+    raw.send(&wire::encode_notification(
+        &Notification::administrative_shutdown("bye"),
+    ));
+    assert!(raw.answers().is_empty());
+    assert_eq!(
+        raw.speaker.peers(raw.now)[0].last_error.as_deref(),
+        Some("received 6/2 Administrative Shutdown (\"bye\")")
+    );
+}

@@ -1,0 +1,315 @@
+//! Bytes to values and back: a thin room over the codec crate `rustbgpd-wire`.
+//!
+//! The rest of this crate never sees a type of the codec. A message that ends the session comes
+//! back as the [`Notification`] that says so; attribute faults that RFC 7606 lets us survive are
+//! listed in [`Update::faults`] with what was done about them.
+//!
+//! Not for: whether a message is welcome now (`fsm`), or a route wanted (`policy`).
+//!
+//! # Why a codec of others
+//! It alone knows the RFC 7606 disposition of each attribute together with the right code,
+//! subcode and data. Its version is pinned exactly; `UpdateMessage::build` panics and is not
+//! used, `try_build` is.
+
+mod notification;
+mod open;
+mod update;
+
+use std::fmt;
+
+use bytes::Bytes;
+use ipnetwork::IpNetwork;
+use rustbgpd_wire::{
+    Afi, DecodeError, MAX_MESSAGE_LEN, RouteRefreshMessage, Safi, peek_message_length,
+};
+use serde::{Deserialize, Serialize};
+
+pub use notification::Notification;
+pub use open::{GracefulRestartOffer, Open};
+pub use update::{
+    Attributes, Fault, FaultAction, LargeCommunity, Origin, Reach, TooLong, Update,
+    pack_announcements, pack_withdrawals,
+};
+pub(crate) use update::{decode_update, end_of_rib};
+
+/// Octets of marker, length and type.
+const HEADER_LEN: usize = 19;
+
+/// An address family that we speak: unicast of one IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// AFI 1, SAFI 1.
+    Ipv4Unicast,
+    /// AFI 2, SAFI 1.
+    Ipv6Unicast,
+}
+
+impl Family {
+    /// Every family, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Ipv4Unicast, Self::Ipv6Unicast];
+    const SAFI: Safi = Safi::Unicast;
+
+    /// The family that a prefix belongs to.
+    pub const fn of(prefix: &IpNetwork) -> Self {
+        match prefix {
+            IpNetwork::V4(_) => Self::Ipv4Unicast,
+            IpNetwork::V6(_) => Self::Ipv6Unicast,
+        }
+    }
+
+    const fn afi(self) -> Afi {
+        match self {
+            Self::Ipv4Unicast => Afi::Ipv4,
+            Self::Ipv6Unicast => Afi::Ipv6,
+        }
+    }
+    fn from_codec(afi: Afi, safi: Safi) -> Option<Self> {
+        match (afi, safi) {
+            (Afi::Ipv4, Safi::Unicast) => Some(Self::Ipv4Unicast),
+            (Afi::Ipv6, Safi::Unicast) => Some(Self::Ipv6Unicast),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ipv4Unicast => "ipv4-unicast",
+            Self::Ipv6Unicast => "ipv6-unicast",
+        })
+    }
+}
+
+/// A message, decoded as far as the session's state does not matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Who the peer is.
+    Open(Open),
+    /// Routes; decoded by [`decode_update`] once the session's context is known.
+    Update(RawUpdate),
+    /// Why the peer leaves.
+    Notification(Notification),
+    /// The peer lives.
+    Keepalive,
+    /// The peer wants our routes again; `None` for a family that we do not speak.
+    RouteRefresh(Option<Family>),
+}
+
+/// An UPDATE whose three sections are found but not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawUpdate(rustbgpd_wire::UpdateMessage);
+
+/// Length of the message that begins `bytes`, or `None` when its header is not yet complete.
+///
+/// # Errors
+/// The NOTIFICATION to send when this cannot be the beginning of a message: wrong marker (seen
+/// from the first wrong octet, not only after 19), impossible length, unknown type.
+pub fn message_length(bytes: &[u8]) -> Result<Option<usize>, Notification> {
+    let marker = &bytes[..bytes.len().min(16)];
+    if marker.iter().any(|octet| *octet != 0xFF) {
+        return Err(Notification::bare(1, 1));
+    }
+    let Some(length) =
+        peek_message_length(bytes, MAX_MESSAGE_LEN).map_err(|error| notification_of(&error))?
+    else {
+        return Ok(None);
+    };
+    let kind = bytes[HEADER_LEN - 1];
+    if length_fits(kind, length) {
+        return Ok(Some(usize::from(length)));
+    }
+    let (code, subcode) = if kind == 5 { (7, 1) } else { (1, 2) };
+    Err(Notification {
+        code,
+        subcode,
+        data: length.to_be_bytes().to_vec(),
+    })
+}
+
+/// RFC 4271 §6.1: least lengths of OPEN, UPDATE, NOTIFICATION; exact ones of KEEPALIVE and, as we
+/// negotiate no ORF, ROUTE-REFRESH.
+fn length_fits(kind: u8, length: u16) -> bool {
+    match kind {
+        1 => length >= 29,
+        2 => length >= 23,
+        3 => length >= 21,
+        4 => length == 19,
+        5 => length == 23,
+        _ => false,
+    }
+}
+
+/// Decodes one whole message, as long as [`message_length`] said.
+///
+/// # Errors
+/// The NOTIFICATION to send; the session ends.
+pub fn decode(mut bytes: Bytes) -> Result<Message, Notification> {
+    use rustbgpd_wire::Message as Codec;
+    let message = rustbgpd_wire::decode_message(&mut bytes, MAX_MESSAGE_LEN)
+        .map_err(|error| notification_of(&error))?;
+    Ok(match message {
+        Codec::Open(open) => Message::Open(Open::from_codec(&open)),
+        Codec::Update(update) => Message::Update(RawUpdate(update)),
+        Codec::Notification(notification) => Message::Notification(Notification::from_codec(
+            notification.code,
+            notification.subcode,
+            &notification.data,
+        )),
+        Codec::Keepalive => Message::Keepalive,
+        Codec::RouteRefresh(refresh) => Message::RouteRefresh(
+            refresh
+                .afi()
+                .zip(refresh.safi())
+                .and_then(|(afi, safi)| Family::from_codec(afi, safi)),
+        ),
+        other => {
+            let kind = other.message_type().as_u8();
+            return Err(Notification {
+                code: 1,
+                subcode: 3,
+                data: vec![kind],
+            });
+        }
+    })
+}
+
+/// Encodes an OPEN. Its capabilities are bounded, so it always fits.
+pub fn encode_open(open: &Open) -> Bytes {
+    encode(&rustbgpd_wire::Message::Open(open.to_codec()))
+}
+
+/// Encodes a KEEPALIVE.
+pub fn encode_keepalive() -> Bytes {
+    encode(&rustbgpd_wire::Message::Keepalive)
+}
+
+/// Encodes a NOTIFICATION.
+pub fn encode_notification(notification: &Notification) -> Bytes {
+    encode(&rustbgpd_wire::Message::Notification(
+        notification.to_codec(),
+    ))
+}
+
+/// Encodes a ROUTE-REFRESH (RFC 2918).
+pub fn encode_route_refresh(family: Family) -> Bytes {
+    encode(&rustbgpd_wire::Message::RouteRefresh(
+        RouteRefreshMessage::new(family.afi(), Family::SAFI),
+    ))
+}
+
+fn encode(message: &rustbgpd_wire::Message) -> Bytes {
+    match rustbgpd_wire::encode_message(message) {
+        Ok(bytes) => bytes.freeze(),
+        Err(error) => unreachable!("a bounded message did not encode: {error}"),
+    }
+}
+
+fn notification_of(error: &DecodeError) -> Notification {
+    let (code, subcode, data) = error.to_notification();
+    Notification::from_codec(code, subcode, &data)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn open() -> impl Strategy<Value = Open> {
+        (
+            1..=u32::MAX,
+            any::<u16>(),
+            1..=u32::MAX,
+            proptest::sample::subsequence(Family::ALL.to_vec(), 1..=2),
+            any::<bool>(),
+            proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
+            proptest::option::of("[a-z0-9.-]{1,64}"),
+        )
+            .prop_map(
+                |(asn, hold_time_s, id, families, route_refresh, restart, hostname)| Open {
+                    asn,
+                    hold_time_s,
+                    router_id: Ipv4Addr::from(id),
+                    graceful_restart: restart.map(|(restarting, seconds, preserved)| {
+                        GracefulRestartOffer {
+                            restarting,
+                            restart_time: Duration::from_secs(seconds),
+                            families: families
+                                .iter()
+                                .map(|family| (*family, preserved))
+                                .collect::<BTreeMap<_, _>>(),
+                        }
+                    }),
+                    families: BTreeSet::from_iter(families),
+                    four_octet_as: true,
+                    route_refresh,
+                    hostname,
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn an_open_comes_back_as_it_went(open in open()) {
+            let bytes = encode_open(&open);
+            prop_assert_eq!(message_length(&bytes), Ok(Some(bytes.len())));
+            prop_assert_eq!(decode(bytes), Ok(Message::Open(open)));
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(kind in 0_u8..8, body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let length = HEADER_LEN + body.len();
+            let mut bytes = vec![0xFF; 16];
+            bytes.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+            bytes.push(kind);
+            bytes.extend_from_slice(&body);
+            if let Ok(Some(_)) = message_length(&bytes)
+                && let Ok(Message::Update(raw)) = decode(bytes.into())
+            {
+                for (four_octet_as, internal) in [(true, true), (true, false), (false, false)] {
+                    let _ = decode_update(&raw, four_octet_as, internal);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_marker_is_seen_at_its_first_octet() {
+        assert_eq!(message_length(b"GET "), Err(Notification::bare(1, 1)));
+        assert_eq!(message_length(&[0xFF; 5]), Ok(None));
+    }
+
+    #[test]
+    fn a_length_that_does_not_fit_its_type_is_answered_with_that_length() {
+        let mut keepalive = encode_keepalive().to_vec();
+        keepalive[17] = 20;
+        assert_eq!(
+            message_length(&keepalive),
+            Err(Notification {
+                code: 1,
+                subcode: 2,
+                data: vec![0, 20]
+            })
+        );
+    }
+
+    #[test]
+    fn an_unknown_type_is_answered_with_that_type() {
+        let mut message = encode_keepalive().to_vec();
+        message[18] = 9;
+        assert_eq!(
+            message_length(&message),
+            Err(Notification {
+                code: 1,
+                subcode: 3,
+                data: vec![9]
+            })
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! OPEN: who a speaker is and what it can do (RFC 4271 §4.2, RFC 5492).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustbgpd_wire::{Capability, GracefulRestartFamily, OpenMessage};
+use serde::{Deserialize, Serialize};
+
+use super::Family;
+
+/// The two-octet stand-in of an AS that needs four (RFC 6793).
+const AS_TRANS: u16 = 23456;
+/// The FQDN capability, draft-walton-bgp-hostname-capability.
+const FQDN: u8 = 73;
+
+/// An OPEN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// The AS; the four-octet one when the capability is there.
+    pub asn: u32,
+    /// Proposed hold time in seconds.
+    pub hold_time_s: u16,
+    /// BGP identifier.
+    pub router_id: Ipv4Addr,
+    /// Multiprotocol families (RFC 4760); IPv4 unicast alone when the sender names none.
+    pub families: BTreeSet<Family>,
+    /// Whether AS numbers of four octets are understood (RFC 6793).
+    pub four_octet_as: bool,
+    /// Whether ROUTE-REFRESH is understood (RFC 2918).
+    pub route_refresh: bool,
+    /// Graceful restart (RFC 4724).
+    pub graceful_restart: Option<GracefulRestartOffer>,
+    /// The sender's name.
+    pub hostname: Option<String>,
+}
+
+/// The graceful restart capability.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GracefulRestartOffer {
+    /// R bit: the sender has just restarted.
+    pub restarting: bool,
+    /// How long its routes shall be kept.
+    pub restart_time: Duration,
+    /// Per family the F bit: forwarding was preserved.
+    pub families: BTreeMap<Family, bool>,
+}
+
+impl Open {
+    pub(crate) fn from_codec(message: &OpenMessage) -> Self {
+        let mut open = Self {
+            asn: message.four_byte_as(),
+            hold_time_s: message.hold_time,
+            router_id: message.bgp_identifier,
+            families: BTreeSet::new(),
+            four_octet_as: false,
+            route_refresh: false,
+            graceful_restart: None,
+            hostname: None,
+        };
+        let mut names_families = false;
+        for capability in &message.capabilities {
+            open.take_capability(capability);
+            names_families |= matches!(
+                capability,
+                Capability::MultiProtocol { .. } | Capability::Unknown { code: 1, .. }
+            );
+        }
+        if !names_families {
+            open.families.insert(Family::Ipv4Unicast);
+        }
+        open
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "RFC 5492 §3: a capability that is not understood is ignored"
+    )]
+    fn take_capability(&mut self, capability: &Capability) {
+        match capability {
+            Capability::MultiProtocol { afi, safi } => {
+                self.families.extend(Family::from_codec(*afi, *safi));
+            }
+            Capability::FourOctetAs { .. } => self.four_octet_as = true,
+            Capability::RouteRefresh => self.route_refresh = true,
+            Capability::GracefulRestart {
+                restart_state,
+                restart_time,
+                families,
+                ..
+            } => {
+                self.graceful_restart = Some(GracefulRestartOffer {
+                    restarting: *restart_state,
+                    restart_time: Duration::from_secs(u64::from(*restart_time)),
+                    families: families
+                        .iter()
+                        .filter_map(|entry| {
+                            let family = Family::from_codec(entry.afi, entry.safi)?;
+                            Some((family, entry.forwarding_preserved))
+                        })
+                        .collect(),
+                });
+            }
+            Capability::Unknown { code: FQDN, data } => self.hostname = hostname_of(data),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn to_codec(&self) -> OpenMessage {
+        let mut capabilities: Vec<_> = self
+            .families
+            .iter()
+            .map(|family| Capability::MultiProtocol {
+                afi: family.afi(),
+                safi: Family::SAFI,
+            })
+            .collect();
+        if self.route_refresh {
+            capabilities.push(Capability::RouteRefresh);
+        }
+        if self.four_octet_as {
+            capabilities.push(Capability::FourOctetAs { asn: self.asn });
+        }
+        if let Some(offer) = &self.graceful_restart {
+            capabilities.push(Capability::GracefulRestart {
+                restart_state: offer.restarting,
+                notification: false,
+                restart_time: u16::try_from(offer.restart_time.as_secs())
+                    .unwrap_or(u16::MAX)
+                    .min(4095),
+                families: offer
+                    .families
+                    .iter()
+                    .map(|(family, preserved)| GracefulRestartFamily {
+                        afi: family.afi(),
+                        safi: Family::SAFI,
+                        forwarding_preserved: *preserved,
+                    })
+                    .collect(),
+            });
+        }
+        if let Some(hostname) = &self.hostname {
+            capabilities.push(Capability::Unknown {
+                code: FQDN,
+                data: fqdn(hostname),
+            });
+        }
+        OpenMessage {
+            version: 4,
+            my_as: u16::try_from(self.asn).unwrap_or(AS_TRANS),
+            hold_time: self.hold_time_s,
+            bgp_identifier: self.router_id,
+            capabilities,
+        }
+    }
+}
+
+/// Host name and (empty) domain name, each after its length; cut at 64 octets.
+fn fqdn(hostname: &str) -> Bytes {
+    let mut end = hostname.len().min(64);
+    while !hostname.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut data = vec![end as u8];
+    data.extend_from_slice(&hostname.as_bytes()[..end]);
+    data.push(0);
+    data.into()
+}
+
+fn hostname_of(data: &[u8]) -> Option<String> {
+    let (&length, rest) = data.split_first()?;
+    let name = rest.get(..usize::from(length))?;
+    let name = std::str::from_utf8(name).ok()?;
+    (!name.is_empty() && !name.chars().any(char::is_control)).then(|| name.to_owned())
+}
