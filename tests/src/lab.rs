@@ -24,7 +24,7 @@ pub mod traffic;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::netns::{Netns, run, veth, wait_for};
 use crate::peer::Frr;
@@ -311,10 +311,16 @@ impl Node {
         let agent = self.agent.as_mut().context("just started")?;
         wait_for(&what, 20, || {
             if let Some(status) = agent.ended()? {
-                anyhow::bail!("it ended with {status}: {}", agent.printed());
+                return Ok(Some(Err(anyhow!(
+                    "it ended with {status}: {}",
+                    agent.printed()
+                ))));
             }
-            Ok(std::os::unix::net::UnixStream::connect(&socket).ok())
-        })?;
+            Ok(std::os::unix::net::UnixStream::connect(&socket)
+                .ok()
+                .map(Ok))
+        })?
+        .with_context(|| what.clone())?;
         self.attach_pods()
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::binary;
@@ -24,10 +24,13 @@ pub fn serve(netns: &Netns, name: &str, port: u16, log: &Path) -> Result<Process
     let address = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), port);
     wait_for(&format!("the server {name}"), 5, || {
         if let Some(status) = server.ended()? {
-            anyhow::bail!("it ended with {status}: {}", server.printed());
+            return Ok(Some(Err(anyhow!(
+                "it ended with {status}: {}",
+                server.printed()
+            ))));
         }
-        netns.enter(|| TcpStream::connect(address).ok())
-    })?;
+        netns.enter(|| TcpStream::connect(address).ok().map(Ok))
+    })??;
     Ok(server)
 }
 
