@@ -1,6 +1,6 @@
 //! The one interface for people and CI: `cargo xtask VERB`.
 //!
-//! A verb is a room: `setup` (what this machine needs), `build`, `lint` (format, clippy, layers), `test`.
+//! A verb is a room: `setup` (what this machine needs), `build`, `run`, `lint` (format, clippy, layers), `test`.
 //! Beside them stand `ebpf` (how the datapath's object is built), `layers` and `rooms` (the checks on the
 //! tree) and `workspace` (where everything is, and running a tool).
 //!
@@ -16,6 +16,7 @@ mod ebpf;
 mod layers;
 mod lint;
 mod rooms;
+mod run;
 mod setup;
 mod test;
 mod workspace;
@@ -40,6 +41,8 @@ enum Verb {
     Build(build::Arguments),
     /// Check format, clippy, layers and the shape of the tree
     Lint,
+    /// Show all of Fairlead on this machine, or run the agent on this host: `run -- <agent flags>`
+    Run(run::Arguments),
     /// Lint, then run every test and fail when one was skipped
     Test(test::Arguments),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
+        Verb::Run(arguments) => run::run(&arguments),
         Verb::Lint => lint::run(),
         Verb::Test(arguments) => test::run(&arguments),
     };

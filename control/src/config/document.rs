@@ -10,6 +10,13 @@ use std::time::Duration;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Deserializer, Serialize};
 
+/// Where the configuration is read from unless another file is named.
+pub const DEFAULT_CONFIG: &str = "/etc/fairlead/config.yaml";
+/// Default of [`Document::socket`].
+pub const DEFAULT_SOCKET: &str = "/run/fairlead/agent.sock";
+/// Default of [`Bpf::pin_path`].
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fairlead";
+
 /// `/etc/fairlead/config.yaml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -47,7 +54,7 @@ impl Default for Document {
             ipv4_native_routing_cidr: Vec::new(),
             masquerade: Masquerade::default(),
             manifests: None,
-            socket: PathBuf::from("/run/fairlead/agent.sock"),
+            socket: PathBuf::from(DEFAULT_SOCKET),
             bgp: Bgp::default(),
             load_balancer: LoadBalancer::default(),
         }
@@ -87,7 +94,7 @@ pub struct Bpf {
 impl Default for Bpf {
     fn default() -> Self {
         Self {
-            pin_path: PathBuf::from("/sys/fs/bpf/fairlead"),
+            pin_path: PathBuf::from(DEFAULT_PIN_PATH),
             xdp_mode: XdpMode::default(),
         }
     }
