@@ -1,7 +1,10 @@
 //! What the node should be: one plain, ordered value, computed from what the sources say.
 //!
-//! Nothing here knows maps, sockets, clocks or Kubernetes documents; `desired::merge` makes it from
-//! resources, `plan` compares it with the kernel.
+//! `merge` makes it from the sources' objects and the configuration, `announce` says what of it BGP
+//! peers are told, `plan` compares it with the kernel. Not here: maps, sockets, clocks, files.
+
+pub mod announce;
+pub mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -67,8 +70,20 @@ pub struct Service {
     pub object: ObjectName,
     /// The labels of that object, for service selectors.
     pub labels: BTreeMap<String, String>,
+    /// Which fields of the object name its address.
+    pub address_kinds: BTreeSet<AddressKind>,
     /// Its backends.
     pub backends: BTreeMap<BackendAddr, Backend>,
+}
+
+/// Which field of a service names an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AddressKind {
+    /// `spec.loadBalancerIP` or `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+    /// `spec.externalIPs[]`.
+    External,
 }
 
 /// `namespace/name` of an object.
@@ -121,6 +136,8 @@ pub struct Backend {
 pub struct Egress {
     /// The address they leave under.
     pub address: Ipv4Addr,
+    /// Whether that is the node's own address, whose ports it shares with the host; else it is announced.
+    pub is_node_address: bool,
     /// Destinations that are reached without translation.
     pub native: BTreeSet<Ipv4Network>,
 }
@@ -140,6 +157,8 @@ pub struct VirtualRouter {
     pub export_pod_cidr: bool,
     /// Which services are announced; absent: none.
     pub services: Option<LabelSelector>,
+    /// Which of their addresses are.
+    pub address_kinds: BTreeSet<AddressKind>,
     /// Peers by address and port.
     pub neighbors: BTreeMap<(IpAddr, u16), Neighbor>,
 }

@@ -5,6 +5,7 @@
 //!
 //! Not here: what an object means for this node (`desired::merge`); files (`source::manifests`).
 
+mod limits;
 pub mod peering_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -336,10 +337,6 @@ pub trait Check {
         Ok(())
     }
 }
-
-impl Check for Node {}
-impl Check for Service {}
-impl Check for EndpointSlice {}
 
 /// `Kind namespace/name` as far as the tree says it.
 fn object_name(tree: &Located, kind: &str) -> String {

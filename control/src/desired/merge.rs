@@ -1,0 +1,143 @@
+//! Resources and configuration in, [`Desired`] out: what this node should be.
+//!
+//! Pure and total: an object that cannot be followed becomes a [`Condition`], and so does every
+//! conflict between objects; the rest stays in force. Not here: parsing (`source`), row layouts (`plan`).
+
+mod routers;
+mod services;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::Node;
+
+use super::{Condition, Desired, Egress, NodeState, ObjectName};
+use crate::config::Document;
+use crate::source::resource::{Origin, Resources, Sourced};
+
+/// What this node should be, by what the sources and the configuration say.
+pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desired {
+    let mut conditions = Conditions(resources.conditions.clone());
+    let found = resources.nodes.get(&ObjectName {
+        namespace: String::new(),
+        name: node_name.to_owned(),
+    });
+    let node = match found {
+        Some(found) => node_state(node_name, &found.object),
+        None => {
+            conditions.0.push(Condition {
+                object: format!("Node {node_name}"),
+                origin: String::new(),
+                reason: "NodeMissing".to_owned(),
+                message: "this node has no Node object, so it has no pods and no BGP; add one or set nodeName"
+                    .to_owned(),
+            });
+            NodeState {
+                name: node_name.to_owned(),
+                ..NodeState::default()
+            }
+        }
+    };
+    let services = services::merge(resources, &mut conditions);
+    let routers = match found {
+        Some(found) => routers::merge(resources, &node, found, &mut conditions),
+        None => BTreeMap::new(),
+    };
+    let egress = egress(config, &node, &mut conditions);
+    let mut conditions = conditions.0;
+    conditions.sort();
+    conditions.dedup();
+    Desired {
+        node,
+        services,
+        egress,
+        routers,
+        conditions,
+    }
+}
+
+/// Collects conditions of objects.
+struct Conditions(Vec<Condition>);
+
+impl Conditions {
+    fn add(
+        &mut self,
+        kind: &str,
+        name: &ObjectName,
+        origin: &Origin,
+        reason: &str,
+        message: String,
+    ) {
+        self.0.push(Condition {
+            object: format!("{kind} {name}"),
+            origin: origin.to_string(),
+            reason: reason.to_owned(),
+            message,
+        });
+    }
+}
+
+fn node_state(name: &str, node: &Node) -> NodeState {
+    let internal: Vec<IpAddr> = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten())
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
+    let spec = node.spec.clone().unwrap_or_default();
+    let pod_cidrs: BTreeSet<IpNetwork> = spec
+        .pod_cidrs
+        .into_iter()
+        .flatten()
+        .chain(spec.pod_cidr)
+        .filter_map(|text| text.parse::<IpNetwork>().ok())
+        .filter_map(|prefix| IpNetwork::new(prefix.network(), prefix.prefix()).ok())
+        .collect();
+    NodeState {
+        name: name.to_owned(),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        ipv4: internal.iter().find_map(|ip| match ip {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        }),
+        ipv6: internal.iter().find_map(|ip| match ip {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        }),
+        pod_cidrs,
+    }
+}
+
+fn egress(config: &Document, node: &NodeState, conditions: &mut Conditions) -> Option<Egress> {
+    if !config.masquerade.enabled {
+        return None;
+    }
+    let native = config.ipv4_native_routing_cidr.iter().copied().collect();
+    match (config.masquerade.egress_address, node.ipv4) {
+        (Some(address), own) => Some(Egress {
+            address,
+            is_node_address: own == Some(address),
+            native,
+        }),
+        (None, Some(address)) => Some(Egress {
+            address,
+            is_node_address: true,
+            native,
+        }),
+        (None, None) => {
+            conditions.0.push(Condition {
+                object: format!("Node {}", node.name),
+                origin: String::new(),
+                reason: "NoEgressAddress".to_owned(),
+                message: "masquerade is on and the node has no IPv4 InternalIP; add one or set masquerade.egressAddress"
+                    .to_owned(),
+            });
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
