@@ -11,9 +11,12 @@
 //!
 //! Not here: what the tables should hold (`plan`), and devices' own settings (`host`).
 
+pub mod apply;
 pub mod attach;
 pub mod batch;
+pub mod dump;
 pub mod load;
 pub mod mapped;
+pub mod observe;
 pub mod pins;
 pub mod table;

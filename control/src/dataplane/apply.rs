@@ -1,0 +1,458 @@
+//! Carries a plan out on the pinned tables, and reads them back.
+//!
+//! A step that fails does not stop the plan: what depends on it is left out, everything else goes on,
+//! and the outcome says what really happened. The next round starts from [`Store::observe`].
+//!
+//! ```text
+//!   backend row failed  ->  slots that name it are left out  ->  services of that ring are left out
+//!   anything failed     ->  no backend row is emptied, no flow forgotten: a slot may still need it
+//! ```
+//!
+//! Not for deciding steps or their order (`plan`).
+
+use std::collections::BTreeSet;
+
+use fairlead_common::route::{DEVICE_MASK, Device};
+use fairlead_common::service::{self, Backend, ServiceKey, Slot};
+use fairlead_common::tables::{Backends, Devices, Flows, NodeTable, Services, TxPorts};
+
+use super::mapped::Access;
+use super::pins::Pins;
+use super::table::{self, Pinned, Slots};
+use crate::plan::{Actual, Step, Store};
+
+/// The pinned tables as a plan's store.
+#[derive(Debug)]
+pub struct KernelStore {
+    node: Pinned<NodeTable>,
+    devices: Pinned<Devices>,
+    services: Pinned<Services>,
+    backends: Pinned<Backends>,
+    flows: Pinned<Flows>,
+    slots: Slots,
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A table could not be used.
+    #[error(transparent)]
+    Table(#[from] table::Error),
+    /// A ring lies outside of the table of slots.
+    #[error("slot {slot} is beyond the {capacity} slots of RINGS")]
+    OutOfRings {
+        /// The slot that does not exist.
+        slot: u64,
+        /// How many there are.
+        capacity: u32,
+    },
+}
+
+impl KernelStore {
+    /// Opens the tables for writing.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Self::with_access(pins, Access::Write)
+    }
+
+    fn with_access(pins: &Pins, access: Access) -> Result<Self, Error> {
+        Ok(Self {
+            node: Pinned::open(pins)?,
+            devices: Pinned::open(pins)?,
+            services: Pinned::open(pins)?,
+            backends: Pinned::open(pins)?,
+            flows: Pinned::open(pins)?,
+            slots: Slots::open(pins, access)?,
+        })
+    }
+
+    fn put_slots(&mut self, ring: u32, slots: &[(u32, Slot)]) -> Result<(), Error> {
+        let capacity = self.slots.len();
+        let place = |offset: u32| u64::from(ring) + u64::from(offset);
+        // Checked first: a ring is written whole or not at all.
+        if let Some(&(offset, _)) = slots
+            .iter()
+            .find(|&&(offset, _)| place(offset) >= u64::from(capacity))
+        {
+            return Err(Error::OutOfRings {
+                slot: place(offset),
+                capacity,
+            });
+        }
+        for &(offset, slot) in slots {
+            if !self.slots.set(ring + offset, slot) {
+                return Err(Error::OutOfRings {
+                    slot: place(offset),
+                    capacity,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_flows(&mut self, services: &BTreeSet<ServiceKey>) -> Result<(), Error> {
+        let mut forgotten = Vec::new();
+        for row in self.flows.rows() {
+            let (flow, _) = row?;
+            let service = ServiceKey::new(flow.dst, flow.dst_port, flow.proto);
+            if services.contains(&service) {
+                forgotten.push(flow);
+            }
+        }
+        for flow in forgotten {
+            self.flows.remove(&flow)?;
+        }
+        Ok(())
+    }
+}
+
+impl Store for KernelStore {
+    type Error = Error;
+
+    fn apply(&mut self, step: &Step) -> Result<(), Error> {
+        match step {
+            Step::PutNode(node) => self.node.set(&0, node)?,
+            Step::PutDevice(device) => self.devices.set(&(device.ifindex & DEVICE_MASK), device)?,
+            Step::RemoveDevice(row) => {
+                self.devices.set(row, &Device::default())?;
+            }
+            Step::PutBackend(id, backend) => self.backends.set(id, backend)?,
+            Step::RemoveBackend(id) => self.backends.set(id, &Backend::default())?,
+            Step::PutSlots { ring, slots } => self.put_slots(*ring, slots)?,
+            Step::PutService(key, service) => self.services.set(key, service)?,
+            // Gone already is as good.
+            Step::RemoveService(key) => drop(self.services.remove(key)?),
+            Step::ForgetFlows(services) => self.forget_flows(services)?,
+        }
+        Ok(())
+    }
+
+    fn observe(&self) -> Result<Actual, Error> {
+        let mut actual = Actual::default();
+        for row in self.services.rows() {
+            let (key, service) = row?;
+            actual.services.insert(key, service);
+        }
+        for row in self.backends.rows() {
+            let (id, backend) = row?;
+            if backend.forward != service::forward::FREE {
+                actual.backends.insert(id, backend);
+            }
+        }
+        for service in actual.services.values().filter(|one| one.slots > 0) {
+            let known = actual.rings.get(&service.ring).map_or(0, Vec::len);
+            if known < service.slots as usize {
+                let slots = self.slots.ring(service.ring, service.slots);
+                actual.rings.insert(service.ring, slots);
+            }
+        }
+        actual.node = self
+            .node
+            .get(&0)?
+            .filter(|node| bytemuck::bytes_of(node).iter().any(|&byte| byte != 0));
+        for row in self.devices.rows() {
+            let (place, device) = row?;
+            if device.ifindex != 0 {
+                actual.devices.insert(place, device);
+            }
+        }
+        Ok(actual)
+    }
+}
+
+/// Reads the tables without being able to write slots; for `dpctl` beside an agent or without one.
+pub fn observe(pins: &Pins) -> Result<Actual, Error> {
+    KernelStore::with_access(pins, Access::Read)?.observe()
+}
+
+/// What became of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// How many steps were carried out.
+    pub done: usize,
+    /// What failed, and what was left out because of it, in the order of the plan.
+    pub obstacles: Vec<Obstacle>,
+}
+
+impl Outcome {
+    /// Whether the tables are what the plan wanted.
+    pub fn is_complete(&self) -> bool {
+        self.obstacles.is_empty()
+    }
+}
+
+/// A step that was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What it would have done, and to which key.
+    pub step: String,
+    /// Why it was not.
+    pub why: String,
+    /// Whether it was left out because an earlier one failed.
+    pub left_out: bool,
+}
+
+/// Carries steps out in their order.
+pub fn run<'a, S: Store>(steps: impl IntoIterator<Item = &'a Step>, store: &mut S) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut failed = Failed::default();
+    for step in steps {
+        let (why, left_out) = match failed.blocks(step) {
+            Some(why) => (why.to_owned(), true),
+            None => match store.apply(step) {
+                Ok(()) => {
+                    outcome.done += 1;
+                    continue;
+                }
+                Err(error) => (error.to_string(), false),
+            },
+        };
+        failed.note(step);
+        outcome.obstacles.push(Obstacle {
+            step: describe(step),
+            why,
+            left_out,
+        });
+    }
+    outcome
+}
+
+/// What later steps must not rely on.
+#[derive(Default)]
+struct Failed {
+    any: bool,
+    backends: BTreeSet<u32>,
+    rings: BTreeSet<u32>,
+}
+
+impl Failed {
+    fn note(&mut self, step: &Step) {
+        self.any = true;
+        match step {
+            Step::PutBackend(id, _) => {
+                self.backends.insert(*id);
+            }
+            Step::PutSlots { ring, .. } => {
+                self.rings.insert(*ring);
+            }
+            Step::PutNode(_)
+            | Step::PutDevice(_)
+            | Step::RemoveDevice(_)
+            | Step::RemoveBackend(_)
+            | Step::PutService(..)
+            | Step::RemoveService(_)
+            | Step::ForgetFlows(_) => {}
+        }
+    }
+
+    fn blocks(&self, step: &Step) -> Option<&'static str> {
+        match step {
+            Step::PutSlots { slots, .. } => slots
+                .iter()
+                .any(|(_, slot)| {
+                    self.backends.contains(&slot.current) || self.backends.contains(&slot.previous)
+                })
+                .then_some("a backend that it names could not be written"),
+            Step::PutService(_, service) => self
+                .rings
+                .contains(&service.ring)
+                .then_some("its ring could not be written"),
+            Step::RemoveBackend(_) => self
+                .any
+                .then_some("an earlier step failed, and a slot may still name it"),
+            Step::ForgetFlows(_) => self
+                .any
+                .then_some("an earlier step failed, and a slot may still be in transition"),
+            Step::PutNode(_)
+            | Step::PutDevice(_)
+            | Step::RemoveDevice(_)
+            | Step::PutBackend(..)
+            | Step::RemoveService(_) => None,
+        }
+    }
+}
+
+/// Says what a step does and to which key, for people.
+pub fn describe(step: &Step) -> String {
+    let frontend = |key: &ServiceKey| {
+        let addr = std::net::SocketAddr::new(key.addr.ip(), key.port.number());
+        format!("{addr}/{}", key.proto)
+    };
+    match step {
+        Step::PutNode(_) => "write the node's row".to_owned(),
+        Step::PutDevice(device) => format!("write device {}", device.ifindex),
+        Step::RemoveDevice(row) => format!("empty device row {row}"),
+        Step::PutBackend(id, backend) => format!(
+            "write backend {id} ({})",
+            std::net::SocketAddr::new(backend.addr.ip(), backend.port.number())
+        ),
+        Step::RemoveBackend(id) => format!("empty backend {id}"),
+        Step::PutSlots { ring, slots } => {
+            format!("write {} slots of the ring at {ring}", slots.len())
+        }
+        Step::PutService(key, _) => format!("write service {}", frontend(key)),
+        Step::RemoveService(key) => format!("remove service {}", frontend(key)),
+        Step::ForgetFlows(services) => {
+            let names: Vec<_> = services.iter().map(frontend).collect();
+            format!("forget flows of {}", names.join(", "))
+        }
+    }
+}
+
+/// Makes `TX_PORTS` hold exactly these devices; returns what was added and what was removed. A device
+/// that has gone left the table by itself.
+///
+/// # Errors
+/// The first device that could not be added or removed, after trying the others.
+pub fn set_tx_ports(
+    pins: &Pins,
+    wanted: &BTreeSet<u32>,
+) -> Result<(Vec<u32>, Vec<u32>), table::Error> {
+    let mut table = Pinned::<TxPorts>::open(pins)?;
+    let held: BTreeSet<u32> = table
+        .rows()
+        .map(|row| row.map(|(index, _)| index))
+        .collect::<Result<_, _>>()?;
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    let mut first = None;
+    for &index in wanted.difference(&held) {
+        match add_tx_port_to(&mut table, index) {
+            Ok(()) => added.push(index),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    for &index in held.difference(wanted) {
+        match table.remove(&index) {
+            Ok(_) => removed.push(index),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    first.map_or(Ok((added, removed)), Err)
+}
+
+/// Lets XDP redirect to a device, without touching others.
+pub fn add_tx_port(pins: &Pins, index: u32) -> Result<(), table::Error> {
+    add_tx_port_to(&mut Pinned::open(pins)?, index)
+}
+
+fn add_tx_port_to(table: &mut Pinned<TxPorts>, index: u32) -> Result<(), table::Error> {
+    let port = fairlead_common::route::TxPort {
+        ifindex: index,
+        program: 0,
+    };
+    table.set(&index, &port)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use fairlead_common::addr::{Addr, Port, Proto};
+    use fairlead_common::service::Service;
+
+    use super::*;
+
+    /// Carries out everything but what it is told to refuse.
+    struct Refusing {
+        refused: Vec<Step>,
+        done: Vec<Step>,
+    }
+
+    impl Store for Refusing {
+        type Error = &'static str;
+
+        fn apply(&mut self, step: &Step) -> Result<(), Self::Error> {
+            if self.refused.contains(step) {
+                return Err("refused");
+            }
+            self.done.push(step.clone());
+            Ok(())
+        }
+
+        fn observe(&self) -> Result<Actual, Self::Error> {
+            Ok(Actual::default())
+        }
+    }
+
+    fn key(last: u8) -> ServiceKey {
+        ServiceKey::new(
+            Addr::from(Ipv4Addr::new(192, 0, 2, last)),
+            Port::new(80),
+            Proto::TCP,
+        )
+    }
+
+    fn slots(ring: u32, backend: u32) -> Step {
+        let slot = Slot {
+            current: backend,
+            previous: 0,
+        };
+        Step::PutSlots {
+            ring,
+            slots: vec![(0, slot)],
+        }
+    }
+
+    fn service(last: u8, ring: u32) -> Step {
+        let service = Service {
+            id: last.into(),
+            ring,
+            slots: 1,
+        };
+        Step::PutService(key(last), service)
+    }
+
+    #[test]
+    fn what_hangs_on_a_failed_step_is_left_out_and_the_rest_goes_on() {
+        let steps = [
+            Step::PutBackend(1, Backend::default()),
+            Step::PutBackend(2, Backend::default()),
+            slots(0, 1),
+            slots(512, 2),
+            service(1, 0),
+            service(2, 512),
+            Step::RemoveBackend(3),
+            Step::ForgetFlows([key(9)].into()),
+        ];
+        let mut store = Refusing {
+            refused: vec![steps[0].clone()],
+            done: Vec::new(),
+        };
+
+        let outcome = run(&steps, &mut store);
+
+        assert_eq!(
+            store.done,
+            [steps[1].clone(), steps[3].clone(), steps[5].clone()]
+        );
+        assert_eq!(outcome.done, 3);
+        let told: Vec<_> = outcome
+            .obstacles
+            .iter()
+            .map(|one| (one.step.as_str(), one.left_out))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("write backend 1 ([::]:0)", false),
+                ("write 1 slots of the ring at 0", true),
+                ("write service 192.0.2.1:80/tcp", true),
+                ("empty backend 3", true),
+                ("forget flows of 192.0.2.9:80/tcp", true),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_plan_without_obstacles_is_complete() {
+        let steps = [slots(0, 1), Step::RemoveBackend(3)];
+        let mut store = Refusing {
+            refused: Vec::new(),
+            done: Vec::new(),
+        };
+
+        let outcome = run(&steps, &mut store);
+
+        assert!(outcome.is_complete());
+        assert_eq!(store.done, steps);
+    }
+}

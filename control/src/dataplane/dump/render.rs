@@ -1,0 +1,163 @@
+//! Rows as JSON: one shape per type of the registry, with lower camelCase names.
+//!
+//! Not for choosing rows, nor for tables on a terminal.
+
+use fairlead_common::addr::{Addr, Cidr4};
+use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::route::{Device, Node, TxPort, node_flags};
+use fairlead_common::service::{
+    Backend, Count, RingPage, Service, ServiceKey, Slot, flags, forward,
+};
+use fairlead_common::snat::{Binding, EgressPort, State};
+use serde_json::{Value, json};
+
+/// A key or a value as JSON.
+pub(super) trait ToJson {
+    fn to_json(&self) -> Value;
+}
+
+impl ToJson for Addr {
+    fn to_json(&self) -> Value {
+        address(*self)
+    }
+}
+
+impl ToJson for u32 {
+    fn to_json(&self) -> Value {
+        json!(self)
+    }
+}
+
+fn address(addr: Addr) -> Value {
+    if addr.is_none() {
+        Value::Null
+    } else {
+        json!(addr.to_string())
+    }
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+impl ToJson for Node {
+    fn to_json(&self) -> Value {
+        let cidrs = |cidrs: &[Cidr4]| -> Vec<String> {
+            cidrs
+                .iter()
+                .filter(|&&cidr| cidr != Cidr4::NONE)
+                .map(ToString::to_string)
+                .collect()
+        };
+        let mut buckets = self.buckets.to_vec();
+        buckets.sort_unstable();
+        buckets.dedup();
+        json!({
+            "tunnelV4": address(self.tunnel_v4),
+            "tunnelV6": address(self.tunnel_v6),
+            "egress": address(self.egress),
+            "egressIsLocal": self.flags & node_flags::EGRESS_IS_LOCAL != 0,
+            "native": cidrs(&self.native),
+            "pods": cidrs(&self.pods),
+            "buckets": buckets,
+        })
+    }
+}
+
+impl ToJson for Device {
+    fn to_json(&self) -> Value {
+        json!({ "ifindex": self.ifindex, "mac": mac(self.mac) })
+    }
+}
+
+impl ToJson for TxPort {
+    fn to_json(&self) -> Value {
+        json!({ "ifindex": self.ifindex, "program": self.program })
+    }
+}
+
+impl ToJson for ServiceKey {
+    fn to_json(&self) -> Value {
+        json!({
+            "addr": address(self.addr),
+            "port": self.port.number(),
+            "proto": self.proto.to_string(),
+        })
+    }
+}
+
+impl ToJson for Service {
+    fn to_json(&self) -> Value {
+        json!({ "id": self.id, "ring": self.ring, "slots": self.slots })
+    }
+}
+
+impl ToJson for Slot {
+    fn to_json(&self) -> Value {
+        json!({ "current": self.current, "previous": self.previous })
+    }
+}
+
+impl ToJson for RingPage {
+    fn to_json(&self) -> Value {
+        self.iter().map(ToJson::to_json).collect()
+    }
+}
+
+impl ToJson for Backend {
+    fn to_json(&self) -> Value {
+        let forward = match self.forward {
+            forward::FREE => json!("free"),
+            forward::L2 => json!("l2"),
+            forward::ENCAPSULATE => json!("encapsulate"),
+            other => json!(other),
+        };
+        json!({
+            "addr": address(self.addr),
+            "port": self.port.number(),
+            "forward": forward,
+            "alive": self.flags & flags::ALIVE != 0,
+        })
+    }
+}
+
+impl ToJson for FlowKey {
+    fn to_json(&self) -> Value {
+        json!({
+            "src": address(self.src),
+            "srcPort": self.src_port.number(),
+            "dst": address(self.dst),
+            "dstPort": self.dst_port.number(),
+            "proto": self.proto.to_string(),
+        })
+    }
+}
+
+impl ToJson for Flow {
+    fn to_json(&self) -> Value {
+        json!({ "backend": self.backend, "lastSeenSeconds": self.last_seen_s })
+    }
+}
+
+impl ToJson for Binding {
+    fn to_json(&self) -> Value {
+        json!({
+            "inside": address(self.inside),
+            "insidePort": self.inside_port.number(),
+            "state": State::from_row(self.state).name(),
+            "lastSeenSeconds": self.last_seen_s,
+        })
+    }
+}
+
+impl ToJson for EgressPort {
+    fn to_json(&self) -> Value {
+        json!({ "port": self.port.number() })
+    }
+}
+
+impl ToJson for Count {
+    fn to_json(&self) -> Value {
+        json!({ "packets": self.packets, "bytes": self.bytes })
+    }
+}

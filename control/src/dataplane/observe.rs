@@ -1,0 +1,138 @@
+//! Reads what the datapath counts and remembers, and clears what has outlived its time.
+//!
+//! Time comes in as an argument; [`now_s`] is the one place that reads the datapath's clock.
+//!
+//! Not for the tables that the plan owns: `apply` reads those back.
+
+use std::collections::BTreeMap;
+
+use fairlead_common::flow::FlowKey;
+use fairlead_common::reason::Reason;
+use fairlead_common::service::Count;
+use fairlead_common::snat::{self, Binding};
+use fairlead_common::tables::{BackendStats, Reasons, ServiceStats, SnatFwd, SnatRev};
+use nix::time::{ClockId, clock_gettime};
+
+use super::batch::Place;
+use super::pins::Pins;
+use super::table::{Error, Pinned, Walk};
+
+/// The clock that the datapath stamps its rows with, in seconds: `bpf_ktime_get_coarse_ns` reads
+/// CLOCK_MONOTONIC at the last tick, which does not run while the machine sleeps.
+///
+/// # Errors
+/// None on a kernel that runs the datapath.
+pub fn now_s() -> std::io::Result<u32> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(u32::try_from(now.tv_sec()).unwrap_or(u32::MAX))
+}
+
+/// The datapath's counters.
+#[derive(Debug)]
+pub struct Counters {
+    reasons: Pinned<Reasons>,
+    services: Pinned<ServiceStats>,
+    backends: Pinned<BackendStats>,
+}
+
+impl Counters {
+    /// Opens the tables of counters.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            reasons: Pinned::open(pins)?,
+            services: Pinned::open(pins)?,
+            backends: Pinned::open(pins)?,
+        })
+    }
+
+    /// Reads every reason's count, zeros included, in the order of [`Reason::ALL`].
+    pub fn reasons(&self) -> Result<Vec<(Reason, Count)>, Error> {
+        let counts: BTreeMap<_, _> = self.reasons.counts()?.into_iter().collect();
+        let count = |reason: Reason| counts.get(&(reason as u32)).copied().unwrap_or_default();
+        Ok(Reason::ALL
+            .iter()
+            .map(|&reason| (reason, count(reason)))
+            .collect())
+    }
+
+    /// Reads the counts of services that have any, by service id.
+    pub fn services(&self) -> Result<BTreeMap<u32, Count>, Error> {
+        Ok(self.services.counts()?.into_iter().collect())
+    }
+
+    /// Reads the counts of backends that have any, by backend id.
+    pub fn backends(&self) -> Result<BTreeMap<u32, Count>, Error> {
+        Ok(self.backends.counts()?.into_iter().collect())
+    }
+}
+
+/// The translations that are alive.
+#[derive(Debug)]
+pub struct Bindings {
+    outside: Pinned<SnatRev>,
+    cache: Pinned<SnatFwd>,
+    place: Place,
+}
+
+/// What one slice of clearing did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleared {
+    /// How many bindings were looked at.
+    pub examined: usize,
+    /// How many of them were removed.
+    pub removed: usize,
+    /// Whether the walk came to the end of the table, and begins again.
+    pub is_round_complete: bool,
+}
+
+impl Bindings {
+    /// Opens the tables of translations.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            outside: Pinned::open(pins)?,
+            cache: Pinned::open(pins)?,
+            place: Place::default(),
+        })
+    }
+
+    /// Walks the bindings, by the flow as it looks outside.
+    pub fn rows(&self) -> Walk<'_, SnatRev> {
+        self.outside.rows()
+    }
+
+    /// Removes bindings that have outlived their time at `now_s`, looking at about `budget` of them;
+    /// the next call goes on where this one stopped.
+    pub fn clear_expired(&mut self, now_s: u32, budget: usize) -> Result<Cleared, Error> {
+        let (rows, next) = self.outside.some_rows(self.place, budget)?;
+        let mut cleared = Cleared {
+            examined: rows.len(),
+            removed: 0,
+            is_round_complete: next.is_none(),
+        };
+        self.place = next.unwrap_or_default();
+        for (outside, binding) in rows {
+            if !snat::is_expired(&binding, outside.proto, now_s) {
+                continue;
+            }
+            // A packet may have come since the slice was read.
+            match self.outside.get(&outside)? {
+                Some(current) if snat::is_expired(&current, outside.proto, now_s) => {}
+                _ => continue,
+            }
+            cleared.removed += usize::from(self.outside.remove(&outside)?);
+            self.cache.remove(&inside(&outside, &binding))?;
+        }
+        Ok(cleared)
+    }
+}
+
+/// The flow as it looks inside, from its row.
+pub fn inside(outside: &FlowKey, binding: &Binding) -> FlowKey {
+    FlowKey::new(
+        binding.inside,
+        binding.inside_port,
+        outside.dst,
+        outside.dst_port,
+        outside.proto,
+    )
+}

@@ -1,0 +1,360 @@
+//! The tables in the kernel, as plans write them, observers read them and `dpctl maps` shows them.
+
+use std::collections::BTreeSet;
+
+use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::route::Device;
+use fairlead_common::service::{Backend, Service, ServiceKey, Slot, flags, forward};
+use fairlead_common::snat::{self, Binding, EgressPort, State};
+use fairlead_common::tables::{self, Flows, SnatFwd, SnatRev, Table as _};
+use fairlead_control::dataplane::apply::{self, KernelStore};
+use fairlead_control::dataplane::observe::{self, Bindings, Counters};
+use fairlead_control::dataplane::pins::{Lock, Pins};
+use fairlead_control::dataplane::table::Pinned;
+use fairlead_control::dataplane::{dump, load};
+use fairlead_control::plan::{Step, Store as _};
+use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::root::is_root;
+use serde_json::json;
+
+/// The tables of an agent in a BPF file system of its own.
+struct Tables {
+    pins: Pins,
+    _lock: Lock,
+    _fs: BpfFs,
+}
+
+fn tables() -> Tables {
+    let fs = BpfFs::mount().unwrap();
+    let pins = Pins::new(fs.path().join("fairlead"));
+    pins.prepare().unwrap();
+    let lock = pins.lock().unwrap();
+    load::load(&pins, &lock).unwrap();
+    Tables {
+        pins,
+        _lock: lock,
+        _fs: fs,
+    }
+}
+
+fn addr(text: &str) -> Addr {
+    Addr::new(text.parse().unwrap())
+}
+
+fn service() -> ServiceKey {
+    ServiceKey::new(addr("2001:db8::80"), Port::new(80), Proto::TCP)
+}
+
+fn steps() -> Vec<Step> {
+    let backend = |last| Backend {
+        addr: addr(last),
+        port: Port::new(80),
+        forward: forward::L2,
+        flags: flags::ALIVE,
+    };
+    let slot = |current| Slot {
+        current,
+        previous: 0,
+    };
+    vec![
+        Step::PutDevice(Device {
+            ifindex: 4097,
+            mac: [2, 0, 0, 0, 0, 1],
+            pad: [0; 2],
+        }),
+        Step::PutBackend(1, backend("2001:db8::1")),
+        Step::PutBackend(2, backend("10.0.0.2")),
+        Step::PutSlots {
+            ring: 510,
+            slots: vec![(0, slot(1)), (1, slot(2)), (2, slot(1)), (3, slot(2))],
+        },
+        Step::PutService(
+            service(),
+            Service {
+                id: 1,
+                ring: 510,
+                slots: 4,
+            },
+        ),
+    ]
+}
+
+#[test]
+fn what_a_plan_writes_is_what_is_read_back() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let mut store = KernelStore::open(&tables.pins).unwrap();
+    assert_eq!(
+        store.observe().unwrap(),
+        fairlead_control::plan::Actual::default()
+    );
+
+    let outcome = apply::run(&steps(), &mut store);
+
+    assert!(outcome.is_complete(), "{:?}", outcome.obstacles);
+    let actual = apply::observe(&tables.pins).unwrap();
+    assert_eq!(actual.services[&service()].slots, 4);
+    assert_eq!(actual.backends.len(), 2);
+    let currents: Vec<_> = actual.rings[&510].iter().map(|slot| slot.current).collect();
+    assert_eq!(currents, [1, 2, 1, 2]);
+    assert_eq!(actual.devices[&1].ifindex, 4097);
+    assert_eq!(actual.node, None);
+
+    let outcome = apply::run(
+        &[
+            Step::RemoveService(service()),
+            Step::RemoveService(service()),
+            Step::RemoveBackend(1),
+            Step::RemoveBackend(2),
+            Step::RemoveDevice(1),
+        ],
+        &mut store,
+    );
+    assert!(outcome.is_complete(), "{:?}", outcome.obstacles);
+    assert_eq!(
+        store.observe().unwrap(),
+        fairlead_control::plan::Actual::default()
+    );
+}
+
+#[test]
+fn a_ring_beyond_the_table_is_refused_whole_and_its_service_left_out() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let mut store = KernelStore::open(&tables.pins).unwrap();
+    let capacity = tables::RING_PAGES * 512;
+    let slot = Slot {
+        current: 1,
+        previous: 0,
+    };
+    let ring = capacity - 1;
+    let row = Service {
+        id: 1,
+        ring,
+        slots: 2,
+    };
+
+    let outcome = apply::run(
+        &[
+            Step::PutSlots {
+                ring,
+                slots: vec![(0, slot), (1, slot)],
+            },
+            Step::PutService(service(), row),
+        ],
+        &mut store,
+    );
+
+    assert_eq!(outcome.done, 0);
+    assert_eq!(
+        outcome.obstacles[0].why,
+        format!("slot {capacity} is beyond the {capacity} slots of RINGS")
+    );
+    assert!(outcome.obstacles[1].left_out);
+    assert_eq!(dump::entries(&tables.pins, "RINGS").unwrap(), 0);
+}
+
+#[test]
+fn only_the_flows_of_the_services_named_are_forgotten() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let mut flows = Pinned::<Flows>::open(&tables.pins).unwrap();
+    let flow = |port, dst_port| {
+        FlowKey::new(
+            addr("10.0.0.9"),
+            Port::new(port),
+            service().addr,
+            Port::new(dst_port),
+            Proto::TCP,
+        )
+    };
+    for port in 1..=1000 {
+        flows.set(&flow(port, 80), &Flow::default()).unwrap();
+    }
+    flows.set(&flow(1, 81), &Flow::default()).unwrap();
+    let mut store = KernelStore::open(&tables.pins).unwrap();
+
+    let outcome = apply::run(&[Step::ForgetFlows([service()].into())], &mut store);
+
+    assert!(outcome.is_complete(), "{:?}", outcome.obstacles);
+    let left: Vec<_> = flows.rows().map(|row| row.unwrap().0).collect();
+    assert_eq!(left, [flow(1, 81)]);
+}
+
+#[test]
+fn bindings_that_have_outlived_their_time_are_cleared_in_slices() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let mut outside = Pinned::<SnatRev>::open(&tables.pins).unwrap();
+    let mut cache = Pinned::<SnatFwd>::open(&tables.pins).unwrap();
+    let now = 10_000;
+    for port in 2000..4000_u16 {
+        let inside = FlowKey::new(
+            addr("10.1.0.5"),
+            Port::new(port),
+            addr("203.0.113.1"),
+            Port::new(53),
+            Proto::UDP,
+        );
+        let key = snat::outside(&inside, addr("198.51.100.1"), Port::new(port));
+        let binding = Binding {
+            inside: inside.src,
+            inside_port: inside.src_port,
+            state: State::New as u8,
+            // Every other one was silent for longer than the 30 s of an unanswered UDP flow.
+            last_seen_s: if port % 2 == 0 { now - 31 } else { now - 29 },
+            ..Binding::default()
+        };
+        outside.set(&key, &binding).unwrap();
+        cache
+            .set(
+                &inside,
+                &EgressPort {
+                    port: Port::new(port),
+                },
+            )
+            .unwrap();
+        assert_eq!(observe::inside(&key, &binding), inside);
+    }
+    let mut bindings = Bindings::open(&tables.pins).unwrap();
+
+    let (mut removed, mut slices) = (0, 0);
+    loop {
+        let cleared = bindings.clear_expired(now, 500).unwrap();
+        removed += cleared.removed;
+        slices += 1;
+        assert!(slices < 100, "the walk does not end");
+        if cleared.is_round_complete {
+            break;
+        }
+    }
+
+    assert_eq!(removed, 1000);
+    assert!(slices > 1);
+    assert_eq!(bindings.rows().count(), 1000);
+    assert_eq!(dump::entries(&tables.pins, "SNAT_FWD").unwrap(), 1000);
+    assert!(
+        bindings
+            .rows()
+            .all(|row| row.unwrap().1.last_seen_s == now - 29)
+    );
+}
+
+#[test]
+fn the_clock_is_the_one_that_the_datapath_stamps_with() {
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let boot: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+
+    let now = observe::now_s().unwrap();
+
+    // /proc/uptime counts sleep as well; a machine that runs tests has not slept.
+    assert!((f64::from(now) - boot).abs() < 5.0, "{now} and {boot}");
+}
+
+#[test]
+fn every_counter_begins_at_zero_and_every_reason_is_listed() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+
+    let counters = Counters::open(&tables.pins).unwrap();
+
+    let reasons = counters.reasons().unwrap();
+    assert_eq!(reasons.len(), fairlead_common::reason::Reason::ALL.len());
+    assert!(reasons.iter().all(|(_, count)| count.packets == 0));
+    assert!(counters.services().unwrap().is_empty());
+    assert!(counters.backends().unwrap().is_empty());
+}
+
+#[test]
+fn every_table_is_listed_dumped_and_looked_up_by_name() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let mut store = KernelStore::open(&tables.pins).unwrap();
+    assert!(apply::run(&steps(), &mut store).is_complete());
+
+    let listed = dump::list(&tables.pins);
+
+    let names: BTreeSet<_> = listed.iter().map(|table| table.name).collect();
+    assert_eq!(names.len(), tables::ALL.len());
+    let entries = |name| {
+        listed
+            .iter()
+            .find(|table| table.name == name)
+            .unwrap()
+            .entries
+    };
+    assert_eq!(entries("SERVICES"), Some(1));
+    assert_eq!(entries("BACKENDS"), Some(2));
+    assert_eq!(entries("RINGS"), Some(4));
+    assert_eq!(entries("LAYOUT"), Some(tables::ALL.len() as u32));
+    for table in tables::ALL {
+        let rows = dump::dump(&tables.pins, table.name).unwrap();
+        assert_eq!(
+            Some(rows.len() as u32),
+            entries(table.name),
+            "{}",
+            table.name
+        );
+    }
+    let rows = dump::dump(&tables.pins, "services").unwrap();
+    assert_eq!(
+        rows[0].key,
+        json!({ "addr": "2001:db8::80", "port": 80, "proto": "tcp" })
+    );
+    assert_eq!(rows[0].value, json!({ "id": 1, "ring": 510, "slots": 4 }));
+    assert_eq!(rows[0].raw_key.len(), 2 * size_of::<ServiceKey>());
+    let row = dump::get(
+        &tables.pins,
+        "SERVICES",
+        "addr=2001:db8::80 port=80 proto=tcp",
+    )
+    .unwrap();
+    assert_eq!(row.as_ref(), Some(&rows[0]));
+    let slot = dump::get(&tables.pins, "RINGS", "511").unwrap().unwrap();
+    assert_eq!(slot.value, json!({ "current": 2, "previous": 0 }));
+    let none = dump::get(
+        &tables.pins,
+        "SERVICES",
+        "addr=2001:db8::80 port=81 proto=tcp",
+    )
+    .unwrap();
+    assert_eq!(none, None);
+    let error = dump::dump(&tables.pins, "NOPE").unwrap_err().to_string();
+    assert!(
+        error.starts_with("no table is called NOPE: there are NODE,"),
+        "{error}"
+    );
+}
+
+#[test]
+fn tables_without_an_agent_are_listed_as_absent_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let pins = Pins::new(folder.path());
+
+    let listed = dump::list(&pins);
+    let error = dump::dump(&pins, "SERVICES").unwrap_err().to_string();
+
+    assert_eq!(listed.len(), tables::ALL.len());
+    assert!(listed.iter().all(|table| table.entries.is_none()));
+    assert_eq!(
+        error,
+        format!(
+            "table {} is not pinned at {}/maps/SERVICES: start the agent (`fairlead run`), or give its pin path",
+            tables::Services::NAME,
+            folder.path().display()
+        )
+    );
+}
