@@ -5,31 +5,34 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
+// Words of the datapath are read from little-endian memory: the object is built for bpfel.
+const _: () = assert!(cfg!(target_endian = "little"));
+
 /// The third word of an IPv4-mapped address (RFC 4291 §2.5.5.2): `::ffff:a.b.c.d`.
 const V4_MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 /// An IPv6 address, or an IPv4 address in its IPv4-mapped form: 16 bytes, one path for both families.
 ///
-/// Stored as four words of network-order memory, so that the datapath moves words, not bytes.
-/// The all-zero value means "none".
+/// Stored as two words of network-order memory: words of four bytes would be merged into stores of eight
+/// that are not aligned, which the verifier refuses on the stack. The all-zero value means "none".
 #[repr(transparent)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-pub struct Addr([u32; 4]);
+pub struct Addr([u64; 2]);
 
 impl Addr {
     /// No address.
-    pub const NONE: Self = Self([0; 4]);
+    pub const NONE: Self = Self([0; 2]);
 
     /// Builds from an IPv4 address as it stands in a packet (network-order memory).
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self([0, 0, V4_MAPPED, word])
+        Self([0, V4_MAPPED as u64 | (word as u64) << 32])
     }
 
-    /// Builds from the four words of an IPv6 address as they stand in a packet.
+    /// Builds from the two halves of an IPv6 address as they stand in a packet.
     #[inline(always)]
-    pub const fn from_v6_words(words: [u32; 4]) -> Self {
-        Self(words)
+    pub const fn from_v6_halves(halves: [u64; 2]) -> Self {
+        Self(halves)
     }
 
     /// Builds from a standard-library address.
@@ -38,13 +41,8 @@ impl Addr {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
             IpAddr::V6(v6) => v6.octets(),
         };
-        let (words, _) = octets.as_chunks::<4>();
-        Self([
-            u32::from_ne_bytes(words[0]),
-            u32::from_ne_bytes(words[1]),
-            u32::from_ne_bytes(words[2]),
-            u32::from_ne_bytes(words[3]),
-        ])
+        let (halves, _) = octets.as_chunks::<8>();
+        Self([u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1])])
     }
 
     /// The address as a standard-library value: IPv4 when it is IPv4-mapped.
@@ -58,28 +56,28 @@ impl Addr {
         bytemuck::cast(self.0)
     }
 
-    /// The four words of network-order memory.
+    /// The two halves of network-order memory.
     #[inline(always)]
-    pub const fn words(self) -> [u32; 4] {
+    pub const fn halves(self) -> [u64; 2] {
         self.0
     }
 
     /// The IPv4 part as it stands in a packet; meaningful only where [`Addr::is_v4`] holds.
     #[inline(always)]
     pub const fn v4_word(self) -> u32 {
-        self.0[3]
+        (self.0[1] >> 32) as u32
     }
 
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == V4_MAPPED
+        self.0[0] == 0 && self.0[1] as u32 == V4_MAPPED
     }
 
     /// Whether there is no address.
     #[inline(always)]
     pub const fn is_none(self) -> bool {
-        (self.0[0] | self.0[1] | self.0[2] | self.0[3]) == 0
+        (self.0[0] | self.0[1]) == 0
     }
 }
 

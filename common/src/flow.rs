@@ -77,7 +77,9 @@ impl fmt::Debug for FlowKey {
 }
 
 /// A flow that began while its slot was in transition, and the backend it was given.
-#[repr(C)]
+///
+/// Aligned to 8: its two words are written as one, which the verifier wants aligned on the stack.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
     /// Backend id.

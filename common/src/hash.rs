@@ -28,10 +28,8 @@ pub const fn finish(hash: u64) -> u64 {
 
 #[inline(always)]
 const fn fold_addr(hash: u64, addr: Addr) -> u64 {
-    let [a, b, c, d] = addr.words();
-    // Network-order memory is read as little-endian words on both sides of the boundary.
-    let hash = fold(hash, (a as u64) | ((b as u64) << 32));
-    fold(hash, (c as u64) | ((d as u64) << 32))
+    let [a, b] = addr.halves();
+    fold(fold(hash, a), b)
 }
 
 #[inline(always)]

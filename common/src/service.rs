@@ -22,6 +22,8 @@ pub struct ServiceKey {
     pub proto: Proto,
     /// Zero.
     pub pad: u8,
+    /// Zero.
+    pub pad_word: u32,
 }
 
 impl ServiceKey {
@@ -33,6 +35,7 @@ impl ServiceKey {
             port,
             proto,
             pad: 0,
+            pad_word: 0,
         }
     }
 }
@@ -82,6 +85,8 @@ pub struct Backend {
     pub forward: u8,
     /// [`flags::ALIVE`].
     pub flags: u8,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// How packets get to a backend.

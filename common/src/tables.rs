@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn rows_are_whole_words() {
         assert_eq!(size_of::<FlowKey>(), 40);
-        assert_eq!(size_of::<ServiceKey>(), 20);
+        assert_eq!(size_of::<ServiceKey>(), 24);
         assert_eq!(size_of::<crate::service::Slot>(), 8);
         assert_eq!(size_of::<RingPage>(), 4096);
-        assert_eq!(size_of::<Backend>(), 20);
+        assert_eq!(size_of::<Backend>(), 24);
         assert_eq!(size_of::<Binding>(), 24);
         assert_eq!(size_of::<TxPort>(), 8);
     }

@@ -1,1 +1,32 @@
+//! The programs that the kernel runs on packets, as a library that also compiles on the host.
+//!
+//! ```text
+//!            xdp_ingress, tc_ingress                              tc_egress       xdp_decap
+//!  packet -> parse -> classify -> lb    -> way (fib) -> rewrite   classify        decap
+//!                              -> snat  -> way (fib) -> rewrite   -> snat         -> rewrite
+//!                              -> route -> way (fib) -> rewrite   -> rewrite
+//!                                           |
+//!                                        forward (which port) -> one Reason -> main: action + count
+//! ```
+//!
+//! Every room works on a [`packet::Frame`], so XDP, TC and a test's buffer run the same code. Errors are
+//! [`fairlead_common::reason::Reason`]s carried by `?`; a packet that ends with a reason that passes has not
+//! been changed, unless the reason says so.
+//!
+//! Not here: any decision that userspace can take before the packet comes.
 #![no_std]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF-to-BPF call loses what the verifier knows of the frame's bounds"
+)]
+
+pub mod classify;
+pub mod count;
+pub mod flows;
+pub mod forward;
+pub mod lb;
+pub mod maps;
+pub mod packet;
+pub mod parse;
+pub mod rewrite;
+pub mod route;

@@ -3,7 +3,9 @@
 
 pub mod bpffs;
 pub mod lab;
+pub mod kernel;
 pub mod netns;
+pub mod packet;
 pub mod peer;
 pub mod process;
 pub mod root;

@@ -1,0 +1,35 @@
+//! The last question before a packet is changed: may it leave by that device?
+//!
+//! Not for the way itself: that is `route`.
+
+use fairlead_common::reason::Reason;
+
+use crate::maps;
+use crate::packet::Frame;
+use crate::route::Hop;
+
+/// A packet that was rewritten and goes out.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Why; its verdict is "forward".
+    pub reason: Reason,
+    /// The device it leaves by.
+    pub ifindex: u32,
+}
+
+impl Sent {
+    /// Names the way a packet went.
+    #[inline(always)]
+    pub const fn by(hop: &Hop, reason: Reason) -> Self {
+        Self {
+            reason,
+            ifindex: hop.ifindex,
+        }
+    }
+}
+
+/// Whether the hop's device is one that we send by: the one that the frame came from, or one of `TX_PORTS`.
+#[inline(always)]
+pub fn has_port(frame: &impl Frame, hop: &Hop) -> bool {
+    hop.ifindex == frame.ifindex() || maps::is_tx_port(hop.ifindex)
+}

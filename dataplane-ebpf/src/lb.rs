@@ -1,0 +1,121 @@
+//! Service -> ring slot -> backend.
+//!
+//! In the steady state a packet reads three rows (service, slot, backend) and no flow table, SYN included:
+//! a million flows cost what one costs. Not for building rings: that is userspace's.
+
+use fairlead_common::hash;
+use fairlead_common::reason::Reason;
+use fairlead_common::service::{Backend, Service, forward as forwarding};
+use fairlead_common::snat::tcp;
+
+use crate::forward::{self, Sent};
+use crate::packet::{Frame, Resize};
+use crate::parse::{Network, Transport};
+use crate::rewrite::{self, Tunnel};
+use crate::route::{self, Hop, NoWay, Question};
+use crate::{count, flows, maps};
+
+/// Sends a packet of a service to its backend.
+///
+/// # Errors
+/// Why it is dropped: nobody else can serve it.
+#[inline(always)]
+pub fn balance(
+    frame: &mut impl Resize,
+    network: &Network,
+    transport: &Transport,
+    service: &Service,
+) -> Result<Sent, Reason> {
+    if service.slots == 0 {
+        return Err(Reason::ServiceNoBackend);
+    }
+    if network.ttl <= 1 {
+        return Err(Reason::ServiceTtl);
+    }
+    let key = transport.flow(network);
+    let hash = key.hash();
+    let place = service.ring.wrapping_add(hash::slot(hash, service.slots));
+    let slot = maps::slot(place).ok_or(Reason::ServiceNoBackend)?;
+    let id = if slot.previous == 0 {
+        slot.current
+    } else {
+        let is_new = transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        flows::backend_in_transition(&key, slot, is_new)
+    };
+    let backend = maps::backend(id).ok_or(Reason::ServiceNoBackend)?;
+
+    let bytes = frame.bytes();
+    let sent = match backend.forward {
+        forwarding::L2 => by_l2(frame, network, transport, backend),
+        forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, hash),
+        _ => Err(Reason::ServiceNoBackend),
+    }?;
+    count::balanced(service.id, id, bytes);
+    Ok(sent)
+}
+
+/// To a backend on a link of this node, as it is but for its MAC addresses.
+#[inline(always)]
+fn by_l2(
+    frame: &mut impl Resize,
+    network: &Network,
+    transport: &Transport,
+    backend: &Backend,
+) -> Result<Sent, Reason> {
+    let question = Question {
+        dst: backend.addr,
+        src: network.src,
+        ..Question::about(network, transport)
+    };
+    let hop = way(frame, &question)?;
+    rewrite::macs(frame, &hop)?;
+    Ok(Sent::by(&hop, Reason::ServiceL2))
+}
+
+/// To a backend behind a router, wrapped.
+#[inline(always)]
+fn by_tunnel(
+    frame: &mut impl Resize,
+    network: &Network,
+    backend: &Backend,
+    hash: u32,
+) -> Result<Sent, Reason> {
+    let node = maps::node().ok_or(Reason::ServiceNoRoute)?;
+    let dst = backend.addr;
+    let src = if dst.is_v4() {
+        node.tunnel_v4
+    } else {
+        node.tunnel_v6
+    };
+    if src.is_none() {
+        return Err(Reason::ServiceNoRoute);
+    }
+    let tunnel = Tunnel { src, dst, hash };
+    let hop = way(
+        frame,
+        &Question {
+            src,
+            dst,
+            l4_protocol: 0,
+            ports: (0, 0),
+            traffic_class: network.traffic_class,
+            flow_info: tunnel.flow_info(network.traffic_class),
+            total: network.total + tunnel.family().header_bytes() as u32,
+        },
+    )?;
+    rewrite::encapsulate(frame, network, &tunnel, &hop)?;
+    Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
+}
+
+#[inline(always)]
+fn way(frame: &impl Frame, question: &Question) -> Result<Hop, Reason> {
+    let hop = route::way(frame, question).map_err(|no_way| match no_way {
+        NoWay::Local | NoWay::Refused => Reason::ServiceNoRoute,
+        NoWay::Unresolved => Reason::ServiceUnresolved,
+        NoWay::TooBig => Reason::ServiceTooBig,
+    })?;
+    if !forward::has_port(frame, &hop) {
+        return Err(Reason::ServiceNoRoute);
+    }
+    Ok(hop)
+}

@@ -1,0 +1,193 @@
+//! Every table of the registry, once, and safe access to its rows.
+//!
+//! Rows are reached by pointer and copied by field: a copy of a whole large row becomes a loop of bytes.
+//! Not for decisions about rows: those are in `lb`, `snat`, `route`, `flows`.
+#![expect(
+    unsafe_code,
+    reason = "a row is shared memory that other CPUs and userspace write while it is read"
+)]
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
+use fairlead_common::addr::Addr;
+use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::reason::Reason;
+use fairlead_common::route::{DEVICE_MASK, Device, Node};
+use fairlead_common::service::{
+    Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot,
+};
+use fairlead_common::snat::{Binding, EgressPort};
+use fairlead_common::tables::{self, Table};
+
+#[map]
+static NODE: Array<Node> = Array::with_max_entries(tables::NodeTable::CAPACITY, 0);
+#[map]
+static DEVICES: Array<Device> = Array::with_max_entries(tables::Devices::CAPACITY, 0);
+#[map]
+static TX_PORTS: DevMapHash = DevMapHash::with_max_entries(tables::TxPorts::CAPACITY, 0);
+#[map]
+static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(tables::Services::CAPACITY, 0);
+#[map]
+static RINGS: Array<RingPage> = Array::with_max_entries(tables::Rings::CAPACITY, BPF_F_MMAPABLE);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(tables::Backends::CAPACITY, 0);
+#[map]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(tables::Flows::CAPACITY, 0);
+#[map]
+static SNAT_REV: HashMap<FlowKey, Binding> =
+    HashMap::with_max_entries(tables::SnatRev::CAPACITY, 0);
+#[map]
+static SNAT_FWD: LruHashMap<FlowKey, EgressPort> =
+    LruHashMap::with_max_entries(tables::SnatFwd::CAPACITY, 0);
+#[map]
+static DECAP_ADDRS: HashMap<Addr, u32> = HashMap::with_max_entries(tables::DecapAddrs::CAPACITY, 0);
+#[map]
+static SERVICE_STATS: PerCpuArray<Count> =
+    PerCpuArray::with_max_entries(tables::ServiceStats::CAPACITY, 0);
+#[map]
+static BACKEND_STATS: PerCpuArray<Count> =
+    PerCpuArray::with_max_entries(tables::BackendStats::CAPACITY, 0);
+#[map]
+static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(tables::Reasons::CAPACITY, 0);
+#[map]
+static LAYOUT: Array<u32> = Array::with_max_entries(tables::Layout::CAPACITY, 0);
+
+/// What this node is.
+#[inline(always)]
+pub fn node() -> Option<&'static Node> {
+    NODE.get(0)
+}
+
+/// The device with this index, when packets are received on it.
+#[inline(always)]
+pub fn device(ifindex: u32) -> Option<&'static Device> {
+    DEVICES
+        .get(ifindex & DEVICE_MASK)
+        .filter(|device| device.ifindex == ifindex)
+}
+
+/// Whether XDP may redirect to the device.
+#[inline(always)]
+pub fn is_tx_port(ifindex: u32) -> bool {
+    TX_PORTS.get_ifindex(ifindex).is_some()
+}
+
+/// Redirects to a device of `TX_PORTS`; the answer is the XDP action.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> u32 {
+    TX_PORTS
+        .redirect(ifindex, 0)
+        .unwrap_or_else(|action| action)
+}
+
+/// The service that clients reach here.
+#[inline(always)]
+pub fn service(key: &ServiceKey) -> Option<&'static Service> {
+    // SAFETY: a row's three words may be read while userspace replaces it; each is valid alone.
+    unsafe { SERVICES.get(key) }
+}
+
+/// The slot at a place in `RINGS`.
+#[inline(always)]
+pub fn slot(place: u32) -> Option<Slot> {
+    let page = RINGS.get_ptr(place / SLOTS_PER_PAGE)?.cast::<u64>();
+    // One aligned load of eight bytes: userspace writes a slot by one store, and it is never seen torn.
+    // SAFETY: the mask keeps the index inside the page, visibly to the verifier.
+    let word = unsafe {
+        page.add((place & (SLOTS_PER_PAGE - 1)) as usize)
+            .read_volatile()
+    };
+    Some(Slot {
+        current: word as u32,
+        previous: (word >> 32) as u32,
+    })
+}
+
+/// The backend with this id; 0 is no backend.
+#[inline(always)]
+pub fn backend(id: u32) -> Option<&'static Backend> {
+    if id == 0 {
+        return None;
+    }
+    BACKENDS.get(id)
+}
+
+/// The memory of a flow that began in a transition.
+#[inline(always)]
+pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+    let row = FLOWS.get_ptr_mut(key)?;
+    // SAFETY: the kernel keeps the row's memory while the program runs; its words may be written by
+    // another CPU, and each is valid alone.
+    Some(unsafe { &mut *row })
+}
+
+/// Remembers a flow. A full table forgets its oldest: then the flow counts as not remembered.
+#[inline(always)]
+pub fn remember_flow(key: &FlowKey, flow: &Flow) {
+    let _ = FLOWS.insert(key, flow, 0);
+}
+
+/// The row of a translated flow, by the flow as it looks outside.
+#[inline(always)]
+pub fn binding(outside: &FlowKey) -> Option<*mut Binding> {
+    SNAT_REV.get_ptr_mut(outside)
+}
+
+/// Claims a row that nobody has: 0, or a negative errno.
+#[inline(always)]
+pub fn claim_binding(outside: &FlowKey, binding: &Binding) -> i32 {
+    match SNAT_REV.insert(outside, binding, u64::from(BPF_NOEXIST)) {
+        Ok(()) => 0,
+        Err(errno) => errno,
+    }
+}
+
+/// The cached egress port of a flow as it looks inside.
+#[inline(always)]
+pub fn egress_port(inside: &FlowKey) -> Option<EgressPort> {
+    // SAFETY: two bytes, valid alone.
+    unsafe { SNAT_FWD.get(inside) }.copied()
+}
+
+/// Caches the egress port of a flow.
+#[inline(always)]
+pub fn cache_egress_port(inside: &FlowKey, port: EgressPort) {
+    let _ = SNAT_FWD.insert(inside, port, 0);
+}
+
+/// Whether this host takes packets for the address out of a tunnel.
+#[inline(always)]
+pub fn is_decap_addr(addr: &Addr) -> bool {
+    DECAP_ADDRS.get_ptr(addr).is_some()
+}
+
+/// Counts a packet of a service.
+#[inline(always)]
+pub fn count_service(id: u32, bytes: u32) {
+    add(&SERVICE_STATS, id, bytes);
+}
+
+/// Counts a packet to a backend.
+#[inline(always)]
+pub fn count_backend(id: u32, bytes: u32) {
+    add(&BACKEND_STATS, id, bytes);
+}
+
+/// Counts a packet's end.
+#[inline(always)]
+pub fn count_reason(reason: Reason, bytes: u32) {
+    add(&REASONS, reason as u32, bytes);
+}
+
+#[inline(always)]
+fn add(table: &PerCpuArray<Count>, row: u32, bytes: u32) {
+    if let Some(count) = table.get_ptr_mut(row) {
+        // SAFETY: the row belongs to this CPU, and a program is not interrupted by itself.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += u64::from(bytes);
+        }
+    }
+}

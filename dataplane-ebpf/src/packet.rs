@@ -1,0 +1,223 @@
+//! Bounds-checked access to a frame: the only room with raw packet pointers.
+//!
+//! A [`View`] is a window whose bounds were compared with the frame's end once; reads and writes inside it
+//! name their place as a constant, so they are checked when the program is compiled and cost one
+//! instruction. Not for meaning: that is `parse`.
+#![expect(
+    unsafe_code,
+    reason = "the kernel hands over packets and contexts as raw addresses"
+)]
+
+use core::marker::PhantomData;
+
+use fairlead_common::addr::Addr;
+use fairlead_common::reason::Reason;
+
+mod tc;
+mod xdp;
+
+pub use tc::Skb;
+pub use xdp::Xdp;
+
+/// A packet at a hook.
+pub trait Frame {
+    /// The address of its first byte.
+    fn start(&self) -> usize;
+
+    /// The address after its last byte that can be read directly.
+    fn end(&self) -> usize;
+
+    /// How long it is, whether directly readable or not.
+    fn bytes(&self) -> u32;
+
+    /// The index of the device it came in by (at egress: goes out by).
+    fn ifindex(&self) -> u32;
+
+    /// The length of an IP packet of `total` bytes that must fit into the way out in one piece; 0 when it
+    /// will be cut into segments that fit.
+    fn length_to_fit(&self, total: u32) -> u16;
+
+    /// Asks the kernel for the way to a destination; the answer is a `BPF_FIB_LKUP_RET_*`, or negative.
+    fn find_way(&self, question: &mut FibLookup) -> i64;
+
+    /// Writes a byte that is not covered by a checksum of its own header.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`] when the frame is shorter.
+    fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason>;
+}
+
+/// A frame whose front can be moved.
+pub trait Resize: Frame {
+    /// Adds `bytes` in front of the frame (cuts them off when negative). What is in them is unknown.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`] when there is no room.
+    fn grow(&mut self, bytes: i32) -> Result<(), Reason>;
+}
+
+/// `struct bpf_fib_lookup`, with the unions of the kernel's header as we use them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FibLookup {
+    /// Family, protocol, source port, destination port, length: see [`FibLookup::head`].
+    pub head: u64,
+    /// The device it came in by; the answer's device.
+    pub ifindex: u32,
+    /// IPv4: the TOS byte. IPv6: traffic class and flow label as in the packet.
+    pub flow_info: u32,
+    /// Source address; IPv4 in the first four bytes.
+    pub src: [u64; 2],
+    /// Destination address; IPv4 in the first four bytes. The answer's next hop.
+    pub dst: [u64; 2],
+    /// The answer's VLAN, unused.
+    pub vlan: u32,
+    /// The answer: six bytes of source MAC, six bytes of destination MAC.
+    pub macs: [u32; 3],
+}
+
+impl FibLookup {
+    /// The first eight bytes in one word: smaller fields would be merged into stores that are not aligned.
+    ///
+    /// `family` is `AF_INET` or `AF_INET6`; the protocol and the ports (as in the packet) are for policy
+    /// rules and multipath hashing; `total` is the length to compare with the way's MTU, 0 for none.
+    #[inline(always)]
+    pub const fn head(family: u8, l4_protocol: u8, ports: (u16, u16), total: u16) -> u64 {
+        family as u64
+            | (l4_protocol as u64) << 8
+            | (ports.0 as u64) << 16
+            | (ports.1 as u64) << 32
+            | (total as u64) << 48
+    }
+}
+
+/// A plain number that can stand at any address of a packet.
+pub trait Word: Copy + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! words {
+    ($($word:ty),+) => { $(impl sealed::Sealed for $word {} impl Word for $word {})+ };
+}
+words!(u8, u16, u32, u64);
+
+/// `N` bytes of a frame, known to be inside it.
+pub struct View<'frame, const N: usize> {
+    first: *mut u8,
+    frame: PhantomData<&'frame ()>,
+}
+
+/// Looks at `N` bytes from `at` on.
+///
+/// # Errors
+/// [`Reason::Malformed`] when the frame ends before.
+#[inline(always)]
+pub fn view<const N: usize>(frame: &impl Frame, at: usize) -> Result<View<'_, N>, Reason> {
+    let first = frame.start() + at;
+    // The comparison that the verifier looks for: start + constant against end.
+    if first + N > frame.end() {
+        return Err(Reason::Malformed);
+    }
+    Ok(View {
+        first: first as *mut u8,
+        frame: PhantomData,
+    })
+}
+
+/// As [`view`], to write.
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the frame ends before: whoever writes has read there.
+#[inline(always)]
+pub fn view_mut<const N: usize>(frame: &mut impl Frame, at: usize) -> Result<View<'_, N>, Reason> {
+    view(&*frame, at).map_err(|_| Reason::HelperFailed)
+}
+
+impl<const N: usize> View<'_, N> {
+    /// Reads the word at `AT`, in the order of memory.
+    #[inline(always)]
+    pub fn get<T: Word, const AT: usize>(&self) -> T {
+        const { assert!(AT + size_of::<T>() <= N) };
+        // SAFETY: the view's N bytes were checked when it was made, and AT lies inside them.
+        unsafe { self.first.add(AT).cast::<T>().read_unaligned() }
+    }
+
+    /// Writes the word at `AT`, in the order of memory.
+    #[inline(always)]
+    pub fn set<T: Word, const AT: usize>(&mut self, word: T) {
+        const { assert!(AT + size_of::<T>() <= N) };
+        // SAFETY: as in `get`; nothing else writes a frame while its program runs.
+        unsafe { self.first.add(AT).cast::<T>().write_unaligned(word) }
+    }
+
+    /// Reads the IPv6 address at `AT`. Two words: an array would be copied byte by byte.
+    #[inline(always)]
+    pub fn v6<const AT: usize>(&self) -> Addr {
+        const { assert!(AT + 16 <= N) };
+        // SAFETY: as in `get`.
+        let half = |i: usize| unsafe { self.first.add(AT + 8 * i).cast::<u64>().read_unaligned() };
+        Addr::from_v6_halves([half(0), half(1)])
+    }
+
+    /// Writes the IPv6 address at `AT`.
+    #[inline(always)]
+    pub fn set_v6<const AT: usize>(&mut self, addr: Addr) {
+        const { assert!(AT + 16 <= N) };
+        let [first, second] = addr.halves();
+        // SAFETY: as in `set`.
+        unsafe {
+            self.first.add(AT).cast::<u64>().write_unaligned(first);
+            self.first.add(AT + 8).cast::<u64>().write_unaligned(second);
+        }
+    }
+}
+
+/// A frame in a test's memory.
+#[cfg(test)]
+pub mod buffer {
+    extern crate std;
+    use std::vec::Vec;
+
+    use super::{FibLookup, Frame, Reason, Resize};
+
+    /// The bytes of a frame.
+    pub struct Buffer(pub Vec<u8>);
+
+    impl Frame for Buffer {
+        fn start(&self) -> usize {
+            self.0.as_ptr().expose_provenance()
+        }
+        fn end(&self) -> usize {
+            self.start() + self.0.len()
+        }
+        fn bytes(&self) -> u32 {
+            self.0.len() as u32
+        }
+        fn ifindex(&self) -> u32 {
+            1
+        }
+        fn length_to_fit(&self, total: u32) -> u16 {
+            total as u16
+        }
+        fn find_way(&self, _: &mut FibLookup) -> i64 {
+            -1
+        }
+        fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
+            *self.0.get_mut(at).ok_or(Reason::HelperFailed)? = byte;
+            Ok(())
+        }
+    }
+
+    impl Resize for Buffer {
+        fn grow(&mut self, bytes: i32) -> Result<(), Reason> {
+            if bytes < 0 {
+                self.0.drain(..bytes.unsigned_abs() as usize);
+            } else {
+                self.0.splice(..0, (0..bytes).map(|_| 0xaa));
+            }
+            Ok(())
+        }
+    }
+}

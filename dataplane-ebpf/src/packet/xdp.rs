@@ -1,0 +1,80 @@
+//! A frame at an XDP hook.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head};
+use aya_ebpf::programs::XdpContext;
+use fairlead_common::reason::Reason;
+
+use super::{FibLookup, Frame, Resize, view_mut};
+
+/// The frame of an [`XdpContext`]. All of it is directly readable: we do not ask for multi-buffer frames.
+pub struct Xdp {
+    context: XdpContext,
+    ifindex: u32,
+}
+
+impl Xdp {
+    /// Takes the context.
+    #[inline(always)]
+    pub fn new(context: XdpContext) -> Self {
+        let ifindex = context.ingress_ifindex() as u32;
+        Self { context, ifindex }
+    }
+}
+
+impl Frame for Xdp {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.context.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.context.data_end()
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> u32 {
+        (self.context.data_end() - self.context.data()) as u32
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    #[inline(always)]
+    fn length_to_fit(&self, total: u32) -> u16 {
+        total as u16
+    }
+
+    #[inline(always)]
+    fn find_way(&self, question: &mut FibLookup) -> i64 {
+        // SAFETY: `FibLookup` has the layout of `struct bpf_fib_lookup` and its size is given.
+        unsafe {
+            bpf_fib_lookup(
+                self.context.as_ptr(),
+                core::ptr::from_mut(question).cast(),
+                size_of::<FibLookup>() as i32,
+                0,
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
+        view_mut::<1>(self, at)?.set::<u8, 0>(byte);
+        Ok(())
+    }
+}
+
+impl Resize for Xdp {
+    #[inline(always)]
+    fn grow(&mut self, bytes: i32) -> Result<(), Reason> {
+        // SAFETY: the context is the kernel's; views of the old bounds cannot outlive `&mut self`.
+        match unsafe { bpf_xdp_adjust_head(self.context.ctx, -bytes) } {
+            0 => Ok(()),
+            _ => Err(Reason::HelperFailed),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Changes packets: the only writer of headers.
+//!
+//! Every function here is called after the last question that could end the packet otherwise. Not for
+//! decisions.
+
+use fairlead_common::addr::{Addr, Proto};
+use fairlead_common::checksum::{self, Delta};
+use fairlead_common::reason::Reason;
+
+use crate::packet::{Frame, Resize, view, view_mut};
+use crate::parse::{ETHERNET_BYTES, Family, IPV4_BYTES, IPV6_BYTES, Network, ether_type};
+use crate::route::Hop;
+
+/// The TTL of a tunnel's outer header.
+const TUNNEL_TTL: u8 = 64;
+/// "Don't fragment", in the order of memory.
+const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
+
+/// Addresses the frame from the hop's device to its neighbour.
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the frame is too short.
+#[inline(always)]
+pub fn macs(frame: &mut impl Frame, hop: &Hop) -> Result<(), Reason> {
+    let (first, second) = ethernet_words(hop.macs);
+    let mut ethernet = view_mut::<ETHERNET_BYTES>(frame, 0)?;
+    ethernet.set::<u64, 0>(first);
+    ethernet.set::<u32, 8>(second);
+    Ok(())
+}
+
+/// {source, destination} as the kernel answers -> {destination, source} as they stand in a frame, read as a
+/// word of eight and a word of four bytes. The object is built for little-endian machines.
+#[inline(always)]
+const fn ethernet_words(macs: [u32; 3]) -> (u64, u32) {
+    let [a, b, c] = macs;
+    let source = a as u64 | ((b & 0xffff) as u64) << 32;
+    let destination = (b >> 16) as u64 | (c as u64) << 16;
+    (destination | source << 48, (source >> 16) as u32)
+}
+
+/// Takes one from the TTL or hop limit, which is at least 2.
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the frame is too short.
+#[inline(always)]
+pub fn decrement_ttl(frame: &mut impl Frame, network: &Network) -> Result<(), Reason> {
+    match network.family {
+        // The header's own checksum makes up for the change: whatever covers the whole stays right.
+        Family::V4 => {
+            let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
+            let old = header.get::<u16, 8>();
+            let new = old - 1;
+            let sum = Delta::NONE.half(old, new).apply(header.get::<u16, 10>());
+            header.set::<u16, 8>(new);
+            header.set::<u16, 10>(sum);
+            Ok(())
+        }
+        Family::V6 => frame.store_byte(network.at + 7, network.ttl - 1),
+    }
+}
+
+/// The outer header of a tunnel.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunnel {
+    /// This node.
+    pub src: Addr,
+    /// The backend, of the same family.
+    pub dst: Addr,
+    /// The flow's hash: the flow label of an outer IPv6 header (RFC 6438), so that routers on the way can
+    /// spread flows.
+    pub hash: u32,
+}
+
+impl Tunnel {
+    /// The family of the outer header.
+    #[inline(always)]
+    pub const fn family(&self) -> Family {
+        if self.dst.is_v4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+
+    /// Traffic class (the inner one: RFC 6040 §4.1, normal mode) and flow label of an outer IPv6 header, as
+    /// in the packet.
+    #[inline(always)]
+    pub const fn flow_info(&self, traffic_class: u8) -> u32 {
+        ((traffic_class as u32) << 20 | self.hash & 0x000f_ffff).to_be()
+    }
+}
+
+/// Wraps the packet for the backend and addresses the frame to the hop. VLAN tags stay.
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the kernel has no room in front of the frame.
+#[inline(always)]
+pub fn encapsulate(
+    frame: &mut impl Resize,
+    network: &Network,
+    tunnel: &Tunnel,
+    hop: &Hop,
+) -> Result<(), Reason> {
+    let inner = match network.family {
+        Family::V4 => Proto::IPIP,
+        Family::V6 => Proto::IPV6,
+    };
+    let outer = tunnel.family();
+    let tags = vlan_tags(frame, network)?;
+    frame.grow(outer.header_bytes() as i32)?;
+    macs(frame, hop)?;
+    set_vlan_tags(frame, network, tags)?;
+    set_ether_type(frame, network.at, outer)?;
+    match outer {
+        Family::V4 => {
+            let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
+            let total = network.total + IPV4_BYTES as u32;
+            let words = ipv4_words(tunnel, inner, network.traffic_class, total as u16);
+            header.set::<u32, 0>(words[0]);
+            header.set::<u32, 4>(words[1]);
+            header.set::<u32, 8>(words[2]);
+            header.set::<u32, 12>(words[3]);
+            header.set::<u32, 16>(words[4]);
+        }
+        Family::V6 => {
+            let mut header = view_mut::<IPV6_BYTES>(frame, network.at)?;
+            let version = (6_u32 << 28).to_be();
+            header.set::<u32, 0>(version | tunnel.flow_info(network.traffic_class));
+            header.set::<u16, 4>((network.total as u16).to_be());
+            header.set::<u8, 6>(inner.0);
+            header.set::<u8, 7>(TUNNEL_TTL);
+            header.set_v6::<8>(tunnel.src);
+            header.set_v6::<24>(tunnel.dst);
+        }
+    }
+    Ok(())
+}
+
+/// An outer IPv4 header. Its identification is 0: with DF set it identifies nothing (RFC 6864 §4.1).
+#[inline(always)]
+const fn ipv4_words(tunnel: &Tunnel, inner: Proto, traffic_class: u8, total: u16) -> [u32; 5] {
+    let [t0, t1] = total.to_be_bytes();
+    let [f0, f1] = DONT_FRAGMENT.to_ne_bytes();
+    let first = u32::from_ne_bytes([0x45, traffic_class, t0, t1]);
+    let second = u32::from_ne_bytes([0, 0, f0, f1]);
+    let third = u32::from_ne_bytes([TUNNEL_TTL, inner.0, 0, 0]);
+    let (src, dst) = (tunnel.src.v4_word(), tunnel.dst.v4_word());
+    let sum = first as u64 + second as u64 + third as u64 + src as u64 + dst as u64;
+    let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
+    let third = u32::from_ne_bytes([TUNNEL_TTL, inner.0, c0, c1]);
+    [first, second, third, src, dst]
+}
+
+/// The VLAN tags between the MAC addresses and the EtherType.
+#[inline(always)]
+fn vlan_tags(frame: &impl Frame, network: &Network) -> Result<(u32, u32), Reason> {
+    Ok(match network.at - ETHERNET_BYTES {
+        0 => (0, 0),
+        4 => (view::<16>(frame, 0)?.get::<u32, 12>(), 0),
+        _ => {
+            let header = view::<20>(frame, 0)?;
+            (header.get::<u32, 12>(), header.get::<u32, 16>())
+        }
+    })
+}
+
+#[inline(always)]
+fn set_vlan_tags(
+    frame: &mut impl Frame,
+    network: &Network,
+    tags: (u32, u32),
+) -> Result<(), Reason> {
+    match network.at - ETHERNET_BYTES {
+        0 => {}
+        4 => view_mut::<16>(frame, 0)?.set::<u32, 12>(tags.0),
+        _ => {
+            let mut header = view_mut::<20>(frame, 0)?;
+            header.set::<u32, 12>(tags.0);
+            header.set::<u32, 16>(tags.1);
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn set_ether_type(frame: &mut impl Frame, ip_at: usize, family: Family) -> Result<(), Reason> {
+    let kind = match family {
+        Family::V4 => ether_type::IPV4,
+        Family::V6 => ether_type::IPV6,
+    };
+    view_mut::<2>(frame, ip_at - 2)?.set::<u16, 0>(kind);
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Destination -> next hop, and the forwarding of plain packets.
+//!
+//! The way is found by `bpf_fib_lookup` in the kernel's table, which the agent fills with learnt routes.
+//!
+//! # Why
+//! An IPv4 header's checksum is verified before a packet is routed (RFC 1812 §5.2.2): a wrong one is passed
+//! to the stack, which counts and drops it. Balanced packets are not verified: they are delivered, not
+//! routed, the backend verifies them, and an incremental update keeps a wrong checksum wrong.
+
+use fairlead_common::addr::Addr;
+use fairlead_common::reason::Reason;
+
+use crate::forward::{self, Sent};
+use crate::packet::{FibLookup, Frame, view};
+use crate::parse::{Family, IPV4_BYTES, Network, Transport};
+use crate::rewrite;
+
+/// `AF_INET` and `AF_INET6` of `linux/socket.h`.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Where a packet goes next.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    /// The device it leaves by.
+    pub ifindex: u32,
+    /// Six bytes of source MAC, six bytes of destination MAC.
+    pub macs: [u32; 3],
+}
+
+/// Why there is no next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWay {
+    /// The destination is here, or no route covers it.
+    Local,
+    /// A route refuses it.
+    Refused,
+    /// The next hop's MAC is not known.
+    Unresolved,
+    /// The packet is larger than the way's MTU.
+    TooBig,
+}
+
+impl NoWay {
+    /// The reason for a packet that is merely routed.
+    #[inline(always)]
+    pub const fn routed(self) -> Reason {
+        match self {
+            Self::Local => Reason::Local,
+            Self::Refused => Reason::NoRoute,
+            Self::Unresolved => Reason::NeighbourUnresolved,
+            Self::TooBig => Reason::MtuExceeded,
+        }
+    }
+}
+
+/// What a way is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address, of the same family.
+    pub dst: Addr,
+    /// The protocol that policy rules and multipath hashing see.
+    pub l4_protocol: u8,
+    /// Source and destination port, as in the packet.
+    pub ports: (u16, u16),
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// IPv6: traffic class and flow label as in the packet.
+    pub flow_info: u32,
+    /// Bytes of the IP packet that must fit.
+    pub total: u32,
+}
+
+impl Question {
+    /// Asks for the way of a packet as it is.
+    #[inline(always)]
+    pub const fn about(network: &Network, transport: &Transport) -> Self {
+        Self {
+            src: network.src,
+            dst: network.dst,
+            l4_protocol: network.proto.0,
+            ports: (transport.src_port.wire(), transport.dst_port.wire()),
+            traffic_class: network.traffic_class,
+            flow_info: network.flow_info,
+            total: network.total,
+        }
+    }
+}
+
+/// Finds the next hop.
+///
+/// # Errors
+/// Why there is none.
+#[inline(always)]
+pub fn way(frame: &impl Frame, question: &Question) -> Result<Hop, NoWay> {
+    let is_v4 = question.dst.is_v4();
+    let mut lookup = FibLookup {
+        head: FibLookup::head(
+            if is_v4 { AF_INET } else { AF_INET6 },
+            question.l4_protocol,
+            question.ports,
+            frame.length_to_fit(question.total),
+        ),
+        ifindex: frame.ifindex(),
+        ..FibLookup::default()
+    };
+    if is_v4 {
+        lookup.flow_info = question.traffic_class.into();
+        lookup.src[0] = question.src.v4_word().into();
+        lookup.dst[0] = question.dst.v4_word().into();
+    } else {
+        lookup.flow_info = question.flow_info;
+        lookup.src = question.src.halves();
+        lookup.dst = question.dst.halves();
+    }
+    answer(frame.find_way(&mut lookup)).map(|()| Hop {
+        ifindex: lookup.ifindex,
+        macs: lookup.macs,
+    })
+}
+
+/// Reads `BPF_FIB_LKUP_RET_*` of `linux/bpf.h`.
+#[inline(always)]
+const fn answer(answer: i64) -> Result<(), NoWay> {
+    match answer {
+        0 => Ok(()),
+        // NOT_FWDED: the result is no unicast route, or there is no result.
+        4 => Err(NoWay::Local),
+        // NO_NEIGH.
+        7 => Err(NoWay::Unresolved),
+        // FRAG_NEEDED.
+        8 => Err(NoWay::TooBig),
+        // BLACKHOLE, UNREACHABLE, PROHIBIT, FWD_DISABLED, UNSUPP_LWT, NO_SRC_ADDR, or an errno.
+        _ => Err(NoWay::Refused),
+    }
+}
+
+/// Forwards a packet by its destination address.
+///
+/// # Errors
+/// Why the stack gets it, untouched.
+#[inline(always)]
+pub fn forward(
+    frame: &mut impl Frame,
+    network: &Network,
+    transport: &Transport,
+) -> Result<Sent, Reason> {
+    if network.is_tagged() {
+        return Err(Reason::Tagged);
+    }
+    may_be_routed(frame, network)?;
+    let hop = way(frame, &Question::about(network, transport)).map_err(NoWay::routed)?;
+    if !forward::has_port(frame, &hop) {
+        return Err(Reason::OtherDevice);
+    }
+    // After the way is known: what is for this node is not hindered by a TTL of 1.
+    if network.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    rewrite::macs(frame, &hop)?;
+    rewrite::decrement_ttl(frame, network)?;
+    Ok(Sent::by(&hop, Reason::Routed))
+}
+
+/// Refuses what a router must not forward.
+///
+/// # Errors
+/// [`Reason::Malformed`] for a wrong IPv4 header checksum, [`Reason::Unforwardable`] for addresses of a
+/// smaller scope (RFC 1812 §5.3.7, RFC 4291 §2.5.6).
+#[inline(always)]
+pub fn may_be_routed(frame: &impl Frame, network: &Network) -> Result<(), Reason> {
+    match network.family {
+        Family::V4 => {
+            let header = view::<IPV4_BYTES>(frame, network.at)?;
+            let sum = u64::from(header.get::<u32, 0>())
+                + u64::from(header.get::<u32, 4>())
+                + u64::from(header.get::<u32, 8>())
+                + u64::from(header.get::<u32, 12>())
+                + u64::from(header.get::<u32, 16>());
+            if fairlead_common::checksum::fold(sum) != 0xffff {
+                return Err(Reason::Malformed);
+            }
+            if is_narrow_v4(network.src.v4_word()) || is_narrow_v4(network.dst.v4_word()) {
+                return Err(Reason::Unforwardable);
+            }
+        }
+        Family::V6 => {
+            if is_narrow_v6(network.src) || is_narrow_v6(network.dst) {
+                return Err(Reason::Unforwardable);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, and 224.0.0.0/3 (multicast, reserved, broadcast).
+#[inline(always)]
+const fn is_narrow_v4(word: u32) -> bool {
+    let [a, b, ..] = word.to_ne_bytes();
+    matches!(a, 0 | 127 | 224..) || (a == 169 && b == 254)
+}
+
+/// ::/32 (unspecified, loopback, IPv4-compatible and -mapped), fe80::/10 and ff00::/8.
+#[inline(always)]
+const fn is_narrow_v6(addr: Addr) -> bool {
+    let first = u32::from_be(addr.halves()[0] as u32);
+    first == 0 || first >> 22 == 0xfe80_0000 >> 22 || first >> 24 == 0xff
+}

@@ -1,0 +1,576 @@
+//! The real programs on single packets: a node in a namespace of its own, and `BPF_PROG_TEST_RUN`.
+//!
+//! ```text
+//!   router 10.1.0.254, backends 10.1.0.11.. --- up0  10.1.0.1, fd00:1::1  }
+//!   backends 10.2.0.12..                    --- up1  10.2.0.1, fd00:2::1  } the node: DEVICES, TX_PORTS
+//!   pod 10.244.1.5, fd00:244:1::5           --- pod0                      }
+//!   host 10.3.0.9                           --- lan0 10.3.0.1, fd00:3::1    not managed
+//! ```
+//! `bpf_fib_lookup` answers from the namespace's real routes and neighbours. The far ends of the links are
+//! silent. Tables have few rows here, so that a test needs milliseconds.
+//!
+//! Every run checks what holds for every packet: exactly one reason is counted, with the frame's bytes; the
+//! action is that of the reason's verdict; what is passed is untouched.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use aya::programs::{
+    ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
+};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::{Pod, Zeroable};
+use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
+use fairlead_common::flow::FlowKey;
+use fairlead_common::reason::{Reason, Verdict};
+use fairlead_common::route::{self, DEVICE_MASK, TxPort};
+use fairlead_common::service::{
+    Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
+};
+use fairlead_common::snat;
+use fairlead_common::tables::{
+    BackendStats, Backends, Devices, Flows, NodeTable, Rings, ServiceStats, Services, SnatFwd,
+    SnatRev, Table, TxPorts,
+};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::packet::{Mac, Packet, check};
+
+mod rows;
+
+/// A device of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: &'static str,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+const fn link(name: &'static str, ifindex: u32) -> Link {
+    Link {
+        name,
+        ifindex,
+        mac: [2, 0, 0, 0, 0, ifindex as u8],
+    }
+}
+
+/// The first uplink.
+pub const UP0: Link = link("up0", 10);
+/// The second uplink.
+pub const UP1: Link = link("up1", 11);
+/// The host end of a pod.
+pub const POD0: Link = link("pod0", 20);
+/// A device that Fairlead does not manage.
+pub const LAN0: Link = link("lan0", 30);
+/// The router on `up0`: 10.1.0.254 and `fd00:1::fe`.
+pub const ROUTER: Mac = [2, 0, 0, 1, 0, 0xfe];
+/// The backend on `up0`: 10.1.0.11 and `fd00:1::11`.
+pub const BACKEND0: Mac = [2, 0, 0, 1, 0, 0x11];
+/// The backend on `up1`: 10.2.0.12 and `fd00:2::12`.
+pub const BACKEND1: Mac = [2, 0, 0, 2, 0, 0x12];
+/// The pod: 10.244.1.5 and `fd00:244:1::5`.
+pub const POD: Mac = [2, 0, 0, 3, 0, 0x05];
+/// Under this address pods leave.
+pub const EGRESS: &str = "198.51.100.1";
+/// The node's own addresses in tunnels.
+pub const TUNNEL_V4: &str = "10.1.0.1";
+/// The node's own addresses in tunnels.
+pub const TUNNEL_V6: &str = "fd00:1::1";
+
+const LINKS: &str = "
+link add name up0 index 10 address 02:00:00:00:00:0a type veth peer name up0-far index 110
+link add name up1 index 11 address 02:00:00:00:00:0b type veth peer name up1-far index 111
+link add name pod0 index 20 address 02:00:00:00:00:14 type veth peer name pod0-far index 120
+link add name lan0 index 30 address 02:00:00:00:00:1e type veth peer name lan0-far index 130
+";
+
+const ADDRESSES: &str = "
+link set lo up
+link set up0 up
+link set up0-far up
+link set up1 up
+link set up1-far up
+link set pod0 up
+link set pod0-far up
+link set lan0 up
+link set lan0-far up
+addr add 10.1.0.1/24 dev up0
+addr add fd00:1::1/64 dev up0 nodad
+addr add 10.2.0.1/24 dev up1
+addr add fd00:2::1/64 dev up1 nodad
+addr add 10.3.0.1/24 dev lan0
+addr add fd00:3::1/64 dev lan0 nodad
+neigh replace 10.1.0.254 lladdr 02:00:00:01:00:fe dev up0 nud permanent
+neigh replace fd00:1::fe lladdr 02:00:00:01:00:fe dev up0 nud permanent
+neigh replace 10.1.0.11 lladdr 02:00:00:01:00:11 dev up0 nud permanent
+neigh replace fd00:1::11 lladdr 02:00:00:01:00:11 dev up0 nud permanent
+neigh replace 10.2.0.12 lladdr 02:00:00:02:00:12 dev up1 nud permanent
+neigh replace fd00:2::12 lladdr 02:00:00:02:00:12 dev up1 nud permanent
+neigh replace 10.244.1.5 lladdr 02:00:00:03:00:05 dev pod0 nud permanent
+neigh replace fd00:244:1::5 lladdr 02:00:00:03:00:05 dev pod0 nud permanent
+neigh replace 10.3.0.9 lladdr 02:00:00:04:00:09 dev lan0 nud permanent
+neigh replace fd00:3::9 lladdr 02:00:00:04:00:09 dev lan0 nud permanent
+route add default via 10.1.0.254
+route add default via fd00:1::fe
+route add 10.244.1.5/32 dev pod0
+route add fd00:244:1::5/128 dev pod0
+route add 10.51.0.0/16 via 10.1.0.254 mtu 1300
+route add fd00:51::/32 via fd00:1::fe mtu 1300
+route add 10.60.0.0/16 via 10.2.0.12
+route add fd00:60::/32 via fd00:2::12
+route add blackhole 10.66.0.0/16
+route add blackhole fd00:66::/32
+";
+
+/// A node that runs the programs.
+pub struct Node {
+    ebpf: Ebpf,
+    /// Every frame that went in and came out, for the pcap of a failed test.
+    seen: Vec<Vec<u8>>,
+    next_backend: u32,
+    next_page: u32,
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Why.
+    pub reason: Reason,
+    /// What the program told the kernel.
+    pub action: Action,
+    /// The frame as it is afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// What a program tells the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// To the stack, or along the chain of TC programs.
+    Pass,
+    /// Away with it.
+    Drop,
+    /// Out by the device it came from (XDP).
+    Back,
+    /// Out by another device.
+    Redirect,
+}
+
+/// Runs `work` on a node of its own: a namespace that lives as long as the thread.
+///
+/// # Panics
+/// The node cannot be made, or `work` panics. Then its frames stand in `target/failed/TEST.pcap`.
+pub fn on_a_node(work: impl FnOnce(&mut Node) + Send) {
+    if !crate::root::is_root() {
+        return;
+    }
+    let name = std::thread::current().name().unwrap_or("test").to_owned();
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, || work(&mut Node::new()))
+            .expect("a thread")
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+impl Node {
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        // Nothing speaks on its own: no link-local addresses, no router solicitations.
+        sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+        ip_batch(LINKS);
+        for link in [UP0, UP1, POD0, LAN0] {
+            sysctl(&format!("net/ipv6/conf/{}/accept_dad", link.name), "0");
+            sysctl(&format!("net/ipv6/conf/{}/addr_gen_mode", link.name), "1");
+            sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", link.name), "0");
+        }
+        sysctl("net/ipv6/conf/lo/disable_ipv6", "0");
+        sysctl("net/ipv6/conf/all/forwarding", "1");
+        for link in [UP0, UP1, POD0, LAN0] {
+            sysctl(&format!("net/ipv6/conf/{}/forwarding", link.name), "1");
+        }
+        sysctl("net/ipv4/ip_forward", "1");
+        ip_batch(ADDRESSES);
+
+        let mut node = Self {
+            ebpf: load(),
+            seen: Vec::new(),
+            next_backend: 1,
+            next_page: 0,
+        };
+        for link in [UP0, UP1, POD0] {
+            node.manage(link);
+        }
+        node.set::<NodeTable>(&0, &a_node());
+        // A veth has receive queues for XDP only while a program is attached.
+        let program: &mut Xdp = node.program("xdp_ingress");
+        for link in [UP0, UP1] {
+            program
+                .attach(link.name, XdpMode::Driver)
+                .expect("attaching to a veth");
+        }
+        node
+    }
+
+    /// Puts a device into `DEVICES` and `TX_PORTS`.
+    pub fn manage(&mut self, link: Link) {
+        let device = route::Device {
+            ifindex: link.ifindex,
+            mac: link.mac,
+            pad: [0; 2],
+        };
+        self.set::<Devices>(&(link.ifindex & DEVICE_MASK), &device);
+        let port = TxPort {
+            ifindex: link.ifindex,
+            program: 0,
+        };
+        self.set::<TxPorts>(&link.ifindex, &port);
+    }
+
+    /// Adds a backend and returns its id.
+    pub fn backend(&mut self, addr: &str, forward: u8) -> u32 {
+        let id = self.next_backend;
+        self.next_backend += 1;
+        let backend = Backend {
+            addr: addr_of(addr),
+            port: Port::new(80),
+            forward,
+            flags: flags::ALIVE,
+            pad: 0,
+        };
+        self.set::<Backends>(&id, &backend);
+        id
+    }
+
+    /// Adds a service with a ring of these slots and returns its id.
+    pub fn service(&mut self, addr: &str, port: u16, proto: Proto, ring: &[Slot]) -> u32 {
+        let first_page = self.next_page;
+        for slots in ring.chunks(SLOTS_PER_PAGE as usize) {
+            let mut page = RingPage::zeroed();
+            page[..slots.len()].copy_from_slice(slots);
+            let index = self.next_page;
+            self.set::<Rings>(&index, &page);
+            self.next_page += 1;
+        }
+        let service = Service {
+            id: 100 + first_page,
+            ring: first_page * SLOTS_PER_PAGE,
+            slots: ring.len() as u32,
+        };
+        self.set::<Services>(
+            &ServiceKey::new(addr_of(addr), Port::new(port), proto),
+            &service,
+        );
+        service.id
+    }
+
+    /// Changes what the node is.
+    pub fn change(&mut self, change: impl FnOnce(&mut route::Node)) {
+        let mut row = self.get::<NodeTable>(&0).expect("a row");
+        change(&mut row);
+        self.set::<NodeTable>(&0, &row);
+    }
+
+    /// Runs `xdp_ingress` on a frame that arrives at `link`, addressed to it.
+    pub fn arrives(&mut self, link: Link, packet: &Packet) -> Ran {
+        let packet = packet.clone().macs(ROUTER, link.mac);
+        self.xdp("xdp_ingress", link, &packet.bytes())
+    }
+
+    /// Runs an XDP program.
+    pub fn xdp(&mut self, program: &str, link: Link, frame: &[u8]) -> Ran {
+        let context = XdpMd {
+            data_end: frame.len() as u32,
+            ingress_ifindex: link.ifindex,
+            ..XdpMd::zeroed()
+        };
+        let before = self.reasons();
+        let program: &mut Xdp = self.program(program);
+        let (action, out) = test_run(program, frame, bytemuck::bytes_of(&context));
+        let action = match action {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            3 => Action::Back,
+            4 => Action::Redirect,
+            number => panic!("XDP action {number}"),
+        };
+        self.ran(&before, action, frame, out)
+    }
+
+    /// Runs a TC program on a frame at `link`; `gso_size` is 0 for a plain one.
+    pub fn tc(&mut self, program: &str, link: Link, frame: &[u8], gso_size: u32) -> Ran {
+        let mut context = [0_u32; sk_buff::WORDS];
+        context[sk_buff::IFINDEX] = link.ifindex;
+        context[sk_buff::GSO_SIZE] = gso_size;
+        let before = self.reasons();
+        let program: &mut SchedClassifier = self.program(program);
+        let (action, out) = test_run(program, frame, bytemuck::cast_slice(&context));
+        let action = match action {
+            u32::MAX => Action::Pass,
+            2 => Action::Drop,
+            7 => Action::Redirect,
+            number => panic!("TC action {number}"),
+        };
+        self.ran(&before, action, frame, out)
+    }
+
+    /// How long one run of an XDP program takes, on average over `repeat` runs on the same frame.
+    pub fn time_xdp(&mut self, program: &str, link: Link, frame: &[u8], repeat: u32) -> Duration {
+        let context = XdpMd {
+            data_end: frame.len() as u32,
+            ingress_ifindex: link.ifindex,
+            ..XdpMd::zeroed()
+        };
+        let program: &mut Xdp = self.program(program);
+        let mut out = vec![0; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).expect("a test run").duration
+    }
+
+    /// How many instructions the verifier walked through for each program.
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        let of = |name: &str, info: Result<aya::programs::ProgramInfo, ProgramError>| {
+            let count = info.ok().and_then(|info| info.verified_instruction_count());
+            (name.to_owned(), count.expect("a kernel that says it"))
+        };
+        self.ebpf
+            .programs()
+            .map(|(name, program)| of(name, program.info()))
+            .collect()
+    }
+
+    fn program<'a, P: 'a>(&'a mut self, name: &str) -> &'a mut P
+    where
+        &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    {
+        let program = self.ebpf.program_mut(name).expect(name);
+        program.try_into().expect(name)
+    }
+
+    /// Checks what holds for every packet.
+    fn ran(&mut self, before: &[Count], action: Action, frame: &[u8], out: Vec<u8>) -> Ran {
+        self.seen.extend([frame.to_vec(), out.clone()]);
+        let counted: Vec<_> = self
+            .reasons()
+            .into_iter()
+            .zip(before)
+            .zip(Reason::ALL)
+            .map(|((after, before), &reason)| {
+                (
+                    reason,
+                    after.packets - before.packets,
+                    after.bytes - before.bytes,
+                )
+            })
+            .filter(|&(_, packets, _)| packets != 0)
+            .collect();
+        let [(reason, 1, bytes)] = counted[..] else {
+            panic!("one packet, and counted were {counted:?}");
+        };
+        assert_eq!(bytes, frame.len() as u64, "bytes counted for {reason}");
+        let verdict = match action {
+            Action::Pass => Verdict::Pass,
+            Action::Drop => Verdict::Drop,
+            Action::Back | Action::Redirect => Verdict::Forward,
+        };
+        assert_eq!(verdict, reason.verdict(), "action {action:?} for {reason}");
+        let changes = matches!(
+            reason,
+            Reason::Translated | Reason::TranslatedToStack | Reason::Decapsulated
+        );
+        if verdict == Verdict::Pass && !changes {
+            assert_eq!(frame, out, "passed as {reason}, and not untouched");
+        }
+        if verdict == Verdict::Forward || changes {
+            check(&out);
+        }
+        Ran {
+            reason,
+            action,
+            frame: out,
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Err(error) = write_pcap(&self.seen)
+        {
+            #[expect(clippy::print_stderr, reason = "a test has failed: say what else did")]
+            {
+                eprintln!("writing the frames of the failed test: {error}");
+            }
+        }
+    }
+}
+
+fn write_pcap(frames: &[Vec<u8>]) -> anyhow::Result<()> {
+    let name = std::thread::current()
+        .name()
+        .unwrap_or("test")
+        .replace("::", "-");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/failed");
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join(format!("{name}.pcap"));
+    let file = std::fs::File::create(&path)?;
+    let mut pcap = pcap_file::pcap::PcapWriter::new(file)?;
+    for (second, frame) in (0..).zip(frames) {
+        let packet = pcap_file::pcap::PcapPacket::new(
+            Duration::from_secs(second),
+            frame.len() as u32,
+            frame,
+        );
+        pcap.write_packet(&packet)?;
+    }
+    #[expect(clippy::print_stderr, reason = "a test has failed: say where to look")]
+    {
+        eprintln!("frames in and out, in turn: {}", path.display());
+    }
+    Ok(())
+}
+
+/// The node's row: its tunnel and egress addresses, one pod CIDR, one native CIDR, all buckets.
+fn a_node() -> route::Node {
+    let mut node = route::Node::zeroed();
+    node.tunnel_v4 = addr_of(TUNNEL_V4);
+    node.tunnel_v6 = addr_of(TUNNEL_V6);
+    node.egress = addr_of(EGRESS);
+    node.native = [Cidr4::NONE; route::NATIVE_CIDRS];
+    node.native[0] = Cidr4::new([10, 0, 0, 0].into(), 8);
+    node.pods = [Cidr4::NONE; route::POD_CIDRS];
+    node.pods[0] = Cidr4::new([10, 244, 1, 0].into(), 24);
+    node.buckets = snat::cells(1..64).expect("buckets");
+    node.port_secret = 0x5eed;
+    node
+}
+
+/// An address of either family.
+///
+/// # Panics
+/// It is none.
+pub fn addr_of(text: &str) -> Addr {
+    Addr::new(
+        text.parse()
+            .unwrap_or_else(|error| panic!("{text}: {error}")),
+    )
+}
+
+/// The key of a flow between two {address, port}.
+pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
+    FlowKey::new(
+        addr_of(src.0),
+        Port::new(src.1),
+        addr_of(dst.0),
+        Port::new(dst.1),
+        proto,
+    )
+}
+
+fn load() -> Ebpf {
+    let object = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/ebpf/bpfel-unknown-none/ebpf/fairlead-ebpf");
+    let object =
+        std::fs::read(&object).unwrap_or_else(|error| panic!("{}: {error}", object.display()));
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for (name, rows) in [
+        (Services::NAME, 64),
+        (Rings::NAME, 256),
+        (Flows::NAME, 1024),
+        (SnatRev::NAME, SNAT_ROWS),
+        (SnatFwd::NAME, 1024),
+        (ServiceStats::NAME, 512),
+        (BackendStats::NAME, 512),
+    ] {
+        loader.map_max_entries(name, rows);
+    }
+    let mut ebpf = loader.load(&object).expect("an object that loads");
+    for (name, program) in ebpf.programs_mut() {
+        let result = match program {
+            aya::programs::Program::Xdp(program) => program.load(),
+            aya::programs::Program::SchedClassifier(program) => program.load(),
+            other => panic!("a program of another kind: {:?}", other.prog_type()),
+        };
+        result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    }
+    ebpf
+}
+
+/// Rows of `SNAT_REV` on a test's node.
+pub const SNAT_ROWS: u32 = 4096;
+
+fn test_run<P>(program: &P, frame: &[u8], context: &[u8]) -> (u32, Vec<u8>)
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len() + 256];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(context),
+            ..TestRunOptions::default()
+        })
+        .expect("a test run");
+    out.truncate(result.data_size_out as usize);
+    (result.return_value, out)
+}
+
+/// `struct xdp_md` of `linux/bpf.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// Words of `struct __sk_buff` of `linux/bpf.h` that a test run sets.
+mod sk_buff {
+    pub const WORDS: usize = 48;
+    pub const IFINDEX: usize = 10;
+    pub const GSO_SIZE: usize = 44;
+}
+
+fn sysctl(path: &str, value: &str) {
+    let path = PathBuf::from("/proc/sys").join(path);
+    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+/// Runs `ip` once for many lines, in the namespace of this thread.
+fn ip_batch(lines: &str) {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ip of iproute2");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(lines.as_bytes())
+        .expect("a pipe");
+    let output = child.wait_with_output().expect("an end");
+    assert!(
+        output.status.success(),
+        "ip: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -1,0 +1,105 @@
+//! Rows of the loaded object's tables, as values of `fairlead-common`.
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use bytemuck::Pod;
+use fairlead_common::reason::Reason;
+use fairlead_common::service::Count;
+use fairlead_common::tables::{Kind, Reasons, Table};
+
+use super::Node;
+
+/// A row or key as aya takes it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Wire<T>(T);
+
+#[expect(unsafe_code, reason = "aya asks for its own mark on plain values")]
+// SAFETY: `bytemuck::Pod` promises more: no padding, any bytes valid.
+unsafe impl<T: Pod> aya::Pod for Wire<T> {}
+
+impl Node {
+    /// Reads a row.
+    pub fn get<T: Table>(&mut self, key: &T::Key) -> Option<T::Value> {
+        let map = self.map::<T>();
+        match T::KIND {
+            Kind::Array | Kind::MappedArray => {
+                let map: Array<_, Wire<T::Value>> = map.try_into().expect(T::NAME);
+                map.get(&index(key), 0).ok().map(|wire| wire.0)
+            }
+            Kind::Hash | Kind::LruHash => {
+                let map: HashMap<_, Wire<T::Key>, Wire<T::Value>> = map.try_into().expect(T::NAME);
+                map.get(&Wire(*key), 0).ok().map(|wire| wire.0)
+            }
+            Kind::PerCpuArray | Kind::DevMapHash => panic!("{} is not read so", T::NAME),
+        }
+    }
+
+    /// Writes a row.
+    pub fn set<T: Table>(&mut self, key: &T::Key, value: &T::Value) {
+        let map = self.map::<T>();
+        match T::KIND {
+            Kind::Array | Kind::MappedArray => {
+                let mut map: Array<_, Wire<T::Value>> = map.try_into().expect(T::NAME);
+                map.set(index(key), Wire(*value), 0).expect(T::NAME);
+            }
+            Kind::Hash | Kind::LruHash => {
+                let mut map: HashMap<_, Wire<T::Key>, Wire<T::Value>> =
+                    map.try_into().expect(T::NAME);
+                map.insert(Wire(*key), Wire(*value), 0).expect(T::NAME);
+            }
+            Kind::DevMapHash => {
+                let mut map: aya::maps::DevMapHash<_> = map.try_into().expect(T::NAME);
+                let ifindex = index(key);
+                map.insert(ifindex, ifindex, None, 0).expect(T::NAME);
+            }
+            Kind::PerCpuArray => panic!("{} is not written so", T::NAME),
+        }
+    }
+
+    /// Removes a row of a hash table.
+    pub fn remove<T: Table>(&mut self, key: &T::Key) {
+        let map: Result<HashMap<_, Wire<T::Key>, Wire<T::Value>>, _> = self.map::<T>().try_into();
+        map.expect(T::NAME).remove(&Wire(*key)).expect(T::NAME);
+    }
+
+    /// All rows of a hash table.
+    pub fn rows<T: Table>(&mut self) -> Vec<(T::Key, T::Value)> {
+        let map: HashMap<_, Wire<T::Key>, Wire<T::Value>> =
+            self.map::<T>().try_into().expect(T::NAME);
+        map.iter()
+            .map(|row| row.expect(T::NAME))
+            .map(|(key, value)| (key.0, value.0))
+            .collect()
+    }
+
+    /// A per-CPU counter, summed.
+    pub fn count<T: Table<Value = Count>>(&mut self, row: u32) -> Count {
+        let map: PerCpuArray<_, Wire<Count>> = self.map::<T>().try_into().expect(T::NAME);
+        sum(&map, row)
+    }
+
+    /// Every reason's counter.
+    pub fn reasons(&mut self) -> Vec<Count> {
+        let map: PerCpuArray<_, Wire<Count>> =
+            self.map::<Reasons>().try_into().expect(Reasons::NAME);
+        (0..Reason::COUNT).map(|row| sum(&map, row)).collect()
+    }
+
+    fn map<T: Table>(&mut self) -> &mut aya::maps::Map {
+        self.ebpf.map_mut(T::NAME).expect(T::NAME)
+    }
+}
+
+fn sum(map: &PerCpuArray<&mut MapData, Wire<Count>>, row: u32) -> Count {
+    map.get(&row, 0)
+        .expect("a row")
+        .iter()
+        .fold(Count::default(), |sum, cpu| Count {
+            packets: sum.packets + cpu.0.packets,
+            bytes: sum.bytes + cpu.0.bytes,
+        })
+}
+
+fn index<K: Pod>(key: &K) -> u32 {
+    *bytemuck::from_bytes(bytemuck::bytes_of(key))
+}
