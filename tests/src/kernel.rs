@@ -34,6 +34,7 @@ use fairlead_common::tables::{
     BackendStats, Backends, Devices, Flows, NodeTable, Rings, ServiceStats, Services, SnatFwd,
     SnatRev, Table, TxPorts,
 };
+use fairlead_control::dataplane::load::OBJECT;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::packet::{Mac, Packet, check};
@@ -480,10 +481,6 @@ pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
 }
 
 fn load() -> Ebpf {
-    let object = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../target/ebpf/bpfel-unknown-none/ebpf/fairlead-ebpf");
-    let object =
-        std::fs::read(&object).unwrap_or_else(|error| panic!("{}: {error}", object.display()));
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     for (name, rows) in [
@@ -497,7 +494,7 @@ fn load() -> Ebpf {
     ] {
         loader.map_max_entries(name, rows);
     }
-    let mut ebpf = loader.load(&object).expect("an object that loads");
+    let mut ebpf = loader.load(OBJECT).expect("an object that loads");
     for (name, program) in ebpf.programs_mut() {
         let result = match program {
             aya::programs::Program::Xdp(program) => program.load(),

@@ -2,8 +2,8 @@
 //! peers, packets and the kernel's own test run.
 
 pub mod bpffs;
-pub mod lab;
 pub mod kernel;
+pub mod lab;
 pub mod netns;
 pub mod packet;
 pub mod peer;

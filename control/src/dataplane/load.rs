@@ -32,7 +32,7 @@ use super::pins::{Lock, Pins};
 use super::table::{self, Pinned};
 
 /// The datapath, as built from `dataplane-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.o"));
 
 /// What a pin is called until everything beside it is ready.
 const NEW: &str = "-new";

@@ -6,16 +6,9 @@ use fairlead_common::reason::Reason;
 use fairlead_common::service::Count;
 use fairlead_common::tables::{Kind, Reasons, Table};
 
+use fairlead_control::dataplane::table::Wire;
+
 use super::Node;
-
-/// A row or key as aya takes it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Wire<T>(T);
-
-#[expect(unsafe_code, reason = "aya asks for its own mark on plain values")]
-// SAFETY: `bytemuck::Pod` promises more: no padding, any bytes valid.
-unsafe impl<T: Pod> aya::Pod for Wire<T> {}
 
 impl Node {
     /// Reads a row.
