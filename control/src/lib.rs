@@ -13,6 +13,7 @@
 //! State flows one way; each arrow is a pure function but the first and the last. `agent` is the only
 //! room that knows every task and channel.
 
+pub mod bgp_io;
 pub mod config;
 pub mod dataplane;
 pub mod desired;

@@ -44,5 +44,7 @@ pub use snapshot::{
     AdvertisedRoute, Counters, FamilySnapshot, LearntPath, PathSnapshot, PeerSnapshot,
     RouteSnapshot,
 };
-pub use speaker::{ConnectionId, ConnectionRequest, DownReason, Event, Speaker, Transmit};
+pub use speaker::{
+    Accepted, ConnectionId, ConnectionRequest, DownReason, Event, Speaker, Transmit,
+};
 pub use wire::{Family, LargeCommunity, Notification, Origin};

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
 use crate::best_path::Source;
-use crate::config::PeerConfig;
+use crate::config::{PeerConfig, SpeakerConfig};
 use crate::fsm::{Event, State};
 use crate::policy::Judge;
 use crate::rib::{Path, PeerId};
@@ -107,6 +107,11 @@ impl Peer {
 
     pub(crate) fn address(&self) -> IpAddr {
         self.config.address
+    }
+
+    /// TTL of packets to the peer; internal peers may be any number of hops away.
+    pub(crate) fn ttl(&self, speaker: &SpeakerConfig) -> Option<u8> {
+        (self.config.remote_as != speaker.local_as).then_some(self.config.ebgp_multihop_ttl)
     }
 
     /// Starts both sessions, without delay.
@@ -517,6 +522,7 @@ impl Peer {
                         address: self.config.address,
                         port: self.config.port,
                         local_address: self.config.local_address,
+                        ttl: self.ttl(&shared.config),
                     });
                 }
                 Output::Close(connection) => {
@@ -695,10 +701,7 @@ impl Peer {
     }
 }
 
-type Parts<'a> = (
-    &'a crate::config::SpeakerConfig,
-    &'a crate::policy::OwnPrefixes,
-);
+type Parts<'a> = (&'a SpeakerConfig, &'a crate::policy::OwnPrefixes);
 
 const fn shared_parts(shared: &Shared) -> Parts<'_> {
     (&shared.config, &shared.own)

@@ -22,7 +22,7 @@ use crate::session::Direction;
 use crate::snapshot::{AdvertisedRoute, LearntPath, PathSnapshot, PeerSnapshot, RouteSnapshot};
 use crate::wire::{Attributes, Family, Notification};
 
-pub use output::{ConnectionId, ConnectionRequest, DownReason, Event, Transmit};
+pub use output::{Accepted, ConnectionId, ConnectionRequest, DownReason, Event, Transmit};
 
 /// See the module.
 #[derive(Debug)]
@@ -176,13 +176,15 @@ impl Speaker {
         local: SocketAddr,
         remote: SocketAddr,
         now: Instant,
-    ) -> Option<ConnectionId> {
+    ) -> Option<Accepted> {
         let address = remote.ip().to_canonical();
         let peer = self
             .peers
             .values_mut()
             .find(|peer| peer.address() == address)?;
-        peer.handle_incoming(local, now, &mut self.shared)
+        let connection = peer.handle_incoming(local, now, &mut self.shared)?;
+        let ttl = peer.ttl(&self.shared.config);
+        Some(Accepted { connection, ttl })
     }
 
     /// A dial was answered.

@@ -16,6 +16,15 @@ use crate::wire::{Attributes, Fault, Notification};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ConnectionId(pub u64);
 
+/// A connection that was let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its name from now on.
+    pub connection: ConnectionId,
+    /// TTL or hop limit of its packets; `None` leaves the host's default.
+    pub ttl: Option<u8>,
+}
+
 /// Bytes to write to a connection, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
@@ -40,6 +49,8 @@ pub enum ConnectionRequest {
         port: u16,
         /// The source address, when configured.
         local_address: Option<IpAddr>,
+        /// TTL or hop limit of its packets; `None` leaves the host's default.
+        ttl: Option<u8>,
     },
     /// Write what was transmitted, then close, or give up dialling. No answer is expected.
     Close {

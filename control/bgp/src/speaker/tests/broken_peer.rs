@@ -21,10 +21,11 @@ impl Raw {
         speaker.set_peer(peer, now);
         let local = SocketAddr::new(address(1), 179);
         let remote = SocketAddr::new(address(2), 50_000);
-        let connection = speaker.handle_incoming(local, remote, now).unwrap();
+        let accepted = speaker.handle_incoming(local, remote, now).unwrap();
+        assert_eq!(accepted.ttl, Some(1), "an external peer on the link");
         let mut raw = Self {
             speaker,
-            connection,
+            connection: accepted.connection,
             now,
         };
         assert!(matches!(raw.answers()[..], [Message::Open(_)]));

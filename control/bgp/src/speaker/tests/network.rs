@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crate::speaker::{ConnectionId, ConnectionRequest, Event, Speaker};
+use crate::speaker::{Accepted, ConnectionId, ConnectionRequest, Event, Speaker};
 
 const LATENCY: Duration = Duration::from_millis(5);
 
@@ -184,7 +184,7 @@ impl Network {
                     .nodes
                     .get_mut(&to)
                     .and_then(|node| node.speaker.handle_incoming(local, remote, now));
-                if let Some(connection) = accepted {
+                if let Some(Accepted { connection, .. }) = accepted {
                     self.wires.insert((to, connection), from);
                     self.wires.insert(from, (to, connection));
                     self.schedule(Arrival::Answered { end: from });

@@ -101,7 +101,7 @@ proptest! {
         bytes.extend(tail);
         let local = SocketAddr::new(address(1), 179);
         let remote = SocketAddr::new(address(2), 50_000);
-        let connection = speaker.handle_incoming(local, remote, now).unwrap();
+        let connection = speaker.handle_incoming(local, remote, now).unwrap().connection;
         for chunk in bytes.chunks(split) {
             speaker.handle_bytes(connection, chunk, now);
         }

@@ -1,0 +1,183 @@
+//! Drives a BGP speaker over TCP: sockets, clock and tasks, and no decision about BGP.
+//!
+//! ```text
+//!   BgpHandle --commands--> driver (owns the Speaker) <--arrivals-- listener, dial, reader, writer
+//!       ^                      |  |                                   (reader and writer: one
+//!       |  watch: learnt <-----'  '--bytes--> writer                   pair per connection)
+//!       '-- broadcast: events
+//! ```
+//!
+//! One driver is one virtual router; a node may run several. When its token is cancelled it closes
+//! the connections and says nothing to the peers: those that keep routes over a restart do so.
+//! [`BgpHandle::shutdown`] and [`BgpHandle::withdraw_all`] are for leaving on purpose.
+//!
+//! Not for: which prefixes are announced, and what becomes of the learnt ones.
+
+mod connection;
+mod driver;
+mod socket;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fairlead_bgp::config::Announcements;
+use fairlead_bgp::{
+    AdvertisedRoute, Event, Family, LearntPath, PeerConfig, PeerSnapshot, RouteSnapshot, Speaker,
+    SpeakerConfig,
+};
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use driver::Driver;
+
+/// Commands that may wait for the driver.
+const COMMANDS: usize = 64;
+/// Events that a slow subscriber may lag behind before it loses some.
+const EVENTS: usize = 1024;
+
+/// The learnt routes that packets should take, best path first.
+pub type LearntRoutes = BTreeMap<IpNetwork, Vec<LearntPath>>;
+
+/// Everything that a speaker shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpSnapshot {
+    /// What the speaker is.
+    pub config: SpeakerConfig,
+    /// Where it listens.
+    pub listening: Vec<SocketAddr>,
+    /// Its peers, in the order of their names.
+    pub peers: Vec<PeerSnapshot>,
+    /// All paths, learnt and originated.
+    pub routes: Vec<RouteSnapshot>,
+    /// What each peer was told.
+    pub advertised: BTreeMap<String, Vec<AdvertisedRoute>>,
+}
+
+/// The driver has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the BGP speaker has stopped")]
+pub struct Stopped;
+
+/// Talks to a running driver.
+#[derive(Debug, Clone)]
+pub struct BgpHandle {
+    commands: mpsc::Sender<Command>,
+    learnt: watch::Receiver<Arc<LearntRoutes>>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug)]
+enum Command {
+    SetPeers(Vec<PeerConfig>),
+    SetAnnouncements(Announcements),
+    Refresh(String, Family, oneshot::Sender<bool>),
+    Peers(oneshot::Sender<Vec<PeerSnapshot>>),
+    Snapshot(oneshot::Sender<BgpSnapshot>),
+    Shutdown(String, oneshot::Sender<()>),
+}
+
+/// Starts a speaker without peers; listens on a port of both families if one is given.
+///
+/// Must be called inside a tokio runtime. The seed feeds the jitter of timers.
+///
+/// # Errors
+/// The port cannot be listened on.
+pub fn start(
+    config: SpeakerConfig,
+    seed: u64,
+    listen: Option<u16>,
+    cancel: CancellationToken,
+) -> io::Result<(BgpHandle, JoinHandle<()>)> {
+    let listeners = match listen {
+        Some(port) => socket::listen(port)?,
+        None => Vec::new(),
+    };
+    let (commands, command_queue) = mpsc::channel(COMMANDS);
+    let (learnt_sender, learnt) = watch::channel(Arc::default());
+    let (events, _) = broadcast::channel(EVENTS);
+    let driver = Driver::new(
+        Speaker::new(config, seed),
+        listeners,
+        learnt_sender,
+        events.clone(),
+        cancel,
+    );
+    let task = tokio::spawn(driver.run(command_queue));
+    let handle = BgpHandle {
+        commands,
+        learnt,
+        events,
+    };
+    Ok((handle, task))
+}
+
+impl BgpHandle {
+    /// Makes the peers exactly these; sessions whose OPEN does not change stay up.
+    pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Stopped> {
+        self.command(Command::SetPeers(peers)).await
+    }
+
+    /// Makes the announcements exactly these. The first call releases the End-of-RIB markers, so
+    /// make it when everything that should be announced is known.
+    pub async fn set_announcements(&self, announcements: Announcements) -> Result<(), Stopped> {
+        self.command(Command::SetAnnouncements(announcements)).await
+    }
+
+    /// Withdraws everything; sessions stay up.
+    pub async fn withdraw_all(&self) -> Result<(), Stopped> {
+        self.set_announcements(Announcements::new()).await
+    }
+
+    /// Asks a peer for its routes again; whether it could be asked.
+    pub async fn refresh(&self, peer: &str, family: Family) -> Result<bool, Stopped> {
+        self.ask(|answer| Command::Refresh(peer.to_owned(), family, answer))
+            .await
+    }
+
+    /// The peers as they stand.
+    pub async fn peers(&self) -> Result<Vec<PeerSnapshot>, Stopped> {
+        self.ask(Command::Peers).await
+    }
+
+    /// Everything.
+    pub async fn snapshot(&self) -> Result<BgpSnapshot, Stopped> {
+        self.ask(Command::Snapshot).await
+    }
+
+    /// Ends all sessions with an administrative shutdown and returns when the peers were told.
+    pub async fn shutdown(&self, text: &str) -> Result<(), Stopped> {
+        self.ask(|answer| Command::Shutdown(text.to_owned(), answer))
+            .await
+    }
+
+    /// The learnt routes, now and whenever they change.
+    pub fn learnt(&self) -> watch::Receiver<Arc<LearntRoutes>> {
+        self.learnt.clone()
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).await.map_err(|_| Stopped)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.command(command(answer)).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests;

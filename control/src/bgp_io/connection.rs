@@ -1,0 +1,122 @@
+//! The tasks around one connection: dial, read, write. What happens is told to the driver.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use fairlead_bgp::ConnectionId;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle};
+
+/// How long the last bytes of a connection may take after it was closed by us.
+const LINGER: Duration = Duration::from_secs(2);
+/// Octets read at once; at least one whole message.
+const READ: usize = 64 * 1024;
+
+/// Something that a task tells the driver.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// A peer dialled us.
+    Accepted(TcpStream, SocketAddr),
+    /// A dial was answered.
+    Connected(ConnectionId, TcpStream),
+    /// A dial failed.
+    Failed(ConnectionId, io::Error),
+    /// Bytes came in.
+    Bytes(ConnectionId, Bytes),
+    /// Bytes were handed to the kernel.
+    Written(ConnectionId, usize),
+    /// The connection is gone.
+    Closed(ConnectionId, String),
+}
+
+/// Where the tasks of connections tell what happens.
+pub(super) type Arrivals = mpsc::Sender<Arrival>;
+
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    reader: AbortHandle,
+    outgoing: mpsc::UnboundedSender<Bytes>,
+    writer: JoinHandle<()>,
+}
+
+impl Connection {
+    /// Starts to read and write.
+    pub(super) fn open(id: ConnectionId, stream: TcpStream, arrivals: &Arrivals) -> Self {
+        let (read_half, write_half) = stream.into_split();
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        Self {
+            reader: tokio::spawn(read(id, read_half, arrivals.clone())).abort_handle(),
+            writer: tokio::spawn(write(id, write_half, queue, arrivals.clone())),
+            outgoing,
+        }
+    }
+
+    /// Queues bytes.
+    pub(super) fn send(&self, bytes: Bytes) {
+        // A writer that is gone has said so: the connection is about to be closed.
+        let _ = self.outgoing.send(bytes);
+    }
+
+    /// Writes what is queued, then closes. The task ends then, or after a time without progress.
+    pub(super) fn close(self) -> JoinHandle<()> {
+        self.reader.abort();
+        drop(self.outgoing);
+        let mut writer = self.writer;
+        tokio::spawn(async move {
+            if tokio::time::timeout(LINGER, &mut writer).await.is_err() {
+                writer.abort();
+            }
+        })
+    }
+
+    /// Closes at once.
+    pub(super) fn abandon(&self) {
+        self.reader.abort();
+        self.writer.abort();
+    }
+}
+
+async fn read(id: ConnectionId, mut half: OwnedReadHalf, arrivals: Arrivals) {
+    let why = loop {
+        let mut buffer = BytesMut::with_capacity(READ);
+        match half.read_buf(&mut buffer).await {
+            Ok(0) => break "closed by the peer".to_owned(),
+            Ok(_) => {
+                let bytes = Arrival::Bytes(id, buffer.freeze());
+                if arrivals.send(bytes).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => break error.to_string(),
+        }
+    };
+    // A driver that is gone does not want to know.
+    let _ = arrivals.send(Arrival::Closed(id, why)).await;
+}
+
+async fn write(
+    id: ConnectionId,
+    mut half: OwnedWriteHalf,
+    mut queue: mpsc::UnboundedReceiver<Bytes>,
+    arrivals: Arrivals,
+) {
+    while let Some(bytes) = queue.recv().await {
+        let octets = bytes.len();
+        if let Err(error) = half.write_all(&bytes).await {
+            let closed = Arrival::Closed(id, error.to_string());
+            let _ = arrivals.send(closed).await;
+            return;
+        }
+        if arrivals.send(Arrival::Written(id, octets)).await.is_err() {
+            return;
+        }
+    }
+    // The peer may have closed first.
+    let _ = half.shutdown().await;
+}

@@ -1,0 +1,351 @@
+//! The task that owns the speaker: feeds it what happens and does what it asks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fairlead_bgp::{ConnectionId, ConnectionRequest, Event, LearntPath, Speaker};
+use futures::future::join_all;
+use ipnetwork::IpNetwork;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::connection::{Arrival, Arrivals, Connection};
+use super::{BgpSnapshot, Command, LearntRoutes, socket};
+
+/// Arrivals that may wait for the driver; readers wait when it is full.
+const ARRIVALS: usize = 256;
+/// Changes of learnt routes are gathered this long before they are published.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long to wait after a failure to accept, which is a lack of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub(super) struct Driver {
+    speaker: Speaker,
+    listening: Vec<SocketAddr>,
+    listeners: JoinSet<()>,
+    arrivals: Arrivals,
+    arrived: mpsc::Receiver<Arrival>,
+    dials: BTreeMap<ConnectionId, AbortHandle>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    closing: Vec<JoinHandle<()>>,
+    /// Changes of learnt routes that are not yet published, and when they will be.
+    changes: BTreeMap<IpNetwork, Vec<LearntPath>>,
+    publish_at: Option<Instant>,
+    learnt: watch::Sender<Arc<LearntRoutes>>,
+    events: broadcast::Sender<Event>,
+    cancel: CancellationToken,
+}
+
+impl Driver {
+    pub(super) fn new(
+        speaker: Speaker,
+        listeners: Vec<TcpListener>,
+        learnt: watch::Sender<Arc<LearntRoutes>>,
+        events: broadcast::Sender<Event>,
+        cancel: CancellationToken,
+    ) -> Self {
+        let (arrivals, arrived) = mpsc::channel(ARRIVALS);
+        let listening = listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect();
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
+            tasks.spawn(accept(listener, arrivals.clone()));
+        }
+        Self {
+            speaker,
+            listening,
+            listeners: tasks,
+            arrivals,
+            arrived,
+            dials: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            closing: Vec::new(),
+            changes: BTreeMap::new(),
+            publish_at: None,
+            learnt,
+            events,
+            cancel,
+        }
+    }
+
+    /// Runs until the token is cancelled or nobody holds a handle any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            self.drain();
+            let wake = [self.speaker.poll_timeout(), self.publish_at]
+                .into_iter()
+                .flatten()
+                .min();
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => break,
+                () = sleep_until_some(wake) => self.wake(),
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => break,
+                },
+                Some(arrival) = self.arrived.recv() => self.handle(arrival),
+            }
+        }
+        self.listeners.abort_all();
+        for dial in self.dials.values() {
+            dial.abort();
+        }
+        for connection in self.connections.values() {
+            connection.abandon();
+        }
+    }
+
+    fn wake(&mut self) {
+        let now = now();
+        if self.publish_at.is_some_and(|at| at <= now) {
+            self.publish();
+        }
+        self.speaker.handle_timeout(now);
+    }
+
+    async fn obey(&mut self, command: Command) {
+        let now = now();
+        // An asker that went away does not want its answer.
+        match command {
+            Command::SetPeers(peers) => self.speaker.set_peers(peers, now),
+            Command::SetAnnouncements(announcements) => {
+                self.speaker.set_announcements(announcements, now);
+            }
+            Command::Refresh(peer, family, answer) => {
+                let _ = answer.send(self.speaker.request_refresh(&peer, family, now));
+            }
+            Command::Peers(answer) => {
+                let _ = answer.send(self.speaker.peers(now));
+            }
+            Command::Snapshot(answer) => {
+                let _ = answer.send(self.snapshot(now));
+            }
+            Command::Shutdown(text, answer) => {
+                self.speaker.shutdown(&text, now);
+                self.drain();
+                self.wait_for_last_words().await;
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    /// Waits for connections that are being closed. All sessions are down by then, so what
+    /// arrives meanwhile concerns nobody; it is taken so that no writer waits for us.
+    async fn wait_for_last_words(&mut self) {
+        let mut closing = join_all(std::mem::take(&mut self.closing));
+        loop {
+            tokio::select! {
+                _ = &mut closing => return,
+                Some(_) = self.arrived.recv() => {}
+            }
+        }
+    }
+
+    fn snapshot(&self, now: Instant) -> BgpSnapshot {
+        let peers = self.speaker.peers(now);
+        BgpSnapshot {
+            config: self.speaker.config().clone(),
+            listening: self.listening.clone(),
+            advertised: peers
+                .iter()
+                .map(|peer| (peer.name.clone(), self.speaker.adj_rib_out(&peer.name)))
+                .collect(),
+            routes: self.speaker.loc_rib(),
+            peers,
+        }
+    }
+
+    fn handle(&mut self, arrival: Arrival) {
+        let now = now();
+        match arrival {
+            Arrival::Accepted(stream, remote) => self.let_in(stream, remote, now),
+            Arrival::Connected(id, stream) => {
+                // A dial that was given up meanwhile is not known any more.
+                if self.dials.remove(&id).is_none() {
+                    return;
+                }
+                match stream.local_addr() {
+                    Ok(local) => {
+                        let connection = Connection::open(id, stream, &self.arrivals);
+                        self.connections.insert(id, connection);
+                        self.speaker.handle_connected(id, local, now);
+                    }
+                    Err(error) => {
+                        let why = error.to_string();
+                        self.speaker.handle_connect_failed(id, &why, now);
+                    }
+                }
+            }
+            Arrival::Failed(id, error) => {
+                self.dials.remove(&id);
+                let why = error.to_string();
+                self.speaker.handle_connect_failed(id, &why, now);
+            }
+            Arrival::Bytes(id, bytes) => self.speaker.handle_bytes(id, &bytes, now),
+            Arrival::Written(id, octets) => self.speaker.handle_written(id, octets, now),
+            Arrival::Closed(id, why) => {
+                if let Some(connection) = self.connections.remove(&id) {
+                    connection.abandon();
+                }
+                self.speaker.handle_closed(id, &why, now);
+            }
+        }
+    }
+
+    fn let_in(&mut self, stream: TcpStream, remote: SocketAddr, now: Instant) {
+        let Ok(local) = stream.local_addr() else {
+            return;
+        };
+        let Some(accepted) = self.speaker.handle_incoming(local, remote, now) else {
+            debug!(%remote, "connection not wanted");
+            return;
+        };
+        let id = accepted.connection;
+        if let Err(error) = socket::prepare(&stream, accepted.ttl) {
+            self.speaker.handle_closed(id, &error.to_string(), now);
+            return;
+        }
+        self.connections
+            .insert(id, Connection::open(id, stream, &self.arrivals));
+    }
+
+    /// Does what the speaker asks: transmits before closes, so that a last word is written.
+    fn drain(&mut self) {
+        while let Some(transmit) = self.speaker.poll_transmit() {
+            if let Some(connection) = self.connections.get(&transmit.connection) {
+                connection.send(transmit.bytes);
+            }
+        }
+        while let Some(request) = self.speaker.poll_connection() {
+            match request {
+                ConnectionRequest::Connect {
+                    connection,
+                    address,
+                    port,
+                    local_address,
+                    ttl,
+                    ..
+                } => {
+                    let remote = SocketAddr::new(address, port);
+                    let arrivals = self.arrivals.clone();
+                    let dial = tokio::spawn(async move {
+                        let arrival = match socket::dial(remote, local_address, ttl).await {
+                            Ok(stream) => Arrival::Connected(connection, stream),
+                            Err(error) => Arrival::Failed(connection, error),
+                        };
+                        // A driver that is gone does not want to know.
+                        let _ = arrivals.send(arrival).await;
+                    });
+                    self.dials.insert(connection, dial.abort_handle());
+                }
+                ConnectionRequest::Close { connection } => self.close(connection),
+            }
+        }
+        while let Some(event) = self.speaker.poll_event() {
+            self.tell(event);
+        }
+    }
+
+    fn close(&mut self, id: ConnectionId) {
+        if let Some(dial) = self.dials.remove(&id) {
+            dial.abort();
+        }
+        if let Some(connection) = self.connections.remove(&id) {
+            self.closing.retain(|closing| !closing.is_finished());
+            self.closing.push(connection.close());
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        log(&event);
+        if let Event::RoutesChanged(changes) = &event {
+            self.changes.extend(
+                changes
+                    .iter()
+                    .map(|(prefix, paths)| (*prefix, paths.clone())),
+            );
+            self.publish_at.get_or_insert_with(|| now() + GATHER);
+        }
+        // Without subscribers nobody wants to know.
+        let _ = self.events.send(event);
+    }
+
+    /// Applies the gathered changes in place; the table is copied only while a reader holds it.
+    fn publish(&mut self) {
+        self.publish_at = None;
+        let changes = std::mem::take(&mut self.changes);
+        self.learnt.send_modify(|table| {
+            let table = Arc::make_mut(table);
+            for (prefix, paths) in changes {
+                if paths.is_empty() {
+                    table.remove(&prefix);
+                } else {
+                    table.insert(prefix, paths);
+                }
+            }
+        });
+    }
+}
+
+async fn accept(listener: TcpListener, arrivals: Arrivals) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                if arrivals
+                    .send(Arrival::Accepted(stream, remote))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept BGP connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now() -> Instant {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an edge: this is the speaker's clock"
+    )]
+    Instant::now()
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::PeerUp {
+            peer,
+            remote_as,
+            router_id,
+        } => info!(%peer, remote_as, %router_id, "session established"),
+        Event::PeerDown { peer, reason } => warn!(%peer, %reason, "session down"),
+        Event::AttemptFailed { peer, reason } => debug!(%peer, %reason, "no session"),
+        Event::RoutesChanged(changes) => debug!(prefixes = changes.len(), "routes changed"),
+        Event::UpdateFaults { peer, faults } => warn!(%peer, ?faults, "faulty update"),
+        Event::EndOfRib { peer, family } => debug!(%peer, %family, "all routes received"),
+        Event::AnnouncementsRefused { peer, prefixes } => {
+            warn!(%peer, ?prefixes, "announcements do not fit a message");
+        }
+    }
+}

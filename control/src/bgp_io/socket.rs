@@ -1,0 +1,91 @@
+//! TCP sockets with the options that BGP wants: source address, TTL, reuse of the listening port.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Listens on a port of IPv4 and of IPv6; on one of them where the host has only that.
+///
+/// # Errors
+/// The port is taken, or neither family is there.
+pub(super) fn listen(port: u16) -> io::Result<Vec<TcpListener>> {
+    let v4 = listen_on(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))?;
+    let bound = v4.local_addr()?.port();
+    match listen_on(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), bound)) {
+        Ok(v6) => Ok(vec![v4, v6]),
+        Err(error) if lacks_ipv6(&error) => Ok(vec![v4]),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a connection.
+///
+/// # Errors
+/// As the kernel says: refused, unreachable, timed out.
+pub(super) async fn dial(
+    remote: SocketAddr,
+    local: Option<IpAddr>,
+    ttl: Option<u8>,
+) -> io::Result<TcpStream> {
+    let socket = tcp(remote)?;
+    set_ttl(&socket, remote, ttl)?;
+    if let Some(local) = local {
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+    }
+    socket.set_nonblocking(true)?;
+    TcpSocket::from_std_stream(socket.into())
+        .connect(remote)
+        .await
+}
+
+/// Prepares an accepted connection.
+///
+/// # Errors
+/// The connection is gone.
+pub(super) fn prepare(stream: &TcpStream, ttl: Option<u8>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let local = stream.local_addr()?;
+    set_ttl(&SockRef::from(stream), local, ttl)
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = tcp(address)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+fn set_ttl(socket: &Socket, address: SocketAddr, ttl: Option<u8>) -> io::Result<()> {
+    match (ttl, address) {
+        (None, _) => Ok(()),
+        (Some(ttl), SocketAddr::V4(_)) => socket.set_ttl_v4(ttl.into()),
+        (Some(ttl), SocketAddr::V6(_)) => socket.set_unicast_hops_v6(ttl.into()),
+    }
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+    )
+}
