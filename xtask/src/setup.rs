@@ -348,11 +348,8 @@ fn attempt(command: &mut Command) {
         .chain(command.get_args())
         .collect();
     println!("setup: {}", words.join(" ".as_ref()).to_string_lossy());
-    if let Err(error) = command.status() {
-        println!(
-            "setup: {}: {error}",
-            command.get_program().to_string_lossy()
-        );
+    if let Err(error) = workspace::run_quietly(command, "setting up") {
+        println!("setup: {error:#}");
     }
 }
 

@@ -70,6 +70,26 @@ pub fn run(command: &mut Command, doing: &str) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command to its end and shows what it said only when it failed.
+///
+/// # Errors
+/// When it does not start or does not succeed; `doing` says what it was for.
+pub fn run_quietly(command: &mut Command, doing: &str) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("{doing}: starting {command:?}"))?;
+    if !output.status.success() {
+        let program = command.get_program().to_string_lossy();
+        let said = [output.stdout, output.stderr].concat();
+        bail!(
+            "{doing}: {program} ended with {}:\n{}",
+            output.status,
+            String::from_utf8_lossy(&said).trim_end()
+        );
+    }
+    Ok(())
+}
+
 /// Lists all files below `folder` whose name ends in `.rs`, in a stable order.
 pub fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();

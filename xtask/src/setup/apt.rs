@@ -86,7 +86,7 @@ fn update() {
     println!("setup: apt-get update, because apt's lists lack a package");
     let mut apt = Command::new("apt-get");
     // A third party's list that cannot be fetched is no reason to stop: what counts is what apt knows afterwards.
-    if let Err(error) = workspace::run(
+    if let Err(error) = workspace::run_quietly(
         apt.args(["--quiet", "--quiet", "update"]),
         "updating apt's lists",
     ) {
@@ -114,7 +114,7 @@ fn apt_get_install(packages: &[Package]) -> Result<()> {
         "install",
     ]);
     apt.args(names).env("DEBIAN_FRONTEND", "noninteractive");
-    workspace::run(&mut apt, "installing packages")
+    workspace::run_quietly(&mut apt, "installing packages")
 }
 
 /// While it lives, packages that are installed do not start their services (Debian policy 9.3.3: `policy-rc.d`).
