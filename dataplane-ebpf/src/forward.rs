@@ -6,7 +6,15 @@ use fairlead_common::reason::Reason;
 
 use crate::maps;
 use crate::packet::Frame;
-use crate::route::Hop;
+
+/// Where a packet goes next.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    /// The device it leaves by.
+    pub ifindex: u32,
+    /// Six bytes of source MAC, six bytes of destination MAC.
+    pub macs: [u32; 3],
+}
 
 /// A packet that was rewritten and goes out.
 #[derive(Clone, Copy, Debug)]

@@ -8,11 +8,11 @@ use fairlead_common::reason::Reason;
 use fairlead_common::service::{Backend, Service, forward as forwarding};
 use fairlead_common::snat::tcp;
 
-use crate::forward::{self, Sent};
+use crate::forward::{self, Hop, Sent};
 use crate::packet::{Frame, Resize};
 use crate::parse::{Network, Transport};
 use crate::rewrite::{self, Tunnel};
-use crate::route::{self, Hop, NoWay, Question};
+use crate::route::{self, NoWay, Question};
 use crate::{count, flows, maps};
 
 /// Sends a packet of a service to its backend.

@@ -7,9 +7,9 @@ use fairlead_common::addr::{Addr, Proto};
 use fairlead_common::checksum::{self, Delta};
 use fairlead_common::reason::Reason;
 
+use crate::forward::Hop;
 use crate::packet::{Frame, Resize, view, view_mut};
 use crate::parse::{ETHERNET_BYTES, Family, IPV4_BYTES, IPV6_BYTES, Network, ether_type};
-use crate::route::Hop;
 
 /// The TTL of a tunnel's outer header.
 const TUNNEL_TTL: u8 = 64;

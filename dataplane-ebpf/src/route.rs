@@ -10,7 +10,7 @@
 use fairlead_common::addr::Addr;
 use fairlead_common::reason::Reason;
 
-use crate::forward::{self, Sent};
+use crate::forward::{self, Hop, Sent};
 use crate::packet::{FibLookup, Frame, view};
 use crate::parse::{Family, IPV4_BYTES, Network, Transport};
 use crate::rewrite;
@@ -18,15 +18,6 @@ use crate::rewrite;
 /// `AF_INET` and `AF_INET6` of `linux/socket.h`.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-
-/// Where a packet goes next.
-#[derive(Clone, Copy, Debug)]
-pub struct Hop {
-    /// The device it leaves by.
-    pub ifindex: u32,
-    /// Six bytes of source MAC, six bytes of destination MAC.
-    pub macs: [u32; 3],
-}
 
 /// Why there is no next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

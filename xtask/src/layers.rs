@@ -132,6 +132,7 @@ impl Table {
         let allowed = &self.rows[room];
         let mut faults = Vec::new();
         for import in imports(text) {
+            let module = [module.as_slice(), &import.within].concat();
             let Some(target) = resolve(&import.path, crate_name, &module) else {
                 let outside = import.path[0].replace('_', "-");
                 if self.guarded.contains(&outside) && !allowed.contains(&outside) {
@@ -223,13 +224,19 @@ fn resolve(path: &[String], crate_name: &str, module: &[String]) -> Option<Strin
 #[derive(Debug, PartialEq, Eq)]
 struct Import {
     line: usize,
+    /// The module of the file, `mod name { … }`, that it stands in.
+    within: Vec<String>,
     path: Vec<String>,
 }
 
 /// Finds every path with `::` in it, with the groups of `use` written out, outside of `mod tests { … }`.
 fn imports(text: &str) -> Vec<Import> {
-    let tokens = tokens(text);
     let mut found = Vec::new();
+    imports_of(&tokens(text), &[], &mut found);
+    found
+}
+
+fn imports_of(tokens: &[Token], within: &[String], found: &mut Vec<Import>) {
     let mut at = 0;
     while at < tokens.len() {
         let word = |offset: usize| {
@@ -237,18 +244,26 @@ fn imports(text: &str) -> Vec<Import> {
                 .get(at + offset)
                 .map_or("", |token| token.text.as_str())
         };
-        if word(0) == "mod" && word(1) == "tests" && word(2) == "{" {
-            at = end_of_block(&tokens, at + 2);
+        if word(0) == "mod" && word(2) == "{" {
+            let end = end_of_block(tokens, at + 2);
+            if word(1) != "tests" {
+                let within = [within, &[word(1).to_owned()]].concat();
+                imports_of(&tokens[at + 3..end], &within, found);
+            }
+            at = end;
             continue;
         }
         let is_use = word(0) == "use";
         if is_use || (is_name(word(0)) && word(1) == "::") {
-            at = path_from(&tokens, at + usize::from(is_use), &[], &mut found);
+            let first = found.len();
+            at = path_from(tokens, at + usize::from(is_use), &[], found);
+            for import in &mut found[first..] {
+                import.within = within.to_vec();
+            }
         } else {
             at += 1;
         }
     }
-    found
 }
 
 fn end_of_block(tokens: &[Token], open: usize) -> usize {
@@ -289,7 +304,11 @@ fn path_from(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec
         at += 1;
     }
     if !path.is_empty() {
-        found.push(Import { line, path });
+        found.push(Import {
+            line,
+            within: Vec::new(),
+            path,
+        });
     }
     // `use a::b as c`
     at + if text(at) == Some("as") { 2 } else { 0 }
@@ -491,6 +510,13 @@ prose | with | bars
                 "use super::order::Order; use crate::plan::diff;"
             ),
             Vec::<String>::new()
+        );
+        let inline = "mod a { mod b { use super::super::order::Order; } fn f() { super::g::h() } }";
+        assert_eq!(faults("plan.rs", inline), Vec::<String>::new());
+        let out = "mod a { use super::super::dataplane::load; }";
+        assert_eq!(
+            faults("plan.rs", out),
+            ["1: `control/plan` must not import `control/dataplane`"]
         );
         assert_eq!(
             faults("plan.rs", "use self::order::Order; pub use order::X;"),
