@@ -186,13 +186,13 @@ fn module_path(inside: &Path) -> Vec<String> {
 /// Turns a path in the source into the path of a room; `None` for other crates and for names of the module's own.
 fn resolve(path: &[String], crate_name: &str, module: &[String]) -> Option<String> {
     let first = path.first()?.as_str();
-    let is_root =
-        matches!(module, [only] if only == "lib" || only == "main") || module.first()? == "bin";
-    let mut base: Vec<&str> = if is_root {
-        Vec::new()
-    } else {
-        module.iter().map(String::as_str).collect()
+    // `lib.rs`, `main.rs` and each `bin/NAME.rs` are the root of a crate.
+    let above = match module.first()?.as_str() {
+        "lib" | "main" => 1,
+        "bin" => 2,
+        _ => 0,
     };
+    let mut base: Vec<&str> = module.iter().skip(above).map(String::as_str).collect();
     let mut rest = &path[1..];
     match first {
         "crate" => base.clear(),
