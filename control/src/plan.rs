@@ -8,12 +8,104 @@
 //! 4. a plan is no larger than the difference;
 //! 5. same inputs, same plan.
 //!
+//! What the kernel cannot say is an explicit value that goes in and comes out: [`Memory`]. Time is an
+//! argument: a [`Duration`] since any fixed moment of one run of the agent.
+//!
 //! Not here: who carries the steps out (`dataplane::apply`), and when (`agent`).
 
+pub mod diff;
+pub mod maglev;
+pub mod node;
+pub mod order;
+pub mod routes;
+pub mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use fairlead_common::route::{Device, Node};
 use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
+
+use crate::desired::{Condition, Desired, Frontend};
+
+pub use self::node::Host;
+pub use self::services::Memory;
+
+/// What the tables should say, as far as it is known outside of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// What the node should be.
+    pub desired: &'a Desired,
+    /// How packets get to each backend's address; an absent one is out of reach.
+    pub reach: &'a BTreeMap<IpAddr, Reach>,
+    /// What the host says.
+    pub host: &'a Host,
+    /// Slots of a ring: a prime.
+    pub ring_slots: u32,
+    /// How long flows that began before a change stay with their backend.
+    pub drain_window: Duration,
+}
+
+/// How packets get to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reach {
+    /// It is on a link of this node.
+    OnLink,
+    /// It is behind a router.
+    Routed,
+    /// No route leads to it.
+    Unreachable,
+}
+
+/// What to do, and what is known when it has been done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The steps, in their order.
+    pub steps: Vec<Step>,
+    /// What to pass to the next plan once every step has been carried out. After a failed step the
+    /// memory from before is passed again.
+    pub memory: Memory,
+    /// When to plan again though nothing has changed: a window ends then.
+    pub wake: Option<Duration>,
+    /// What could not be done.
+    pub conditions: Vec<Condition>,
+    /// Once every step has been carried out: the services with a ring, and how many ready backends are
+    /// on it (`desired::announce::Programmed::services`).
+    pub programmed: BTreeMap<Frontend, u32>,
+}
+
+/// The steps from what the tables hold to what they should hold.
+pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration) -> Plan {
+    let mut conditions = Vec::new();
+    let mut steps = Vec::new();
+    let node = node::node_row(
+        wanted.desired,
+        wanted.host,
+        actual.node.as_ref(),
+        &mut conditions,
+    );
+    if actual.node != Some(node) {
+        steps.push(Step::PutNode(Box::new(node)));
+    }
+    let devices = diff::difference(
+        &node::device_rows(wanted.host, &mut conditions),
+        &actual.devices,
+    );
+    steps.extend(devices.put.into_iter().map(|(_, row)| Step::PutDevice(row)));
+    steps.extend(devices.remove.into_iter().map(Step::RemoveDevice));
+
+    let mut services = services::plan(wanted, actual, memory, now);
+    steps.append(&mut services.steps);
+    conditions.append(&mut services.conditions);
+    Plan {
+        steps: order::order(steps, &services.fresh),
+        memory: services.memory,
+        wake: services.wake,
+        conditions,
+        programmed: services.programmed,
+    }
+}
 
 /// What the kernel's tables hold now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,9 +146,15 @@ pub enum Step {
     PutService(ServiceKey, Service),
     /// Removes a service's row.
     RemoveService(ServiceKey),
-    /// Deletes the rows of `FLOWS` whose destination is one of these services: their transition is
-    /// over, and what was remembered for it must not count in the next one.
-    ForgetFlows(BTreeSet<ServiceKey>),
+    /// Deletes the rows of `FLOWS` whose destination is one of these services, because their transition
+    /// is over and what was remembered for it must not count in the next one; and those that name one
+    /// of these backends, because their ids are about to be free.
+    ForgetFlows {
+        /// Services whose transition is over.
+        services: BTreeSet<ServiceKey>,
+        /// Backends whose rows are removed next.
+        backends: BTreeSet<u32>,
+    },
 }
 
 /// Where steps are carried out: the pinned maps, or memory in tests.

@@ -89,12 +89,16 @@ impl KernelStore {
         Ok(())
     }
 
-    fn forget_flows(&mut self, services: &BTreeSet<ServiceKey>) -> Result<(), Error> {
+    fn forget_flows(
+        &mut self,
+        services: &BTreeSet<ServiceKey>,
+        backends: &BTreeSet<u32>,
+    ) -> Result<(), Error> {
         let mut forgotten = Vec::new();
         for row in self.flows.rows() {
-            let (flow, _) = row?;
+            let (flow, known) = row?;
             let service = ServiceKey::new(flow.dst, flow.dst_port, flow.proto);
-            if services.contains(&service) {
+            if services.contains(&service) || backends.contains(&known.backend) {
                 forgotten.push(flow);
             }
         }
@@ -121,7 +125,7 @@ impl Store for KernelStore {
             Step::PutService(key, service) => self.services.set(key, service)?,
             // Gone already is as good.
             Step::RemoveService(key) => drop(self.services.remove(key)?),
-            Step::ForgetFlows(services) => self.forget_flows(services)?,
+            Step::ForgetFlows { services, backends } => self.forget_flows(services, backends)?,
         }
         Ok(())
     }
@@ -240,7 +244,7 @@ impl Failed {
             | Step::RemoveBackend(_)
             | Step::PutService(..)
             | Step::RemoveService(_)
-            | Step::ForgetFlows(_) => {}
+            | Step::ForgetFlows { .. } => {}
         }
     }
 
@@ -259,7 +263,7 @@ impl Failed {
             Step::RemoveBackend(_) => self
                 .any
                 .then_some("an earlier step failed, and a slot may still name it"),
-            Step::ForgetFlows(_) => self
+            Step::ForgetFlows { .. } => self
                 .any
                 .then_some("an earlier step failed, and a slot may still be in transition"),
             Step::PutNode(_)
@@ -291,8 +295,10 @@ pub fn describe(step: &Step) -> String {
         }
         Step::PutService(key, _) => format!("write service {}", frontend(key)),
         Step::RemoveService(key) => format!("remove service {}", frontend(key)),
-        Step::ForgetFlows(services) => {
-            let names: Vec<_> = services.iter().map(frontend).collect();
+        Step::ForgetFlows { services, backends } => {
+            let services = services.iter().map(frontend);
+            let backends = backends.iter().map(|id| format!("backend {id}"));
+            let names: Vec<_> = services.chain(backends).collect();
             format!("forget flows of {}", names.join(", "))
         }
     }
@@ -411,7 +417,10 @@ mod tests {
             service(1, 0),
             service(2, 512),
             Step::RemoveBackend(3),
-            Step::ForgetFlows([key(9)].into()),
+            Step::ForgetFlows {
+                services: [key(9)].into(),
+                backends: [3].into(),
+            },
         ];
         let mut store = Refusing {
             refused: vec![steps[0].clone()],
@@ -437,7 +446,7 @@ mod tests {
                 ("write 1 slots of the ring at 0", true),
                 ("write service 192.0.2.1:80/tcp", true),
                 ("empty backend 3", true),
-                ("forget flows of 192.0.2.9:80/tcp", true),
+                ("forget flows of 192.0.2.9:80/tcp, backend 3", true),
             ]
         );
     }

@@ -1,0 +1,392 @@
+//! Services, their rings and their backends: from what is desired to the steps that make it so.
+//!
+//! ```text
+//!   members (who is on a service's ring) -> ids -> homes (which ring is whose) -> slots -> rows -> steps
+//! ```
+//! - Services with equal members share a ring. One whose members become different leaves with a copy of
+//!   the ring, so that its flows stay where they are; rings that have become equal are joined.
+//! - A slot that gets another backend remembers the one that serves its flows for the drain window.
+//! - A backend that no slot names keeps its row, and its id, for a drain window: flows that were
+//!   remembered for it go on. Then they are forgotten, and its row is removed.
+//!
+//! Not here: how steps are ordered (`plan::order`).
+
+mod homes;
+mod ids;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairlead_common::addr::{Addr, Port};
+use fairlead_common::service::{self as rows, ServiceKey, flags, forward};
+use fairlead_common::tables::{Services, Table};
+
+use self::homes::{Home, Homes};
+use self::ids::Ids;
+use super::diff::{Difference, difference};
+use super::maglev::{self, Member};
+use super::{Actual, Reach, Step, Wanted};
+use crate::desired::{BackendAddr, Condition, Frontend, Service};
+
+/// What plans must know of earlier plans, because no table says it.
+///
+/// It may be lost: after a restart every window that is found running begins anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Rings in transition, and when their window ends.
+    pub transitions: BTreeMap<u32, Duration>,
+    /// Backends that no slot names, and when their rows may go.
+    pub retiring: BTreeMap<u32, Duration>,
+    /// Rings that were computed before, by slots and members: a memo.
+    rings: BTreeMap<(u32, Vec<Member>), Arc<[u32]>>,
+}
+
+/// The services' part of a plan.
+pub(super) struct ServicePlan {
+    pub(super) steps: Vec<Step>,
+    pub(super) fresh: BTreeSet<u32>,
+    pub(super) memory: Memory,
+    pub(super) wake: Option<Duration>,
+    pub(super) conditions: Vec<Condition>,
+    pub(super) programmed: BTreeMap<Frontend, u32>,
+}
+
+/// Plans the tables of services.
+pub(super) fn plan(
+    wanted: &Wanted<'_>,
+    actual: &Actual,
+    memory: &Memory,
+    now: Duration,
+) -> ServicePlan {
+    let alive = alive(wanted);
+    let mut conditions = Vec::new();
+    let mut ids = Ids::new(actual, memory);
+    let mut members = BTreeMap::new();
+    let mut programmed = BTreeMap::new();
+    for (frontend, service) in &wanted.desired.services {
+        let list = members_of(frontend, service, wanted, &mut ids, &mut conditions);
+        let ready = list
+            .iter()
+            .filter(|(at, _)| {
+                service
+                    .backends
+                    .get(at)
+                    .is_some_and(|backend| backend.ready)
+            })
+            .count();
+        programmed.insert(*frontend, ready as u32);
+        members.insert(*frontend, list);
+    }
+
+    let mut homes = Homes::new(wanted, actual, memory, now);
+    homes.settle(&members, &ids, &ids.alive(&alive), &mut conditions);
+    programmed.retain(|frontend, _| homes.ring_of(frontend).is_some());
+
+    let mut steps = Vec::new();
+    for home in &homes.settled {
+        let slots = home.changed_slots(actual);
+        if !slots.is_empty() {
+            steps.push(Step::PutSlots {
+                ring: home.ring,
+                slots,
+            });
+        }
+    }
+    service_steps(wanted, actual, &homes, &mut steps, &mut conditions);
+
+    let mut next = Memory {
+        transitions: homes.transitions(),
+        retiring: BTreeMap::new(),
+        rings: homes.memo,
+    };
+    let mut forgotten = BTreeSet::new();
+    backend_steps(
+        &Backends {
+            wanted,
+            actual,
+            alive: &alive,
+            ids: &ids,
+            named: homes.settled.iter().flat_map(Home::named).collect(),
+        },
+        memory,
+        now,
+        &mut next.retiring,
+        &mut forgotten,
+        &mut steps,
+    );
+    if !(homes.forgotten.is_empty() && forgotten.is_empty()) {
+        steps.push(Step::ForgetFlows {
+            services: homes.forgotten,
+            backends: forgotten,
+        });
+    }
+    let deadlines = next.transitions.values().chain(next.retiring.values());
+    let wake = deadlines.copied().chain(homes.again.then_some(now)).min();
+    ServicePlan {
+        steps,
+        fresh: homes.fresh,
+        memory: next,
+        wake,
+        conditions,
+        programmed,
+    }
+}
+
+/// The key of a service's row.
+pub fn key(frontend: &Frontend) -> ServiceKey {
+    ServiceKey::new(
+        Addr::from(frontend.addr),
+        Port::new(frontend.port),
+        frontend.proto,
+    )
+}
+
+/// Where a backend's row says that it listens.
+pub fn address(row: &rows::Backend) -> BackendAddr {
+    BackendAddr {
+        addr: row.addr.ip(),
+        port: row.port.number(),
+    }
+}
+
+fn reach(wanted: &Wanted<'_>, at: BackendAddr) -> Reach {
+    wanted
+        .reach
+        .get(&at.addr)
+        .copied()
+        .unwrap_or(Reach::Unreachable)
+}
+
+/// The backends that answer and that packets get to.
+fn alive(wanted: &Wanted<'_>) -> BTreeSet<BackendAddr> {
+    wanted
+        .desired
+        .services
+        .values()
+        .flat_map(|service| &service.backends)
+        .filter(|(at, backend)| {
+            (backend.ready || backend.serving) && reach(wanted, **at) != Reach::Unreachable
+        })
+        .map(|(at, _)| *at)
+        .collect()
+}
+
+/// Who is on the ring of a service: its ready backends, or, while none is ready, those that still serve,
+/// so that a last backend which drains keeps its flows.
+fn members_of(
+    frontend: &Frontend,
+    service: &Service,
+    wanted: &Wanted<'_>,
+    ids: &mut Ids,
+    conditions: &mut Vec<Condition>,
+) -> Vec<Member> {
+    let mut say = |reason: &str, message: String| {
+        conditions.push(Condition {
+            object: format!("Service {}", service.object),
+            origin: String::new(),
+            reason: reason.to_owned(),
+            message: format!("{frontend}: {message}"),
+        });
+    };
+    let of = |wants: fn(&crate::desired::Backend) -> bool| -> Vec<Member> {
+        service
+            .backends
+            .iter()
+            .filter(|(_, backend)| wants(backend) && backend.weight > 0)
+            .map(|(at, backend)| (*at, backend.weight))
+            .collect()
+    };
+    let mut out_of_reach = Vec::new();
+    let mut reachable = |list: Vec<Member>| -> Vec<Member> {
+        list.into_iter()
+            .filter(|(at, _)| {
+                let is_reachable = reach(wanted, *at) != Reach::Unreachable;
+                if !is_reachable {
+                    out_of_reach.push(at.to_string());
+                }
+                is_reachable
+            })
+            .collect()
+    };
+    let mut members = reachable(of(|backend| backend.ready));
+    if members.is_empty() {
+        members = reachable(of(|backend| backend.serving && !backend.ready));
+    }
+    if !out_of_reach.is_empty() {
+        say(
+            "BackendUnreachable",
+            format!(
+                "no route leads to {}; left out until there is one",
+                out_of_reach.join(", ")
+            ),
+        );
+    }
+    let most = wanted.ring_slots as usize;
+    if members.len() > most {
+        say(
+            "TooManyBackends",
+            format!(
+                "{} backends do not fit {most} slots, so the last ones get no flow; raise loadBalancer.ringSlots",
+                members.len()
+            ),
+        );
+        members.truncate(most);
+    }
+    let before = members.len();
+    members.retain(|(at, _)| ids.assign(*at).is_some());
+    if members.len() < before {
+        say(
+            "BackendsFull",
+            format!(
+                "the table of backends is full, so {} of them get no flow; remove services or backends",
+                before - members.len()
+            ),
+        );
+    }
+    members
+}
+
+/// Rows of services.
+fn service_steps(
+    wanted: &Wanted<'_>,
+    actual: &Actual,
+    homes: &Homes<'_>,
+    steps: &mut Vec<Step>,
+    conditions: &mut Vec<Condition>,
+) {
+    let taken: BTreeSet<u32> = actual.services.values().map(|row| row.id).collect();
+    // Row 0 of the counters is nobody's.
+    let mut free = (1..Services::CAPACITY).filter(|id| !taken.contains(id));
+    let mut used = BTreeSet::new();
+    let mut wanted_rows = BTreeMap::new();
+    for (frontend, service) in &wanted.desired.services {
+        let key = key(frontend);
+        let known = actual.services.get(&key).map(|row| row.id);
+        let id = known
+            .filter(|id| *id != 0 && used.insert(*id))
+            .or_else(|| free.next());
+        let Some(id) = id else {
+            conditions.push(Condition {
+                object: format!("Service {}", service.object),
+                origin: String::new(),
+                reason: "ServicesFull".to_owned(),
+                message: format!("{frontend}: the table of services is full; remove services"),
+            });
+            continue;
+        };
+        let row = match homes.ring_of(frontend) {
+            Some(ring) => rows::Service {
+                id,
+                ring,
+                slots: wanted.ring_slots,
+            },
+            None => rows::Service {
+                id,
+                ring: 0,
+                slots: 0,
+            },
+        };
+        wanted_rows.insert(key, row);
+    }
+    let Difference { put, remove } = difference(&wanted_rows, &actual.services);
+    steps.extend(put.into_iter().map(|(key, row)| Step::PutService(key, row)));
+    steps.extend(remove.into_iter().map(Step::RemoveService));
+}
+
+struct Backends<'a> {
+    wanted: &'a Wanted<'a>,
+    actual: &'a Actual,
+    alive: &'a BTreeSet<BackendAddr>,
+    ids: &'a Ids,
+    /// The ids that slots name once the plan is carried out.
+    named: BTreeSet<u32>,
+}
+
+impl Backends<'_> {
+    fn row(&self, id: u32, at: BackendAddr) -> rows::Backend {
+        let known = self.actual.backends.get(&id);
+        rows::Backend {
+            addr: Addr::from(at.addr),
+            port: Port::new(at.port),
+            forward: match reach(self.wanted, at) {
+                Reach::OnLink => forward::L2,
+                Reach::Routed => forward::ENCAPSULATE,
+                Reach::Unreachable => known.map_or(forward::ENCAPSULATE, |row| row.forward),
+            },
+            flags: if self.alive.contains(&at) {
+                flags::ALIVE
+            } else {
+                0
+            },
+            pad: 0,
+        }
+    }
+}
+
+/// Rows of backends: those that slots name, and those that retire.
+fn backend_steps(
+    backends: &Backends<'_>,
+    memory: &Memory,
+    now: Duration,
+    retiring: &mut BTreeMap<u32, Duration>,
+    forgotten: &mut BTreeSet<u32>,
+    steps: &mut Vec<Step>,
+) {
+    let mut put = |id: u32, at: BackendAddr| {
+        let row = backends.row(id, at);
+        if backends.actual.backends.get(&id) != Some(&row) {
+            steps.push(Step::PutBackend(id, row));
+        }
+    };
+    for (&id, &at) in backends.ids.addresses() {
+        if backends.named.contains(&id) {
+            put(id, at);
+        }
+    }
+    let known = backends
+        .actual
+        .backends
+        .keys()
+        .chain(memory.retiring.keys());
+    let left: BTreeSet<u32> = known
+        .copied()
+        .filter(|id| !backends.named.contains(id))
+        .collect();
+    let mut removed = Vec::new();
+    for id in left {
+        let until = memory
+            .retiring
+            .get(&id)
+            .copied()
+            .unwrap_or(now + backends.wanted.drain_window);
+        let row = backends.actual.backends.get(&id);
+        if until > now {
+            retiring.insert(id, until);
+            if let Some(row) = row {
+                put(id, address(row));
+            }
+            continue;
+        }
+        forgotten.insert(id);
+        if row.is_some() {
+            removed.push(Step::RemoveBackend(id));
+        }
+    }
+    steps.append(&mut removed);
+}
+
+/// The ring of members, from the memo where it is known.
+fn ring(
+    memo: &BTreeMap<(u32, Vec<Member>), Arc<[u32]>>,
+    slots: u32,
+    members: &[Member],
+) -> Arc<[u32]> {
+    match memo.get(&(slots, members.to_vec())) {
+        Some(ring) => Arc::clone(ring),
+        None => maglev::ring(members, slots).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

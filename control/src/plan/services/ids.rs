@@ -1,0 +1,80 @@
+//! Backend ids: found again in the table, or the lowest that nothing can name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_common::service::forward;
+use fairlead_common::tables::{Backends, Table};
+
+use super::{Memory, address};
+use crate::desired::BackendAddr;
+use crate::plan::Actual;
+
+/// Ids of backends by where they listen, and back.
+pub(super) struct Ids {
+    of: BTreeMap<BackendAddr, u32>,
+    addresses: BTreeMap<u32, BackendAddr>,
+    /// Rows that are in use, ids that slots name, and ids that retire.
+    taken: BTreeSet<u32>,
+    next: u32,
+}
+
+impl Ids {
+    pub(super) fn new(actual: &Actual, memory: &Memory) -> Self {
+        let mut ids = Self {
+            of: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            taken: memory.retiring.keys().copied().collect(),
+            next: 1,
+        };
+        for (&id, row) in &actual.backends {
+            ids.taken.insert(id);
+            if id != 0 && row.forward != forward::FREE {
+                // Of two rows for one backend the lower stays; the other retires.
+                ids.of.entry(address(row)).or_insert(id);
+                ids.addresses.insert(id, address(row));
+            }
+        }
+        for slot in actual.rings.values().flatten() {
+            ids.taken.insert(slot.current);
+            ids.taken.insert(slot.previous);
+        }
+        ids
+    }
+
+    /// The id of a backend, a new one when it has none; `None` when the table is full.
+    pub(super) fn assign(&mut self, at: BackendAddr) -> Option<u32> {
+        if let Some(id) = self.of.get(&at) {
+            return Some(*id);
+        }
+        while self.taken.contains(&self.next) {
+            self.next += 1;
+        }
+        if self.next >= Backends::CAPACITY {
+            return None;
+        }
+        let id = self.next;
+        self.next += 1;
+        self.of.insert(at, id);
+        self.addresses.insert(id, at);
+        Some(id)
+    }
+
+    /// The id of a backend that has one; 0, nobody's, otherwise.
+    pub(super) fn id(&self, at: BackendAddr) -> u32 {
+        self.of.get(&at).copied().unwrap_or(0)
+    }
+
+    /// Where the backend of each id listens.
+    pub(super) const fn addresses(&self) -> &BTreeMap<u32, BackendAddr> {
+        &self.addresses
+    }
+
+    /// The ids of these backends.
+    pub(super) fn alive(&self, alive: &BTreeSet<BackendAddr>) -> BTreeSet<u32> {
+        self.addresses
+            .iter()
+            .filter(|(_, at)| alive.contains(at))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+}
