@@ -180,9 +180,18 @@ fn only_the_flows_of_the_services_named_are_forgotten() {
         flows.set(&flow(port, 80), &Flow::default()).unwrap();
     }
     flows.set(&flow(1, 81), &Flow::default()).unwrap();
+    let retired = Flow {
+        backend: 7,
+        ..Flow::default()
+    };
+    flows.set(&flow(2, 81), &retired).unwrap();
     let mut store = KernelStore::open(&tables.pins).unwrap();
 
-    let outcome = apply::run(&[Step::ForgetFlows([service()].into())], &mut store);
+    let forget = Step::ForgetFlows {
+        services: [service()].into(),
+        backends: [7].into(),
+    };
+    let outcome = apply::run(&[forget], &mut store);
 
     assert!(outcome.is_complete(), "{:?}", outcome.obstacles);
     let left: Vec<_> = flows.rows().map(|row| row.unwrap().0).collect();
