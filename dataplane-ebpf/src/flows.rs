@@ -2,11 +2,10 @@
 //!
 //! Only slots in transition come here: in the steady state no flow table is read or written.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::service::{Slot, flags};
 
-use crate::maps;
+use crate::{clock, maps};
 
 /// The backend of a flow whose slot is in transition.
 ///
@@ -14,7 +13,7 @@ use crate::maps;
 /// alive, and takes `current` otherwise. Anything else began before the change: `previous` while it is alive.
 #[inline(always)]
 pub fn backend_in_transition(key: &FlowKey, slot: Slot, is_new: bool) -> u32 {
-    let now_s = now_s();
+    let now_s = clock::now_s();
     if is_new {
         maps::remember_flow(
             key,
@@ -44,12 +43,4 @@ pub fn backend_in_transition(key: &FlowKey, slot: Slot, is_new: bool) -> u32 {
 #[inline(always)]
 fn is_alive(backend: u32) -> bool {
     maps::backend(backend).is_some_and(|backend| backend.flags & flags::ALIVE != 0)
-}
-
-/// Coarse monotonic time in seconds (`CLOCK_MONOTONIC_COARSE`): 3 ns where the exact clock takes 28.
-#[expect(unsafe_code, reason = "a helper call without arguments")]
-#[inline(always)]
-pub fn now_s() -> u32 {
-    // SAFETY: no arguments, no memory.
-    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
 }

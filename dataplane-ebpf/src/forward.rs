@@ -2,6 +2,7 @@
 //!
 //! Not for the way itself: that is `route`.
 
+use aya_ebpf::helpers::generated::bpf_redirect;
 use fairlead_common::reason::Reason;
 
 use crate::maps;
@@ -40,4 +41,12 @@ impl Sent {
 #[inline(always)]
 pub fn has_port(frame: &impl Frame, hop: &Hop) -> bool {
     hop.ifindex == frame.ifindex() || maps::is_tx_port(hop.ifindex)
+}
+
+/// Sends a socket buffer out by a device; the answer is the TC action.
+#[expect(unsafe_code, reason = "a helper call without pointers")]
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: no memory is passed.
+    (unsafe { bpf_redirect(ifindex, 0) }) as i32
 }

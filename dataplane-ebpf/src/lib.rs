@@ -15,13 +15,16 @@
 //!
 //! Not here: any decision that userspace can take before the packet comes.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(
     clippy::inline_always,
     reason = "a BPF-to-BPF call loses what the verifier knows of the frame's bounds"
 )]
 
 pub mod classify;
+pub mod clock;
 pub mod count;
+pub mod decap;
 pub mod flows;
 pub mod forward;
 pub mod lb;
@@ -30,3 +33,4 @@ pub mod packet;
 pub mod parse;
 pub mod rewrite;
 pub mod route;
+pub mod snat;

@@ -1,17 +1,18 @@
 //! Entry points, and the one match from a packet's reason to the hook's action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(
-    unsafe_code,
-    reason = "programs are exported symbols in named sections"
+    clippy::inline_always,
+    reason = "a BPF-to-BPF call loses what the verifier knows of the frame's bounds"
 )]
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_ebpf::forward::Sent;
-use fairlead_ebpf::packet::{Frame, Xdp};
-use fairlead_ebpf::{classify, count, maps};
+use fairlead_ebpf::packet::{Frame, Skb, Xdp};
+use fairlead_ebpf::{classify, count, decap, forward, maps};
 
 /// Uplinks: services, the way back of translations, routing.
 #[xdp]
@@ -20,6 +21,43 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
     let bytes = frame.bytes();
     let end = classify::from_uplink(&mut frame);
     xdp_end(&frame, bytes, end)
+}
+
+/// Backends: packets out of the balancers' tunnels.
+#[xdp]
+pub fn xdp_decap(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let reason = match decap::unwrap(&mut frame) {
+        Ok(()) => Reason::Decapsulated,
+        Err(reason) => reason,
+    };
+    count::end(reason, bytes);
+    match reason.verdict() {
+        Verdict::Drop => XDP_DROP,
+        Verdict::Pass | Verdict::Forward => XDP_PASS,
+    }
+}
+
+/// The host's ends of pods, and LAN interfaces: routing.
+#[classifier]
+pub fn tc_ingress(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
+    let bytes = frame.bytes();
+    let end = classify::from_pod(&mut frame);
+    tc_end(bytes, end)
+}
+
+/// Uplinks, on the way out: translation.
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
+    let bytes = frame.bytes();
+    let end = match classify::to_wire(&mut frame) {
+        Ok(()) => Reason::Translated,
+        Err(reason) => reason,
+    };
+    tc_end(bytes, Err(end))
 }
 
 #[inline(always)]
@@ -42,6 +80,25 @@ fn xdp_end(frame: &Xdp, bytes: u32, end: Result<Sent, Reason>) -> u32 {
     action
 }
 
+/// `TC_ACT_UNSPEC` is `TCX_NEXT`: what we pass, the next program of the chain sees.
+#[inline(always)]
+fn tc_end(bytes: u32, end: Result<Sent, Reason>) -> i32 {
+    let (mut reason, out) = match end {
+        Ok(sent) => (sent.reason, sent.ifindex),
+        Err(reason) => (reason, 0),
+    };
+    let mut action = match reason.verdict() {
+        Verdict::Forward => forward::redirect(out),
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop => TC_ACT_SHOT,
+    };
+    if reason.verdict() == Verdict::Forward && action != TC_ACT_REDIRECT {
+        (reason, action) = (Reason::HelperFailed, TC_ACT_SHOT);
+    }
+    count::end(reason, bytes);
+    action
+}
+
 /// The object is for the kernel; on the host only the library is of use.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
@@ -55,6 +112,10 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// The kernel calls GPL-only helpers for programs under its own licence only. The sources are MIT or
 /// Apache-2.0, which is compatible with it.
 #[cfg(target_arch = "bpf")]
+#[expect(
+    unsafe_code,
+    reason = "the kernel looks for the licence in a named section"
+)]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

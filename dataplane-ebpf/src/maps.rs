@@ -10,7 +10,7 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
-use fairlead_common::addr::Addr;
+use fairlead_common::addr::{Addr, Port};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node};
@@ -129,10 +129,95 @@ pub fn remember_flow(key: &FlowKey, flow: &Flow) {
     let _ = FLOWS.insert(key, flow, 0);
 }
 
+/// A row of `SNAT_REV`, shared with other CPUs.
+#[derive(Clone, Copy)]
+pub struct BindingRow(*mut u64);
+
+/// Which word of a [`Binding`] holds {inside port, state, last seen}.
+const LIFE: usize = 2;
+
+impl BindingRow {
+    /// Reads the row.
+    #[inline(always)]
+    pub fn load(self) -> Binding {
+        // SAFETY: a binding is three words, and the kernel keeps the row's memory while the program runs.
+        let word = |i: usize| unsafe { self.0.add(i).read_volatile() };
+        let life = word(LIFE);
+        Binding {
+            inside: Addr::from_v6_halves([word(0), word(1)]),
+            inside_port: Port::from_wire(life as u16),
+            state: (life >> 16) as u8,
+            pad: 0,
+            last_seen_s: (life >> 32) as u32,
+        }
+    }
+
+    /// Writes state and time of the flow that the row was read for, unless somebody was quicker.
+    #[inline(always)]
+    pub fn refresh(self, read: &Binding, state: u8, last_seen_s: u32) {
+        let new = Binding {
+            state,
+            last_seen_s,
+            ..*read
+        };
+        self.exchange(life(read), life(&new));
+    }
+
+    /// Gives the row of an expired flow to another one; false when somebody was quicker.
+    ///
+    /// The winner of the exchange owns the row at once, because the row is no longer expired; the address
+    /// follows. A packet that comes back between the two stores is a late one of the old flow.
+    #[inline(always)]
+    pub fn take_over(self, expired: &Binding, new: &Binding) -> bool {
+        if !self.exchange(life(expired), life(new)) {
+            return false;
+        }
+        let [first, second] = new.inside.halves();
+        // SAFETY: as in `load`.
+        unsafe {
+            self.0.write_volatile(first);
+            self.0.add(1).write_volatile(second);
+        }
+        true
+    }
+
+    #[cfg(target_arch = "bpf")]
+    #[inline(always)]
+    fn exchange(self, old: u64, new: u64) -> bool {
+        let seen: u64;
+        // SAFETY: an aligned word of a row. In assembly, because `core` has no compare-and-exchange here.
+        unsafe {
+            core::arch::asm!(
+                "r0 = cmpxchg_64({row} + 16, r0, {new})",
+                row = in(reg) self.0,
+                new = in(reg) new,
+                inout("r0") old => seen,
+            );
+        }
+        seen == old
+    }
+
+    #[cfg(not(target_arch = "bpf"))]
+    #[expect(clippy::unused_self, reason = "stands in for the kernel's side")]
+    fn exchange(self, _: u64, _: u64) -> bool {
+        unreachable!("tables are in the kernel")
+    }
+}
+
+/// A binding's third word.
+#[inline(always)]
+const fn life(binding: &Binding) -> u64 {
+    binding.inside_port.wire() as u64
+        | (binding.state as u64) << 16
+        | (binding.last_seen_s as u64) << 32
+}
+
 /// The row of a translated flow, by the flow as it looks outside.
 #[inline(always)]
-pub fn binding(outside: &FlowKey) -> Option<*mut Binding> {
-    SNAT_REV.get_ptr_mut(outside)
+pub fn binding(outside: &FlowKey) -> Option<BindingRow> {
+    SNAT_REV
+        .get_ptr_mut(outside)
+        .map(|row| BindingRow(row.cast()))
 }
 
 /// Claims a row that nobody has: 0, or a negative errno.

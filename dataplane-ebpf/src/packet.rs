@@ -16,7 +16,7 @@ use fairlead_common::reason::Reason;
 mod tc;
 mod xdp;
 
-pub use tc::Skb;
+pub use tc::{Checksum, Skb};
 pub use xdp::Xdp;
 
 /// A packet at a hook.
@@ -49,11 +49,17 @@ pub trait Frame {
 
 /// A frame whose front can be moved.
 pub trait Resize: Frame {
-    /// Adds `bytes` in front of the frame (cuts them off when negative). What is in them is unknown.
+    /// Adds bytes in front of the frame. What is in them is unknown.
     ///
     /// # Errors
     /// [`Reason::HelperFailed`] when there is no room.
-    fn grow(&mut self, bytes: i32) -> Result<(), Reason>;
+    fn push(&mut self, bytes: u32) -> Result<(), Reason>;
+
+    /// Cuts bytes off the front of the frame.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`] when too little would be left.
+    fn pull(&mut self, bytes: u32) -> Result<(), Reason>;
 }
 
 /// `struct bpf_fib_lookup`, with the unions of the kernel's header as we use them.
@@ -77,6 +83,9 @@ pub struct FibLookup {
 }
 
 impl FibLookup {
+    /// Its length, as the helper takes it.
+    pub const BYTES: i32 = 64;
+
     /// The first eight bytes in one word: smaller fields would be merged into stores that are not aligned.
     ///
     /// `family` is `AF_INET` or `AF_INET6`; the protocol and the ports (as in the packet) are for policy
@@ -90,6 +99,8 @@ impl FibLookup {
             | (total as u64) << 48
     }
 }
+
+const _: () = assert!(size_of::<FibLookup>() == FibLookup::BYTES as usize);
 
 /// A plain number that can stand at any address of a packet.
 pub trait Word: Copy + sealed::Sealed {}
@@ -211,12 +222,12 @@ pub mod buffer {
     }
 
     impl Resize for Buffer {
-        fn grow(&mut self, bytes: i32) -> Result<(), Reason> {
-            if bytes < 0 {
-                self.0.drain(..bytes.unsigned_abs() as usize);
-            } else {
-                self.0.splice(..0, (0..bytes).map(|_| 0xaa));
-            }
+        fn push(&mut self, bytes: u32) -> Result<(), Reason> {
+            self.0.splice(..0, (0..bytes).map(|_| 0xaa));
+            Ok(())
+        }
+        fn pull(&mut self, bytes: u32) -> Result<(), Reason> {
+            self.0.drain(..bytes as usize);
             Ok(())
         }
     }

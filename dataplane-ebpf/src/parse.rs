@@ -138,9 +138,11 @@ impl Transport {
 #[inline(always)]
 pub fn is_to(frame: &impl Frame, mac: [u8; 6]) -> Result<bool, Reason> {
     let ethernet = view::<ETHERNET_BYTES>(frame, 0)?;
-    let [a, b, c, d, e, f] = mac;
-    Ok(ethernet.get::<u32, 0>() == u32::from_ne_bytes([a, b, c, d])
-        && ethernet.get::<u16, 4>() == u16::from_ne_bytes([e, f]))
+    let (first, second) = (
+        u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]]),
+        u16::from_ne_bytes([mac[4], mac[5]]),
+    );
+    Ok(ethernet.get::<u32, 0>() == first && ethernet.get::<u16, 4>() == second)
 }
 
 /// Reads the Ethernet header, up to two VLAN tags and the network header.

@@ -3,13 +3,15 @@
 //! Every function here is called after the last question that could end the packet otherwise. Not for
 //! decisions.
 
-use fairlead_common::addr::{Addr, Proto};
+use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::checksum::{self, Delta};
 use fairlead_common::reason::Reason;
 
 use crate::forward::Hop;
-use crate::packet::{Frame, Resize, view, view_mut};
-use crate::parse::{ETHERNET_BYTES, Family, IPV4_BYTES, IPV6_BYTES, Network, ether_type};
+use crate::packet::{Checksum, Frame, Resize, Skb, view, view_mut};
+use crate::parse::{
+    ETHERNET_BYTES, Family, IPV4_BYTES, IPV6_BYTES, Network, Transport, ether_type,
+};
 
 /// The TTL of a tunnel's outer header.
 const TUNNEL_TTL: u8 = 64;
@@ -108,7 +110,10 @@ pub fn encapsulate(
     };
     let outer = tunnel.family();
     let tags = vlan_tags(frame, network)?;
-    frame.grow(outer.header_bytes() as i32)?;
+    match outer {
+        Family::V4 => frame.push(IPV4_BYTES as u32)?,
+        Family::V6 => frame.push(IPV6_BYTES as u32)?,
+    }
     macs(frame, hop)?;
     set_vlan_tags(frame, network, tags)?;
     set_ether_type(frame, network.at, outer)?;
@@ -150,6 +155,149 @@ const fn ipv4_words(tunnel: &Tunnel, inner: Proto, traffic_class: u8, total: u16
     let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
     let third = u32::from_ne_bytes([TUNNEL_TTL, inner.0, c0, c1]);
     [first, second, third, src, dst]
+}
+
+/// Takes `outer` off the frame; what is inside is of this family. VLAN tags stay.
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the kernel refuses.
+#[inline(always)]
+pub fn decapsulate(frame: &mut impl Resize, outer: &Network, inner: Family) -> Result<(), Reason> {
+    let ethernet = view::<ETHERNET_BYTES>(frame, 0)?;
+    let (first, second) = (ethernet.get::<u64, 0>(), ethernet.get::<u32, 8>());
+    let tags = vlan_tags(frame, outer)?;
+    match outer.family {
+        Family::V4 => frame.pull(IPV4_BYTES as u32)?,
+        Family::V6 => frame.pull(IPV6_BYTES as u32)?,
+    }
+    let mut ethernet = view_mut::<ETHERNET_BYTES>(frame, 0)?;
+    ethernet.set::<u64, 0>(first);
+    ethernet.set::<u32, 8>(second);
+    set_vlan_tags(frame, outer, tags)?;
+    set_ether_type(frame, outer.at, inner)
+}
+
+/// Sets DSCP and ECN.
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the frame is too short.
+#[inline(always)]
+pub fn traffic_class(frame: &mut impl Frame, network: &Network, new: u8) -> Result<(), Reason> {
+    match network.family {
+        Family::V4 => {
+            let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
+            let old = header.get::<u16, 0>();
+            let word = old & 0x00ff | u16::from(new) << 8;
+            let sum = Delta::NONE.half(old, word).apply(header.get::<u16, 10>());
+            header.set::<u16, 0>(word);
+            header.set::<u16, 10>(sum);
+        }
+        Family::V6 => {
+            let mut header = view_mut::<4>(frame, network.at)?;
+            let word = u32::from_be(header.get::<u32, 0>());
+            let word = word & 0xf00f_ffff | u32::from(new) << 20;
+            header.set::<u32, 0>(word.to_be());
+        }
+    }
+    Ok(())
+}
+
+/// Where the port that names an IPv4 flow's end stands, and the checksum that covers it.
+struct End {
+    /// Source and destination port; the same for an echo identifier.
+    ports: (usize, usize),
+    /// The transport checksum.
+    checksum: Checksum,
+    /// Whether it covers the addresses too.
+    covers_addresses: bool,
+}
+
+#[inline(always)]
+const fn end(network: &Network, transport: &Transport) -> End {
+    let at = transport.at;
+    let (ports, checksum, optional) = match network.proto {
+        Proto::TCP => ((at, at + 2), at + 16, false),
+        Proto::UDP => ((at, at + 2), at + 6, true),
+        _ => ((at + 4, at + 4), at + 2, false),
+    };
+    End {
+        ports,
+        checksum: Checksum {
+            at: checksum,
+            optional,
+        },
+        covers_addresses: matches!(network.proto, Proto::TCP | Proto::UDP),
+    }
+}
+
+/// Gives an IPv4 packet another source address and port (or echo identifier).
+///
+/// # Errors
+/// [`Reason::HelperFailed`]; the packet may be half written and must be dropped.
+#[inline(always)]
+pub fn source(
+    frame: &mut Skb,
+    network: &Network,
+    transport: &Transport,
+    addr: Addr,
+    port: Port,
+) -> Result<(), Reason> {
+    let end = end(network, transport);
+    let checksum = if end.covers_addresses {
+        Some(end.checksum)
+    } else {
+        None
+    };
+    frame.replace_address(
+        network.at + 12,
+        network.src.v4_word(),
+        addr.v4_word(),
+        network.at + 10,
+        checksum,
+    )?;
+    frame.replace_port(
+        end.ports.0,
+        transport.src_port.wire(),
+        port.wire(),
+        end.checksum,
+    )
+}
+
+/// Gives an IPv4 packet another destination address and port (or echo identifier).
+///
+/// # Errors
+/// [`Reason::HelperFailed`] when the frame is too short.
+#[inline(always)]
+pub fn destination(
+    frame: &mut impl Frame,
+    network: &Network,
+    transport: &Transport,
+    addr: Addr,
+    port: Port,
+) -> Result<(), Reason> {
+    let (old, new) = (network.dst.v4_word(), addr.v4_word());
+    let address = Delta::NONE.word(old, new);
+    let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
+    header.set::<u32, 16>(new);
+    let sum = address.apply(header.get::<u16, 10>());
+    header.set::<u16, 10>(sum);
+
+    let end = end(network, transport);
+    view_mut::<2>(frame, end.ports.1)?.set::<u16, 0>(port.wire());
+    let covered = if end.covers_addresses {
+        address
+    } else {
+        Delta::NONE
+    };
+    let covered = covered.half(transport.dst_port.wire(), port.wire());
+    let mut checksum = view_mut::<2>(frame, end.checksum.at)?;
+    let old = checksum.get::<u16, 0>();
+    checksum.set::<u16, 0>(if end.checksum.optional {
+        covered.apply_udp(old)
+    } else {
+        covered.apply(old)
+    });
+    Ok(())
 }
 
 /// The VLAN tags between the MAC addresses and the EtherType.

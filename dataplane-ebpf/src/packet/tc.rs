@@ -196,7 +196,7 @@ impl Frame for Skb {
             bpf_fib_lookup(
                 self.context.as_ptr(),
                 core::ptr::from_mut(question).cast(),
-                size_of::<FibLookup>() as i32,
+                FibLookup::BYTES,
                 0,
             )
         }

@@ -55,7 +55,7 @@ impl Frame for Xdp {
             bpf_fib_lookup(
                 self.context.as_ptr(),
                 core::ptr::from_mut(question).cast(),
-                size_of::<FibLookup>() as i32,
+                FibLookup::BYTES,
                 0,
             )
         }
@@ -68,13 +68,25 @@ impl Frame for Xdp {
     }
 }
 
-impl Resize for Xdp {
+impl Xdp {
     #[inline(always)]
-    fn grow(&mut self, bytes: i32) -> Result<(), Reason> {
+    fn move_start(&mut self, by: i32) -> Result<(), Reason> {
         // SAFETY: the context is the kernel's; views of the old bounds cannot outlive `&mut self`.
-        match unsafe { bpf_xdp_adjust_head(self.context.ctx, -bytes) } {
+        match unsafe { bpf_xdp_adjust_head(self.context.ctx, by) } {
             0 => Ok(()),
             _ => Err(Reason::HelperFailed),
         }
+    }
+}
+
+impl Resize for Xdp {
+    #[inline(always)]
+    fn push(&mut self, bytes: u32) -> Result<(), Reason> {
+        self.move_start(-bytes.cast_signed())
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, bytes: u32) -> Result<(), Reason> {
+        self.move_start(bytes.cast_signed())
     }
 }

@@ -1,0 +1,110 @@
+//! The backend's end of a tunnel: takes the balancer's outer header off.
+//!
+//! # Why
+//! What is accepted is decided by the packet inside: its destination must stand in `DECAP_ADDRS`, the service
+//! addresses of this backend. Anybody may send such a packet to a backend, but it can only reach what the same
+//! sender reaches through a balancer, so outer sources are not checked (balancers come and go, and any node may
+//! balance). The outer destination must not be one that this host would forward to: a packet on its way to
+//! another backend keeps its header.
+//!
+//! It needs no table but `DECAP_ADDRS` and `REASONS`, so that it can be loaded alone. Not for the answer: the
+//! backend sends it straight to the client.
+
+use fairlead_common::addr::Proto;
+use fairlead_common::reason::Reason;
+
+use crate::maps;
+use crate::packet::Resize;
+use crate::parse::{self, Family};
+use crate::rewrite;
+use crate::route::{self, NoWay, Question};
+
+/// Takes the outer header off a packet for a service address of this host.
+///
+/// # Errors
+/// Why it is passed as it is, or dropped.
+#[inline(always)]
+pub fn unwrap(frame: &mut impl Resize) -> Result<(), Reason> {
+    let outer = parse::network(frame)?;
+    let family = match outer.proto {
+        Proto::IPIP => Family::V4,
+        Proto::IPV6 => Family::V6,
+        _ => return Err(Reason::NotEncapsulated),
+    };
+    outer.whole?;
+    let outer_bytes = outer.family.header_bytes();
+    let inner = match family {
+        Family::V4 => parse::ipv4(frame, outer.at + outer_bytes),
+        Family::V6 => parse::ipv6(frame, outer.at + outer_bytes),
+    }?;
+    if inner.total + outer_bytes as u32 > outer.total {
+        return Err(Reason::Malformed);
+    }
+    if !maps::is_decap_addr(&inner.dst) {
+        return Err(Reason::InnerForeign);
+    }
+    let in_transit = Question {
+        src: outer.src,
+        dst: outer.dst,
+        l4_protocol: outer.proto.0,
+        ports: (0, 0),
+        traffic_class: outer.traffic_class,
+        flow_info: outer.flow_info,
+        total: 0,
+    };
+    match route::way(frame, &in_transit) {
+        // Local, or this host does not forward at all.
+        Err(NoWay::Local | NoWay::Refused) => {}
+        Ok(_) | Err(NoWay::Unresolved | NoWay::TooBig) => return Err(Reason::NotEncapsulated),
+    }
+    let traffic_class = received_traffic_class(inner.traffic_class, outer.traffic_class)
+        .ok_or(Reason::CongestionLost)?;
+    if traffic_class != inner.traffic_class {
+        rewrite::traffic_class(frame, &inner, traffic_class)?;
+    }
+    rewrite::decapsulate(frame, &outer, family)
+}
+
+/// The traffic class that a packet has when it leaves a tunnel: RFC 6040 §4.2, figure 4. `None`: it must be
+/// dropped, for it was marked congested and cannot say so.
+#[inline(always)]
+const fn received_traffic_class(inner: u8, outer: u8) -> Option<u8> {
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const ECT_0: u8 = 2;
+    const CE: u8 = 3;
+    let ecn = match (inner & 3, outer & 3) {
+        (NOT_ECT, CE) => return None,
+        (NOT_ECT, _) => NOT_ECT,
+        (_, CE) => CE,
+        (ECT_0, ECT_1) => ECT_1,
+        (inner, _) => inner,
+    };
+    Some(inner & !3 | ecn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::received_traffic_class;
+
+    #[test]
+    fn congestion_marks_leave_the_tunnel_as_rfc_6040_figure_4_says() {
+        // Rows: inner Not-ECT, ECT(1), ECT(0), CE; columns: outer Not-ECT, ECT(1), ECT(0), CE.
+        let figure = [
+            [Some(0), Some(0), Some(0), None],
+            [Some(1), Some(1), Some(1), Some(3)],
+            [Some(2), Some(1), Some(2), Some(3)],
+            [Some(3), Some(3), Some(3), Some(3)],
+        ];
+        for (inner, row) in (0..).zip(figure) {
+            for (outer, expected) in (0..).zip(row) {
+                let dscp = 0xb8;
+                assert_eq!(
+                    received_traffic_class(dscp | inner, outer),
+                    expected.map(|ecn| dscp | ecn),
+                    "inner {inner}, outer {outer}"
+                );
+            }
+        }
+    }
+}
