@@ -1,5 +1,8 @@
 //! Real routers as peers: each runs in a namespace, with its files in a folder of its own.
 
+mod bird;
+mod gobgp;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,6 +10,9 @@ use anyhow::{Context, Result};
 
 use crate::netns::{Netns, run, wait_for};
 use crate::process::Process;
+
+pub use bird::Bird;
+pub use gobgp::GoBgp;
 
 /// FRR: zebra and bgpd, with `vtysh`.
 #[derive(Debug)]

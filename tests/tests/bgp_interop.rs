@@ -1,0 +1,529 @@
+//! Our speaker with other people's: FRR, BIRD and GoBGP, in namespaces, over real TCP.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
+use std::time::Duration;
+
+use fairlead_bgp::{
+    Announcement, Event, Family, GracefulRestart, ImportPolicy, PeerConfig, SpeakerConfig, State,
+};
+use fairlead_control::bgp_io::{self, BgpHandle};
+use fairlead_tests::netns::{Netns, veth, wait_for};
+use fairlead_tests::peer::{Bird, Frr, GoBgp};
+use fairlead_tests::root::is_root;
+use ipnetwork::IpNetwork;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const OUR_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const THEIR_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+const OUR_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+const THEIR_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+
+/// Two namespaces on one link.
+struct Link {
+    ours: Netns,
+    theirs: Netns,
+    dir: TempDir,
+}
+
+impl Link {
+    fn new() -> Self {
+        let ours = Netns::unique("fl-bgp-us").unwrap();
+        let theirs = Netns::unique("fl-bgp-peer").unwrap();
+        veth((&ours, "eth0"), (&theirs, "eth0")).unwrap();
+        for (netns, v4, v6) in [(&ours, OUR_V4, OUR_V6), (&theirs, THEIR_V4, THEIR_V6)] {
+            netns.ip(&format!("addr add {v4}/24 dev eth0")).unwrap();
+            netns.ip(&format!("addr add {v6}/64 dev eth0")).unwrap();
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("fl-bgp-")
+            .tempdir()
+            .unwrap();
+        // FRR's daemons drop to a user of their own and write here.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        Self { ours, theirs, dir }
+    }
+
+    fn frr(&self, neighbor: &str) -> Frr {
+        let config = format!(
+            "hostname peer\n\
+             router bgp 65000\n\
+             \x20bgp router-id {THEIR_V4}\n\
+             \x20bgp graceful-restart\n\
+             \x20no bgp ebgp-requires-policy\n\
+             \x20no bgp default ipv4-unicast\n\
+             \x20no bgp network import-check\n\
+             \x20neighbor us peer-group\n\
+             \x20neighbor us remote-as 65001\n\
+             \x20neighbor us timers 3 9\n\
+             \x20neighbor us timers connect 1\n\
+             {neighbor}\
+             \x20address-family ipv4 unicast\n\
+             \x20 network 203.0.113.0/24\n\
+             \x20 neighbor us activate\n\
+             \x20 neighbor us soft-reconfiguration inbound\n\
+             \x20exit-address-family\n\
+             \x20address-family ipv6 unicast\n\
+             \x20 network 2001:db8:f::/48\n\
+             \x20 neighbor us activate\n\
+             \x20exit-address-family\n"
+        );
+        Frr::start(&self.theirs, &self.dir.path().join("frr"), &config).unwrap()
+    }
+
+    /// Runs a story on our side of the link; the driver's own threads live there too.
+    fn run<F: Future<Output = ()>>(&self, story: impl FnOnce() -> F + Send) {
+        self.ours
+            .enter(|| {
+                tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .unwrap()
+                    .block_on(story());
+            })
+            .unwrap();
+    }
+}
+
+/// A running driver.
+struct Ours {
+    handle: BgpHandle,
+    task: JoinHandle<()>,
+    cancel: CancellationToken,
+}
+
+impl Ours {
+    fn start() -> Self {
+        let config = SpeakerConfig {
+            local_as: 65001,
+            router_id: OUR_V4,
+            hostname: Some("fairlead".to_owned()),
+            multipath_limit: 8,
+        };
+        let cancel = CancellationToken::new();
+        let (handle, task) = bgp_io::start(config, 1, Some(179), cancel.clone()).unwrap();
+        Self {
+            handle,
+            task,
+            cancel,
+        }
+    }
+
+    /// Ends as an agent ends that is told to stop.
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+
+    async fn announce(&self, prefixes: &[&str]) {
+        let announcements = prefixes
+            .iter()
+            .map(|prefix| (net(prefix), Announcement::default()))
+            .collect();
+        self.handle.set_announcements(announcements).await.unwrap();
+    }
+
+    async fn learns(&self, expected: &[(&str, IpAddr)]) {
+        let expected: BTreeMap<_, _> = expected
+            .iter()
+            .map(|(prefix, next_hop)| (net(prefix), vec![*next_hop]))
+            .collect();
+        let mut learnt = self.handle.learnt();
+        let wanted = learnt.wait_for(|table| {
+            let seen: BTreeMap<_, Vec<_>> = table
+                .iter()
+                .map(|(prefix, paths)| (*prefix, paths.iter().map(|p| p.next_hop).collect()))
+                .collect();
+            seen == expected
+        });
+        let outcome = tokio::time::timeout(Duration::from_secs(20), wanted)
+            .await
+            .is_ok();
+        if !outcome {
+            panic!(
+                "wanted {expected:?}, learnt {:?}, peers {:?}",
+                self.handle.learnt().borrow(),
+                self.handle.peers().await
+            );
+        }
+    }
+}
+
+fn net(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+fn peer() -> PeerConfig {
+    let mut peer = PeerConfig::new("peer", THEIR_V4.into(), 65000);
+    peer.import = ImportPolicy::All;
+    peer.connect_retry_time = Duration::from_secs(1);
+    peer.hold_time = Duration::from_secs(9);
+    peer.keepalive_time = Duration::from_secs(3);
+    peer.next_hop_v6 = Some(OUR_V6);
+    peer
+}
+
+fn uses(frr: &Frr, prefix: &str, next_hops: &[&str]) {
+    wait_for(
+        &format!("FRR to use {next_hops:?} for {prefix}"),
+        20,
+        || {
+            let used = frr.next_hops(prefix)?;
+            anyhow::ensure!(used == next_hops, "it uses {used:?}");
+            Ok(Some(()))
+        },
+    )
+    .unwrap();
+}
+
+/// Announces, withdraws and learns both families with an FRR.
+async fn exchange(ours: &Ours, frr: &Frr) {
+    ours.announce(&["192.0.2.1/32", "2001:db8:1::/64"]).await;
+    uses(frr, "192.0.2.1/32", &["10.77.0.1"]);
+    uses(frr, "2001:db8:1::/64", &["fd77::1"]);
+    ours.learns(&[
+        ("203.0.113.0/24", THEIR_V4.into()),
+        ("2001:db8:f::/48", THEIR_V6.into()),
+    ])
+    .await;
+
+    ours.announce(&["192.0.2.1/32"]).await;
+    uses(frr, "2001:db8:1::/64", &[]);
+    uses(frr, "192.0.2.1/32", &["10.77.0.1"]);
+
+    frr.configure(&[
+        "router bgp 65000",
+        "address-family ipv4 unicast",
+        "no network 203.0.113.0/24",
+        "network 198.51.100.0/24",
+    ])
+    .unwrap();
+    ours.learns(&[
+        ("198.51.100.0/24", THEIR_V4.into()),
+        ("2001:db8:f::/48", THEIR_V6.into()),
+    ])
+    .await;
+
+    ours.handle.withdraw_all().await.unwrap();
+    uses(frr, "192.0.2.1/32", &[]);
+}
+
+#[test]
+fn frr_and_we_exchange_routes_when_it_dials() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let ours = Ours::start();
+        let mut config = peer();
+        config.passive = true;
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
+        exchange(&ours, &frr).await;
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn frr_and_we_exchange_routes_when_we_dial() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n neighbor us passive\n");
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        exchange(&ours, &frr).await;
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn frr_and_we_exchange_routes_when_both_dial_over_ipv6() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let ours = Ours::start();
+        let mut config = peer();
+        config.address = THEIR_V6.into();
+        config.next_hop_v4 = Some(OUR_V4);
+        config.next_hop_v6 = None;
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        let frr = link.frr(" neighbor fd77::1 peer-group us\n");
+        ours.announce(&["192.0.2.1/32", "2001:db8:1::/64"]).await;
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        uses(&frr, "2001:db8:1::/64", &["fd77::1"]);
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn frr_reads_our_attributes_and_our_name() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        let announcement = Announcement {
+            communities: [65001 << 16 | 7].into(),
+            med: Some(50),
+            prepend: 1,
+            ..Announcement::default()
+        };
+        ours.handle
+            .set_announcements([(net("192.0.2.1/32"), announcement)].into())
+            .await
+            .unwrap();
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        let route = frr.json("show bgp ipv4 unicast 192.0.2.1/32").unwrap();
+        let path = &route["paths"][0];
+        assert_eq!(path["aspath"]["string"], "65001 65001");
+        assert_eq!(path["metric"], 50);
+        assert_eq!(path["community"]["string"], "65001:7");
+        assert_eq!(path["origin"], "IGP");
+        let neighbors = frr.json("show bgp neighbors 10.77.0.1").unwrap();
+        assert_eq!(neighbors["10.77.0.1"]["hostname"], "fairlead");
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn either_side_may_ask_for_the_routes_again() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        ours.announce(&["2001:db8:1::/64"]).await;
+        uses(&frr, "2001:db8:1::/64", &["fd77::1"]);
+        let sent = ours.handle.peers().await.unwrap()[0].counters;
+
+        frr.vtysh("clear bgp ipv6 unicast 10.77.0.1 soft in")
+            .unwrap();
+        let told_again = async {
+            while ours.handle.peers().await.unwrap()[0].counters.updates_sent == sent.updates_sent {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), told_again)
+            .await
+            .unwrap();
+        uses(&frr, "2001:db8:1::/64", &["fd77::1"]);
+
+        assert_eq!(
+            ours.handle.refresh("peer", Family::Ipv4Unicast).await,
+            Ok(true)
+        );
+        let heard_again = async {
+            while ours.handle.peers().await.unwrap()[0]
+                .counters
+                .updates_received
+                == sent.updates_received
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), heard_again)
+            .await
+            .unwrap();
+        let snapshot = ours.handle.snapshot().await.unwrap();
+        assert_eq!(snapshot.peers[0].established_count, 1);
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn garbage_is_answered_with_a_notification_and_frr_still_gets_its_session() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let ours = Ours::start();
+        let mut config = peer();
+        config.passive = true;
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        ours.announce(&["192.0.2.1/32"]).await;
+        let answer = link
+            .theirs
+            .enter(|| {
+                let mut stream = TcpStream::connect((OUR_V4, 179)).unwrap();
+                stream
+                    .set_read_timeout(Some(Duration::from_secs(5)))
+                    .unwrap();
+                stream.write_all(&[0x47; 400]).unwrap();
+                let mut answer = Vec::new();
+                stream.read_to_end(&mut answer).unwrap();
+                answer
+            })
+            .unwrap();
+        assert_eq!(answer[18], 1, "our OPEN comes first");
+        let notification = &answer[answer.len() - 21..];
+        assert_eq!(notification[18..], [3, 1, 1]);
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn frr_keeps_our_routes_while_we_restart_and_drops_what_we_do_not_announce_again() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
+        let mut config = peer();
+        config.graceful_restart = Some(GracefulRestart {
+            restart_time: Duration::from_secs(60),
+            restarting: false,
+            forwarding_preserved: true,
+        });
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![config.clone()]).await.unwrap();
+        ours.announce(&["192.0.2.1/32", "192.0.2.2/32"]).await;
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        uses(&frr, "192.0.2.2/32", &["10.77.0.1"]);
+        // FRR keeps routes only of a peer whose End-of-RIB it has seen.
+        wait_for("FRR to see our End-of-RIB", 10, || {
+            let text = frr.vtysh("show bgp neighbors 10.77.0.1")?;
+            anyhow::ensure!(text.contains("End-of-RIB received"), "{text}");
+            Ok(Some(()))
+        })
+        .unwrap();
+        ours.stop().await;
+        wait_for("FRR to notice", 10, || {
+            let neighbors = frr.json("show bgp neighbors 10.77.0.1")?;
+            let state = &neighbors["10.77.0.1"]["bgpState"];
+            anyhow::ensure!(state != "Established", "{state}");
+            Ok(Some(()))
+        })
+        .unwrap();
+        assert_eq!(frr.next_hops("192.0.2.1/32").unwrap(), ["10.77.0.1"]);
+
+        let again = Ours::start();
+        if let Some(restart) = &mut config.graceful_restart {
+            restart.restarting = true;
+        }
+        let mut events = again.handle.events();
+        again.handle.set_peers(vec![config]).await.unwrap();
+        let up = async { while !matches!(events.recv().await.unwrap(), Event::PeerUp { .. }) {} };
+        tokio::time::timeout(Duration::from_secs(20), up)
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(
+            frr.next_hops("192.0.2.2/32").unwrap(),
+            ["10.77.0.1"],
+            "kept until we have said everything"
+        );
+        again.announce(&["192.0.2.1/32"]).await;
+        uses(&frr, "192.0.2.2/32", &[]);
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        again.stop().await;
+    });
+}
+
+#[test]
+fn bird_and_we_exchange_routes() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let config = "router id 10.77.0.2;\n\
+            protocol device {}\n\
+            protocol static s4 { ipv4; route 203.0.113.0/24 blackhole; }\n\
+            protocol static s6 { ipv6; route 2001:db8:f::/48 blackhole; }\n\
+            protocol bgp fairlead {\n\
+              local 10.77.0.2 as 65000; neighbor 10.77.0.1 as 65001; hold time 9; connect delay time 1;\n\
+              ipv4 { import all; export where source = RTS_STATIC; next hop self; };\n\
+              ipv6 { import all; export where source = RTS_STATIC; next hop address fd77::2; };\n\
+            }\n";
+        let bird = Bird::start(&link.theirs, &link.dir.path().join("bird"), config).unwrap();
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        ours.announce(&["192.0.2.1/32", "2001:db8:1::/64"]).await;
+        ours.learns(&[
+            ("203.0.113.0/24", THEIR_V4.into()),
+            ("2001:db8:f::/48", THEIR_V6.into()),
+        ])
+        .await;
+        for (prefix, next_hop) in [("192.0.2.1/32", "10.77.0.1"), ("2001:db8:1::/64", "fd77::1")] {
+            wait_for(prefix, 10, || {
+                let shown = bird.ask(&format!("show route {prefix} all"))?;
+                let told = shown.contains(&format!("BGP.next_hop: {next_hop}"));
+                anyhow::ensure!(told, "{shown}");
+                Ok(Some(()))
+            })
+            .unwrap();
+        }
+        ours.handle.withdraw_all().await.unwrap();
+        wait_for("BIRD to lose it", 10, || {
+            let shown = bird.ask("show route protocol fairlead")?;
+            anyhow::ensure!(!shown.contains("192.0.2.1/32"), "{shown}");
+            Ok(Some(()))
+        })
+        .unwrap();
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn gobgp_and_we_exchange_routes() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let config = "[global.config]\nas = 65000\nrouter-id = \"10.77.0.2\"\n\
+            [[neighbors]]\n[neighbors.config]\nneighbor-address = \"10.77.0.1\"\npeer-as = 65001\n\
+            [neighbors.timers.config]\nconnect-retry = 5\nhold-time = 9\nkeepalive-interval = 3\n\
+            [neighbors.transport.config]\npassive-mode = true\n\
+            [[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = \"ipv4-unicast\"\n\
+            [[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = \"ipv6-unicast\"\n";
+        let gobgp = GoBgp::start(&link.theirs, &link.dir.path().join("gobgp"), config).unwrap();
+        gobgp
+            .ask("global rib add 203.0.113.0/24 nexthop 10.77.0.2")
+            .unwrap();
+        gobgp
+            .ask("global rib add -a ipv6 2001:db8:f::/48 nexthop fd77::2")
+            .unwrap();
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        ours.announce(&["192.0.2.1/32", "2001:db8:1::/64"]).await;
+        ours.learns(&[
+            ("203.0.113.0/24", THEIR_V4.into()),
+            ("2001:db8:f::/48", THEIR_V6.into()),
+        ])
+        .await;
+        wait_for("GoBGP to learn", 10, || {
+            let v4 = gobgp.ask("global rib -a ipv4")?;
+            let v6 = gobgp.ask("global rib -a ipv6")?;
+            anyhow::ensure!(v4.contains("192.0.2.1/32"), "{v4}");
+            anyhow::ensure!(v6.contains("2001:db8:1::/64") && v6.contains("fd77::1"), "{v6}");
+            Ok(Some(()))
+        })
+        .unwrap();
+        let snapshot = ours.handle.snapshot().await.unwrap();
+        assert_eq!(snapshot.peers[0].state, State::Established);
+        ours.stop().await;
+    });
+}
