@@ -1,5 +1,10 @@
 //! Our speaker with other people's: FRR, BIRD and GoBGP, in namespaces, over real TCP.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the steps of these stories fail like their assertions"
+)]
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{Read, Write};
@@ -145,13 +150,12 @@ impl Ours {
         let outcome = tokio::time::timeout(Duration::from_secs(20), wanted)
             .await
             .is_ok();
-        if !outcome {
-            panic!(
-                "wanted {expected:?}, learnt {:?}, peers {:?}",
-                self.handle.learnt().borrow(),
-                self.handle.peers().await
-            );
-        }
+        let peers = self.handle.peers().await;
+        assert!(
+            outcome,
+            "wanted {expected:?}, learnt {:?}, peers {peers:?}",
+            self.handle.learnt().borrow(),
+        );
     }
 }
 
@@ -392,7 +396,7 @@ fn frr_keeps_our_routes_while_we_restart_and_drops_what_we_do_not_announce_again
         let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
         let mut config = peer();
         config.graceful_restart = Some(GracefulRestart {
-            restart_time: Duration::from_secs(60),
+            restart_time: Duration::from_mins(1),
             restarting: false,
             forwarding_preserved: true,
         });
