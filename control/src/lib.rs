@@ -13,9 +13,13 @@
 //! State flows one way; each arrow is a pure function but the first and the last. `agent` is the only
 //! room that knows every task and channel.
 
+pub mod api;
 pub mod bgp_io;
 pub mod config;
 pub mod dataplane;
 pub mod desired;
+pub mod dpctl;
 pub mod plan;
 pub mod source;
+pub mod telemetry;
+pub mod view;

@@ -1,1 +1,7 @@
-fn main() {}
+//! `dpctl`: asks what the node does and why.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fairlead_control::dpctl::main()
+}

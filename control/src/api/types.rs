@@ -1,0 +1,268 @@
+//! The answers' shapes: stable JSON, lower camelCase keys as Kubernetes has them.
+//!
+//! Only plain values; `view` fills them, `dpctl` prints them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::Condition;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// This node's name.
+    pub node: String,
+    /// Where programs, maps and links are pinned.
+    pub pin_path: String,
+    /// Whether the last plan was carried out in full.
+    pub in_sync: bool,
+    /// Programs on devices.
+    pub attachments: Vec<Attachment>,
+    /// How many services, and how many of them are announced.
+    pub services: Tally,
+    /// How many BGP peers, and how many of them are established.
+    pub peers: Tally,
+    /// How many prefixes were learnt, and how many of them are in the kernel's table.
+    pub learnt_routes: Tally,
+    /// The address pods leave under, when they are translated.
+    pub egress_address: Option<String>,
+    /// Pods attached on this node.
+    pub pods: Vec<Pod>,
+    /// What is wrong or in conflict.
+    pub conditions: Vec<Condition>,
+}
+
+/// So many of so many.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// How many are as they should be.
+    pub good: usize,
+    /// How many there are.
+    pub all: usize,
+}
+
+/// A program on a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// The device's name.
+    pub device: String,
+    /// `xdp_ingress`, `tc_egress` and so on.
+    pub program: String,
+    /// `driver`, `generic`, `tcx`; or why it is not attached.
+    pub state: String,
+    /// Whether packets meet the program.
+    pub attached: bool,
+}
+
+/// A pod's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// The host's end of its link.
+    pub device: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+}
+
+/// A row of `GET /v1/services`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// `namespace/name`.
+    pub name: String,
+    /// The service address.
+    pub address: String,
+    /// The service port.
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Slots of its ring; 0: none in the kernel.
+    pub slots: u32,
+    /// Slots in transition.
+    pub slots_in_transition: u32,
+    /// Whether its address is announced.
+    pub announced: bool,
+    /// Why, or why not.
+    pub reason: String,
+    /// Packets balanced.
+    pub packets: u64,
+    /// Bytes balanced.
+    pub bytes: u64,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// Its address.
+    pub address: String,
+    /// Its port.
+    pub port: u16,
+    /// `ready`, `draining` or `down`.
+    pub state: String,
+    /// `l2`, `encapsulate`, or `-` when it has no row.
+    pub forward: String,
+    /// Slots of the ring that are its own.
+    pub slots: u32,
+    /// Packets sent to it.
+    pub packets: u64,
+    /// Bytes sent to it.
+    pub bytes: u64,
+}
+
+/// A row of `GET /v1/bgp/peers`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Our AS number.
+    pub local_asn: u32,
+    /// The peer's AS number; 0 until it has said it.
+    pub peer_asn: u32,
+    /// The peer's address.
+    pub address: String,
+    /// The peer's port, when we dial.
+    pub port: u16,
+    /// `Idle`, `Connect`, `Active`, `OpenSent`, `OpenConfirm` or `Established`.
+    pub state: String,
+    /// Seconds in that state.
+    pub since_s: u64,
+    /// The name it sent (FQDN capability), if any.
+    pub hostname: Option<String>,
+    /// Per address family: prefixes received, accepted, advertised.
+    pub families: Vec<PeerFamily>,
+    /// Negotiated hold time in seconds; 0 until established, or for none.
+    pub hold_s: u64,
+    /// Negotiated keepalive time in seconds.
+    pub keepalive_s: u64,
+    /// Messages received and sent.
+    pub messages_received: u64,
+    /// Messages sent.
+    pub messages_sent: u64,
+    /// Why the last session ended, or why none comes up.
+    pub last_error: Option<String>,
+    /// What to look at, when something is off.
+    pub hint: Option<String>,
+}
+
+/// The counts of a peer in one address family.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerFamily {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// Prefixes it sent.
+    pub received: usize,
+    /// Of these, passed by the import policy.
+    pub accepted: usize,
+    /// Prefixes we sent.
+    pub advertised: usize,
+}
+
+/// A row of `GET /v1/bgp/routes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpRoute {
+    /// Our AS number.
+    pub local_asn: u32,
+    /// The prefix.
+    pub prefix: String,
+    /// The next hop.
+    pub next_hop: String,
+    /// The peer it came from or goes to; `local` for our own.
+    pub peer: String,
+    /// The AS path as text.
+    pub as_path: String,
+    /// `igp`, `egp` or `incomplete`.
+    pub origin: String,
+    /// LOCAL_PREF, when it has one.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC, when it has one.
+    pub med: Option<u32>,
+    /// Communities as text.
+    pub communities: Vec<String>,
+    /// Whether it is the best path.
+    pub best: bool,
+    /// Whether it is used beside the best (multipath).
+    pub multipath: bool,
+    /// Why it is or is not the best, or why it was rejected.
+    pub reason: String,
+}
+
+/// Which routes `GET /v1/bgp/routes` lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteSet {
+    /// Everything received and originated, with the reason for each.
+    #[default]
+    Available,
+    /// What is sent to each peer.
+    Advertised,
+}
+
+/// A row of `GET /v1/routes`: a learnt prefix and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// The prefix.
+    pub prefix: String,
+    /// Its next hops.
+    pub next_hops: Vec<String>,
+    /// Whether the kernel's table has it so.
+    pub installed: bool,
+    /// Why not, when it has not.
+    pub reason: String,
+}
+
+/// A row of `GET /v1/nat`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Binding {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The pod's address and port.
+    pub inside: String,
+    /// The egress address and port.
+    pub egress: String,
+    /// The destination's address and port.
+    pub remote: String,
+    /// `new`, `established`, `closing`, `closed` or `reset`.
+    pub state: String,
+    /// Seconds since its last packet from inside.
+    pub idle_s: u64,
+    /// Seconds until it expires.
+    pub expires_in_s: u64,
+}
+
+/// A row of `GET /v1/drops`: a reason and its count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonCount {
+    /// The reason's name.
+    pub reason: String,
+    /// `forward`, `pass` or `drop`.
+    pub verdict: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// What it means.
+    pub about: String,
+}
+
+/// An answer that says what went wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What, where, what to do.
+    pub error: String,
+}

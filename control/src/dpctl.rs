@@ -1,0 +1,52 @@
+//! `dpctl`: what was typed -> what is meant -> ask -> print.
+//!
+//! Data goes to stdout, words go to stderr. Exit codes: 0 yes or done, 1 asked and the answer is no, 2
+//! error. A reader that goes away (a closed pipe) is success.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+mod args;
+mod render;
+mod run;
+mod tables;
+
+/// What a question came to.
+enum Outcome {
+    /// Yes, or done.
+    Yes,
+    /// Asked, and the answer is no.
+    No,
+}
+
+/// Runs `dpctl` on the process's arguments.
+pub fn main() -> ExitCode {
+    let typed = args::Dpctl::parse();
+    match answer(typed) {
+        Ok(Outcome::Yes) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do when stderr is closed as well.
+            let _ = writeln!(std::io::stderr(), "dpctl: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn answer(typed: args::Dpctl) -> Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(run::run(typed))
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}

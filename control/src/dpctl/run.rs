@@ -1,0 +1,486 @@
+//! What each question asks, and how its answer looks to eyes.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::CommandFactory;
+
+use super::Outcome;
+use super::args::{Bgp, Dpctl, Global, Nat, Noun, Set};
+use super::render::{Align::Left, Align::Right, age, print, rows, say};
+use crate::api::client::ask;
+use crate::api::types::{BgpRoute, Binding, Peer, ReasonCount, Route, Service, Status};
+
+/// Asks and prints.
+pub async fn run(typed: Dpctl) -> Result<Outcome> {
+    let global = &typed.global;
+    match typed.noun {
+        Noun::Status => status(global).await,
+        Noun::Services { name } => services(global, name.as_deref()).await,
+        Noun::Bgp(Bgp::Peers) => peers(global).await,
+        Noun::Bgp(Bgp::Routes { set }) => bgp_routes(global, set).await,
+        Noun::Routes => routes(global).await,
+        Noun::Nat(Nat::List) => nat(global).await,
+        Noun::Drops { all } => drops(global, all).await,
+        Noun::Maps(maps) => super::tables::run(global, maps).await,
+        Noun::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Dpctl::command(), "dpctl", &mut script);
+            std::io::stdout().write_all(&script)?;
+            Ok(Outcome::Yes)
+        }
+    }
+}
+
+async fn status(global: &Global) -> Result<Outcome> {
+    let status: Status = ask(&global.socket, "/v1/status").await?;
+    let good = status.in_sync
+        && status
+            .attachments
+            .iter()
+            .all(|attachment| attachment.attached)
+        && status.peers.good == status.peers.all;
+    print(global, &status, |_| status_text(global, &status))?;
+    Ok(if good { Outcome::Yes } else { Outcome::No })
+}
+
+fn status_text(global: &Global, status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        text += &format!("{name:<16}{value}\n");
+    };
+    line("Node", status.node.clone());
+    line(
+        "Agent",
+        format!(
+            "{} (pid {}), up {}",
+            status.version,
+            status.pid,
+            age(status.uptime_s)
+        ),
+    );
+    line("Pins", status.pin_path.clone());
+    line(
+        "Tables",
+        if status.in_sync {
+            "in sync with what is desired"
+        } else {
+            "NOT in sync: the last plan failed in part, see the conditions"
+        }
+        .to_owned(),
+    );
+    line(
+        "Services",
+        format!(
+            "{} of {} announced",
+            status.services.good, status.services.all
+        ),
+    );
+    line(
+        "BGP peers",
+        format!("{} of {} established", status.peers.good, status.peers.all),
+    );
+    line(
+        "Learnt routes",
+        format!(
+            "{} of {} in the kernel's table",
+            status.learnt_routes.good, status.learnt_routes.all
+        ),
+    );
+    line(
+        "Egress address",
+        status
+            .egress_address
+            .clone()
+            .unwrap_or_else(|| "none: pods leave untranslated".to_owned()),
+    );
+    text += "\n";
+    text += &rows(
+        global,
+        &[("DEVICE", Left), ("PROGRAM", Left), ("STATE", Left)],
+        status
+            .attachments
+            .iter()
+            .map(|a| vec![a.device.clone(), a.program.clone(), a.state.clone()])
+            .collect(),
+    );
+    if !status.pods.is_empty() {
+        text += "\n";
+        text += &rows(
+            global,
+            &[("POD", Left), ("DEVICE", Left), ("ADDRESSES", Left)],
+            status
+                .pods
+                .iter()
+                .map(|pod| {
+                    vec![
+                        pod.name.clone(),
+                        pod.device.clone(),
+                        pod.addresses.join(","),
+                    ]
+                })
+                .collect(),
+        );
+    }
+    if !status.conditions.is_empty() {
+        text += "\n";
+        text += &rows(
+            global,
+            &[
+                ("CONDITION", Left),
+                ("OBJECT", Left),
+                ("AT", Left),
+                ("MESSAGE", Left),
+            ],
+            status
+                .conditions
+                .iter()
+                .map(|c| {
+                    vec![
+                        c.reason.clone(),
+                        c.object.clone(),
+                        dash(&c.origin),
+                        c.message.clone(),
+                    ]
+                })
+                .collect(),
+        );
+    }
+    text
+}
+
+async fn services(global: &Global, name: Option<&str>) -> Result<Outcome> {
+    let mut services: Vec<Service> = ask(&global.socket, "/v1/services").await?;
+    if let Some(name) = name {
+        services.retain(|service| {
+            service.name == name
+                || service.address == name
+                || service.name.split('/').next_back() == Some(name)
+        });
+        if services.is_empty() {
+            say(&format!(
+                "no service is called {name:?} or has that address"
+            ));
+            return Ok(Outcome::No);
+        }
+    }
+    print(global, &services, |_| {
+        let mut lines = Vec::new();
+        for service in &services {
+            lines.push(vec![
+                service.name.clone(),
+                format!(
+                    "{}/{}",
+                    endpoint(&service.address, service.port),
+                    service.protocol
+                ),
+                if service.announced {
+                    "yes".to_owned()
+                } else {
+                    format!("no ({})", service.reason)
+                },
+                String::new(),
+                String::new(),
+                share(
+                    service.slots.saturating_sub(service.slots_in_transition),
+                    service.slots,
+                    "steady",
+                ),
+                service.packets.to_string(),
+                service.bytes.to_string(),
+            ]);
+            for backend in &service.backends {
+                lines.push(vec![
+                    String::new(),
+                    format!("  {}", endpoint(&backend.address, backend.port)),
+                    String::new(),
+                    backend.state.clone(),
+                    backend.forward.clone(),
+                    share(backend.slots, service.slots, ""),
+                    backend.packets.to_string(),
+                    backend.bytes.to_string(),
+                ]);
+            }
+        }
+        rows(
+            global,
+            &[
+                ("NAME", Left),
+                ("ADDRESS", Left),
+                ("ANNOUNCED", Left),
+                ("BACKEND", Left),
+                ("FORWARD", Left),
+                ("RING", Right),
+                ("PACKETS", Right),
+                ("BYTES", Right),
+            ],
+            lines,
+        )
+    })?;
+    if services.is_empty() {
+        say("no services; put Service and EndpointSlice documents into the manifests folder");
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn peers(global: &Global) -> Result<Outcome> {
+    let peers: Vec<Peer> = ask(&global.socket, "/v1/bgp/peers").await?;
+    print(global, &peers, |wide| {
+        let mut columns = vec![
+            ("LOCAL AS", Right),
+            ("PEER AS", Right),
+            ("PEER ADDRESS", Left),
+            ("SESSION", Left),
+            ("SINCE", Right),
+            ("FAMILY", Left),
+            ("RECEIVED", Right),
+            ("ACCEPTED", Right),
+            ("ADVERTISED", Right),
+        ];
+        if wide {
+            columns.extend([
+                ("HOLD", Right),
+                ("KEEPALIVE", Right),
+                ("MSG RCVD", Right),
+                ("MSG SENT", Right),
+                ("LAST ERROR", Left),
+            ]);
+        }
+        let mut lines = Vec::new();
+        for peer in &peers {
+            let name = peer.hostname.as_ref().map_or_else(
+                || peer.address.clone(),
+                |hostname| format!("{} ({hostname})", peer.address),
+            );
+            for (index, family) in peer.families.iter().enumerate() {
+                let mut cells = if index == 0 {
+                    vec![
+                        peer.local_asn.to_string(),
+                        peer.peer_asn.to_string(),
+                        name.clone(),
+                        peer.state.to_lowercase(),
+                        age(peer.since_s),
+                    ]
+                } else {
+                    vec![String::new(); 5]
+                };
+                cells.extend([
+                    family.family.clone(),
+                    family.received.to_string(),
+                    family.accepted.to_string(),
+                    family.advertised.to_string(),
+                ]);
+                if wide && index == 0 {
+                    cells.extend([
+                        format!("{}s", peer.hold_s),
+                        format!("{}s", peer.keepalive_s),
+                        peer.messages_received.to_string(),
+                        peer.messages_sent.to_string(),
+                        peer.last_error.clone().unwrap_or_else(|| "-".to_owned()),
+                    ]);
+                }
+                lines.push(cells);
+            }
+        }
+        rows(global, &columns, lines)
+    })?;
+    for peer in &peers {
+        if let Some(hint) = &peer.hint {
+            say(&format!("{}: {hint}", peer.address));
+        }
+    }
+    if peers.is_empty() {
+        say("no peers; a CiliumBGPPeeringPolicy that selects this node makes them");
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn bgp_routes(global: &Global, set: Set) -> Result<Outcome> {
+    let path = match set {
+        Set::Available => "/v1/bgp/routes?set=available",
+        Set::Advertised => "/v1/bgp/routes?set=advertised",
+    };
+    let paths: Vec<BgpRoute> = ask(&global.socket, path).await?;
+    print(global, &paths, |wide| {
+        let mut columns = vec![
+            ("", Left),
+            ("PREFIX", Left),
+            ("NEXT HOP", Left),
+            ("PEER", Left),
+            ("AS PATH", Left),
+            ("ORIGIN", Left),
+        ];
+        if wide {
+            columns.extend([("LOCAL PREF", Right), ("MED", Right), ("COMMUNITIES", Left)]);
+        }
+        columns.push(("REASON", Left));
+        let number = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
+        let lines = paths
+            .iter()
+            .map(|path| {
+                let mark = match (path.best, path.multipath) {
+                    (true, _) => "*>",
+                    (false, true) => "*=",
+                    (false, false) => "",
+                };
+                let mut cells = vec![
+                    mark.to_owned(),
+                    path.prefix.clone(),
+                    path.next_hop.clone(),
+                    path.peer.clone(),
+                    dash(&path.as_path),
+                    path.origin.clone(),
+                ];
+                if wide {
+                    cells.extend([
+                        number(path.local_pref),
+                        number(path.med),
+                        dash(&path.communities.join(" ")),
+                    ]);
+                }
+                cells.push(path.reason.clone());
+                cells
+            })
+            .collect();
+        rows(global, &columns, lines)
+    })?;
+    if paths.is_empty() {
+        say("no paths; `dpctl bgp peers` shows whether a session is up");
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn routes(global: &Global) -> Result<Outcome> {
+    let routes: Vec<Route> = ask(&global.socket, "/v1/routes").await?;
+    print(global, &routes, |_| {
+        let lines = routes
+            .iter()
+            .map(|route| {
+                vec![
+                    route.prefix.clone(),
+                    route.next_hops.join(", "),
+                    if route.installed { "yes" } else { "no" }.to_owned(),
+                    route.reason.clone(),
+                ]
+            })
+            .collect();
+        rows(
+            global,
+            &[
+                ("PREFIX", Left),
+                ("NEXT HOPS", Left),
+                ("IN KERNEL", Left),
+                ("REASON", Left),
+            ],
+            lines,
+        )
+    })?;
+    if routes.is_empty() {
+        say(
+            "no learnt routes; `bgp.import` in the configuration says which are accepted (default: none)",
+        );
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn nat(global: &Global) -> Result<Outcome> {
+    let bindings: Vec<Binding> = ask(&global.socket, "/v1/nat").await?;
+    print(global, &bindings, |_| {
+        let lines = bindings
+            .iter()
+            .map(|binding| {
+                vec![
+                    binding.protocol.clone(),
+                    binding.inside.clone(),
+                    binding.egress.clone(),
+                    binding.remote.clone(),
+                    binding.state.clone(),
+                    age(binding.idle_s),
+                    age(binding.expires_in_s),
+                ]
+            })
+            .collect();
+        rows(
+            global,
+            &[
+                ("PROTOCOL", Left),
+                ("INSIDE", Left),
+                ("EGRESS", Left),
+                ("REMOTE", Left),
+                ("STATE", Left),
+                ("IDLE", Right),
+                ("EXPIRES IN", Right),
+            ],
+            lines,
+        )
+    })?;
+    if bindings.is_empty() {
+        say("no translations now");
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn drops(global: &Global, all: bool) -> Result<Outcome> {
+    let mut counts: Vec<ReasonCount> = ask(&global.socket, "/v1/drops").await?;
+    if !all {
+        counts.retain(|count| count.verdict == "drop");
+    }
+    print(global, &counts, |wide| {
+        let lines = counts
+            .iter()
+            .filter(|count| wide || count.packets > 0)
+            .map(|count| {
+                vec![
+                    count.reason.clone(),
+                    count.verdict.clone(),
+                    count.packets.to_string(),
+                    count.bytes.to_string(),
+                    count.about.clone(),
+                ]
+            })
+            .collect();
+        rows(
+            global,
+            &[
+                ("REASON", Left),
+                ("VERDICT", Left),
+                ("PACKETS", Right),
+                ("BYTES", Right),
+                ("MEANING", Left),
+            ],
+            lines,
+        )
+    })?;
+    if counts.iter().all(|count| count.packets == 0) {
+        say(if all {
+            "no packets yet"
+        } else {
+            "nothing was dropped (`dpctl drops --all` shows every verdict)"
+        });
+    }
+    Ok(Outcome::Yes)
+}
+
+fn endpoint(address: &str, port: u16) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+fn share(part: u32, whole: u32, what: &str) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    let percent = f64::from(part) * 100.0 / f64::from(whole);
+    format!("{percent:.1}% {what}").trim_end().to_owned()
+}
+
+fn dash(text: &str) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text.to_owned()
+    }
+}

@@ -1,0 +1,424 @@
+//! Answers to questions, composed from what the agent has published and what the tables count.
+//!
+//! The agent stores a [`State`] after each round; a question reads it without a lock, and reads
+//! counters and translations from the pinned tables when it is asked. Not here: who asks
+//! (`api::server`) and how it is printed (`dpctl`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use arc_swap::ArcSwap;
+use fairlead_bgp::snapshot::{PathSnapshot, PeerSnapshot};
+use fairlead_bgp::wire::Attributes;
+use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::reason::Reason;
+use fairlead_common::service::{Count, ServiceKey, forward};
+use fairlead_common::snat;
+use fairlead_common::tables;
+use ipnetwork::IpNetwork;
+
+use crate::api::types::{self, RouteSet};
+use crate::bgp_io::BgpHandle;
+use crate::dataplane::observe;
+use crate::dataplane::pins::Pins;
+use crate::dataplane::table::Pinned;
+use crate::desired::announce::Announcement;
+use crate::desired::{Condition, Desired, Frontend};
+use crate::plan::Actual;
+
+/// What the agent publishes after each round.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// What the node should be.
+    pub desired: Arc<Desired>,
+    /// What the kernel's tables hold.
+    pub actual: Arc<Actual>,
+    /// Whether the last plan was carried out in full.
+    pub in_sync: bool,
+    /// Programs on devices.
+    pub attachments: Vec<types::Attachment>,
+    /// What is announced by each virtual router, and what is withheld and why.
+    pub announcements: BTreeMap<u32, BTreeMap<IpNetwork, Announcement>>,
+    /// Learnt routes and what became of them.
+    pub routes: Vec<types::Route>,
+    /// Pods of this node.
+    pub pods: Vec<types::Pod>,
+    /// What is wrong or in conflict.
+    pub conditions: Vec<Condition>,
+    /// The speakers, by their AS number.
+    pub speakers: BTreeMap<u32, BgpHandle>,
+}
+
+/// Answers questions.
+#[derive(Debug)]
+pub struct View {
+    state: ArcSwap<State>,
+    pins: Pins,
+    started_s: u32,
+}
+
+impl View {
+    /// A view of nothing yet. `started_s` is the coarse boot time at which the agent started.
+    pub fn new(pins: Pins, started_s: u32) -> Self {
+        Self {
+            state: ArcSwap::default(),
+            pins,
+            started_s,
+        }
+    }
+
+    /// Replaces what was published before.
+    pub fn publish(&self, state: State) {
+        self.state.store(Arc::new(state));
+    }
+
+    /// `GET /v1/status`.
+    pub async fn status(&self) -> Result<types::Status> {
+        let state = self.state.load_full();
+        let peers = peers_of(&state).await;
+        let announced = |frontend: &Frontend| announcement(&state, frontend).0;
+        Ok(types::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: u64::from(observe::now_s()?.wrapping_sub(self.started_s)),
+            node: state.desired.node.name.clone(),
+            pin_path: self.pins.root().display().to_string(),
+            in_sync: state.in_sync,
+            attachments: state.attachments.clone(),
+            services: types::Tally {
+                good: state
+                    .desired
+                    .services
+                    .keys()
+                    .filter(|f| announced(f))
+                    .count(),
+                all: state.desired.services.len(),
+            },
+            peers: types::Tally {
+                good: peers
+                    .iter()
+                    .filter(|(_, peer)| is_established(peer))
+                    .count(),
+                all: peers.len(),
+            },
+            learnt_routes: types::Tally {
+                good: state.routes.iter().filter(|route| route.installed).count(),
+                all: state.routes.len(),
+            },
+            egress_address: state.desired.egress.as_ref().map(|e| e.address.to_string()),
+            pods: state.pods.clone(),
+            conditions: state.conditions.clone(),
+        })
+    }
+
+    /// `GET /v1/services`.
+    pub fn services(&self) -> Result<Vec<types::Service>> {
+        let state = self.state.load_full();
+        let service_counts: Pinned<tables::ServiceStats> = Pinned::open(&self.pins)?;
+        let backend_counts: Pinned<tables::BackendStats> = Pinned::open(&self.pins)?;
+        state
+            .desired
+            .services
+            .iter()
+            .map(|(frontend, service)| {
+                let key = ServiceKey::new(
+                    frontend.addr.into(),
+                    Port::new(frontend.port),
+                    frontend.proto,
+                );
+                let row = state.actual.services.get(&key);
+                let ring = row.and_then(|row| state.actual.rings.get(&row.ring));
+                let count = match row {
+                    Some(row) => service_counts.count(row.id)?,
+                    None => Count::default(),
+                };
+                let mut slots_of: BTreeMap<u32, u32> = BTreeMap::new();
+                let mut slots_in_transition = 0;
+                for slot in ring.into_iter().flatten() {
+                    *slots_of.entry(slot.current).or_default() += 1;
+                    slots_in_transition += u32::from(slot.previous != 0);
+                }
+                let backends = service
+                    .backends
+                    .iter()
+                    .map(|(at, backend)| {
+                        let found = state.actual.backends.iter().find(|(_, row)| {
+                            row.addr == Addr::from(at.addr) && row.port.number() == at.port
+                        });
+                        let count = match found {
+                            Some((&id, _)) => backend_counts.count(id)?,
+                            None => Count::default(),
+                        };
+                        Ok(types::Backend {
+                            address: at.addr.to_string(),
+                            port: at.port,
+                            state: match (backend.ready, backend.serving) {
+                                (true, _) => "ready",
+                                (false, true) => "draining",
+                                (false, false) => "down",
+                            }
+                            .to_owned(),
+                            forward: match found.map(|(_, row)| row.forward) {
+                                Some(forward::L2) => "l2",
+                                Some(forward::ENCAPSULATE) => "encapsulate",
+                                _ => "-",
+                            }
+                            .to_owned(),
+                            slots: found
+                                .and_then(|(id, _)| slots_of.get(id))
+                                .copied()
+                                .unwrap_or(0),
+                            packets: count.packets,
+                            bytes: count.bytes,
+                        })
+                    })
+                    .collect::<Result<_>>()?;
+                let (announced, reason) = announcement(&state, frontend);
+                Ok(types::Service {
+                    name: service.object.to_string(),
+                    address: frontend.addr.to_string(),
+                    port: frontend.port,
+                    protocol: frontend.proto.to_string(),
+                    slots: ring.map_or(0, |ring| ring.len() as u32),
+                    slots_in_transition,
+                    announced,
+                    reason,
+                    packets: count.packets,
+                    bytes: count.bytes,
+                    backends,
+                })
+            })
+            .collect()
+    }
+
+    /// `GET /v1/bgp/peers`.
+    pub async fn peers(&self) -> Result<Vec<types::Peer>> {
+        let state = self.state.load_full();
+        let peers = peers_of(&state).await;
+        Ok(peers
+            .into_iter()
+            .map(|(asn, peer)| peer_row(asn, peer))
+            .collect())
+    }
+
+    /// `GET /v1/bgp/routes`.
+    pub async fn bgp_routes(&self, set: RouteSet) -> Result<Vec<types::BgpRoute>> {
+        let state = self.state.load_full();
+        let mut rows = Vec::new();
+        for (&asn, speaker) in &state.speakers {
+            let snapshot = speaker.snapshot().await?;
+            match set {
+                RouteSet::Available => {
+                    for route in snapshot.routes {
+                        let paths = route.paths.into_iter();
+                        rows.extend(paths.map(|path| path_row(asn, route.prefix, path)));
+                    }
+                }
+                RouteSet::Advertised => {
+                    for (peer, routes) in snapshot.advertised {
+                        rows.extend(routes.iter().map(|route| types::BgpRoute {
+                            peer: peer.clone(),
+                            reason: "advertised".to_owned(),
+                            ..attributes_row(asn, route.prefix, &route.attributes)
+                        }));
+                    }
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// `GET /v1/routes`.
+    pub fn routes(&self) -> Result<Vec<types::Route>> {
+        Ok(self.state.load().routes.clone())
+    }
+
+    /// `GET /v1/nat`.
+    pub fn bindings(&self) -> Result<Vec<types::Binding>> {
+        let now_s = observe::now_s()?;
+        let table: Pinned<tables::SnatRev> = Pinned::open(&self.pins)?;
+        let mut rows = Vec::new();
+        for row in table.rows() {
+            let (key, binding) = row?;
+            let state = snat::State::from_row(binding.state);
+            let idle = now_s.saturating_sub(binding.last_seen_s);
+            let left = snat::timeout_s(key.proto, state).saturating_sub(idle);
+            if snat::is_expired(&binding, key.proto, now_s) {
+                continue;
+            }
+            rows.push(types::Binding {
+                protocol: key.proto.to_string(),
+                inside: endpoint(binding.inside, binding.inside_port),
+                egress: endpoint(key.src, key.src_port),
+                // An echo has one identifier, and no port at the other end.
+                remote: match key.proto {
+                    Proto::ICMP => key.dst.to_string(),
+                    _ => endpoint(key.dst, key.dst_port),
+                },
+                state: state.name().to_owned(),
+                idle_s: u64::from(idle),
+                expires_in_s: u64::from(left),
+            });
+        }
+        rows.sort_by(|a, b| (&a.inside, &a.remote).cmp(&(&b.inside, &b.remote)));
+        Ok(rows)
+    }
+
+    /// `GET /v1/drops`: every reason, drops first.
+    pub fn reasons(&self) -> Result<Vec<types::ReasonCount>> {
+        let table: Pinned<tables::Reasons> = Pinned::open(&self.pins)?;
+        let mut reasons: Vec<_> = Reason::ALL.iter().collect();
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.verdict()));
+        reasons
+            .into_iter()
+            .map(|&reason| {
+                let count = table.count(reason as u32)?;
+                Ok(types::ReasonCount {
+                    reason: reason.name().to_owned(),
+                    verdict: reason.verdict().name().to_owned(),
+                    packets: count.packets,
+                    bytes: count.bytes,
+                    about: reason.about().to_owned(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Whether a service's address is announced by any virtual router, and why or why not.
+fn announcement(state: &State, frontend: &Frontend) -> (bool, String) {
+    let prefix = IpNetwork::from(frontend.addr);
+    let found: Vec<_> = state
+        .announcements
+        .values()
+        .filter_map(|all| all.get(&prefix))
+        .map(|announcement| announcement.state)
+        .collect();
+    match found.iter().min() {
+        Some(best) => (best.is_announced(), best.to_string()),
+        None => (false, "no BGP peering policy selects this node".to_owned()),
+    }
+}
+
+async fn peers_of(state: &State) -> Vec<(u32, PeerSnapshot)> {
+    let mut peers = Vec::new();
+    for (&asn, speaker) in &state.speakers {
+        // A speaker that has stopped has no peers.
+        if let Ok(found) = speaker.peers().await {
+            peers.extend(found.into_iter().map(|peer| (asn, peer)));
+        }
+    }
+    peers
+}
+
+fn is_established(peer: &PeerSnapshot) -> bool {
+    peer.state == fairlead_bgp::fsm::State::Established
+}
+
+fn peer_row(local_asn: u32, peer: PeerSnapshot) -> types::Peer {
+    let established = is_established(&peer);
+    types::Peer {
+        local_asn,
+        peer_asn: peer.remote_as,
+        address: peer.address.to_string(),
+        port: peer.port,
+        state: format!("{:?}", peer.state),
+        since_s: peer.in_state.as_secs(),
+        hint: hint(&peer, established),
+        hostname: peer.hostname,
+        families: peer
+            .families
+            .iter()
+            .map(|(family, counts)| types::PeerFamily {
+                family: family.to_string(),
+                received: counts.received,
+                accepted: counts.accepted,
+                advertised: counts.advertised,
+            })
+            .collect(),
+        hold_s: peer.hold_time.map_or(0, |time| time.as_secs()),
+        keepalive_s: peer.keepalive_time.map_or(0, |time| time.as_secs()),
+        messages_received: peer.counters.received,
+        messages_sent: peer.counters.sent,
+        last_error: peer.last_error,
+    }
+}
+
+/// The usual traps, said where they are seen.
+fn hint(peer: &PeerSnapshot, established: bool) -> Option<String> {
+    let settled = peer.in_state > Duration::from_secs(5);
+    if !established {
+        return peer
+            .last_error
+            .as_ref()
+            .map(|error| format!("not established: {error}"));
+    }
+    let received: usize = peer.families.values().map(|family| family.received).sum();
+    let accepted: usize = peer.families.values().map(|family| family.accepted).sum();
+    let homeless: usize = peer
+        .families
+        .values()
+        .map(|family| family.without_next_hop)
+        .sum();
+    if homeless > 0 {
+        return Some(format!(
+            "{homeless} prefixes are not advertised for want of a next hop of their family: give this node an InternalIP of that family"
+        ));
+    }
+    if received == 0 && settled {
+        return Some(
+            "it sends no prefixes; FRR needs `no bgp ebgp-requires-policy` or a policy".to_owned(),
+        );
+    }
+    if accepted == 0 && settled {
+        return Some(
+            "no prefix is accepted; `bgp.import` in the configuration says which are".to_owned(),
+        );
+    }
+    None
+}
+
+fn path_row(local_asn: u32, prefix: IpNetwork, path: PathSnapshot) -> types::BgpRoute {
+    let reason = match (&path.rejection, &path.reason) {
+        (Some(rejection), _) => format!("rejected: {rejection}"),
+        (None, Some(reason)) => reason.to_string(),
+        (None, None) => "the only path".to_owned(),
+    };
+    types::BgpRoute {
+        peer: path.peer.unwrap_or_else(|| "local".to_owned()),
+        best: path.best,
+        multipath: path.used && !path.best,
+        reason,
+        ..attributes_row(local_asn, prefix, &path.attributes)
+    }
+}
+
+fn attributes_row(local_asn: u32, prefix: IpNetwork, attributes: &Attributes) -> types::BgpRoute {
+    let mut communities: Vec<_> = attributes
+        .communities
+        .iter()
+        .map(|community| format!("{}:{}", community >> 16, community & 0xffff))
+        .collect();
+    communities.extend(attributes.large_communities.iter().map(ToString::to_string));
+    let as_path: Vec<_> = attributes.as_path.iter().map(u32::to_string).collect();
+    types::BgpRoute {
+        local_asn,
+        prefix: prefix.to_string(),
+        next_hop: attributes.next_hop.to_string(),
+        peer: String::new(),
+        as_path: as_path.join(" "),
+        origin: format!("{:?}", attributes.origin).to_lowercase(),
+        local_pref: attributes.local_pref,
+        med: attributes.med,
+        communities,
+        best: false,
+        multipath: false,
+        reason: String::new(),
+    }
+}
+
+fn endpoint(addr: Addr, port: Port) -> String {
+    std::net::SocketAddr::new(addr.ip(), port.number()).to_string()
+}
