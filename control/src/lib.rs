@@ -15,11 +15,14 @@
 
 pub mod api;
 pub mod bgp_io;
+pub mod cleanup;
 pub mod config;
 pub mod dataplane;
 pub mod desired;
 pub mod dpctl;
+pub mod host;
 pub mod plan;
+pub mod pod;
 pub mod source;
 pub mod telemetry;
 pub mod view;

@@ -1,0 +1,57 @@
+//! Kernel parameters of the calling thread's network namespace, changed only where they differ.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use super::Error;
+
+/// A parameter that was changed, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its path below `/proc/sys`; device names may hold dots.
+    pub key: String,
+    /// What it was.
+    pub from: String,
+    /// What it is.
+    pub to: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {} (was {})", self.key, self.to, self.from)
+    }
+}
+
+/// Makes this node forward IPv4 and IPv6; returns what was different.
+pub fn forwarding() -> Result<Vec<Change>, Error> {
+    set_all(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ])
+}
+
+/// Sets parameters by their path below `/proc/sys`; returns those that were different.
+pub fn set_all(wanted: &[(&str, &str)]) -> Result<Vec<Change>, Error> {
+    let mut changes = Vec::new();
+    for (key, value) in wanted {
+        changes.extend(set(key, value)?);
+    }
+    Ok(changes)
+}
+
+/// Sets one parameter; `None` when it was so already.
+pub fn set(key: &str, value: &str) -> Result<Option<Change>, Error> {
+    let path = Path::new("/proc/sys").join(key);
+    let from = fs::read_to_string(&path).map_err(Error::new(format!("reading {key}")))?;
+    let from = from.trim().to_owned();
+    if from == value {
+        return Ok(None);
+    }
+    fs::write(&path, value).map_err(Error::new(format!("setting {key} to {value}")))?;
+    Ok(Some(Change {
+        key: key.to_owned(),
+        from,
+        to: value.to_owned(),
+    }))
+}
