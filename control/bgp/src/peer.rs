@@ -7,7 +7,9 @@
 //! Not for: what is said about a route (`advertise`), keeping routes over a restart (`restart`).
 
 mod advertise;
+mod intake;
 mod restart;
+mod standing;
 mod view;
 
 use std::collections::BTreeMap;
@@ -18,26 +20,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
-use crate::best_path::Source;
 use crate::config::{PeerConfig, SpeakerConfig};
 use crate::fsm::{Event, State};
-use crate::policy::Judge;
-use crate::rib::{Path, PeerId};
-use crate::session::{Context, Direction, Negotiated, Output, Session, Timer, Trigger, negotiate};
+use crate::rib::PeerId;
+use crate::session::{Context, Direction, Negotiated, Output, Session, Timer, Trigger};
 use crate::snapshot::Counters;
-use crate::speaker::{self, ConnectionId, ConnectionRequest, DownReason, Shared, Transmit};
-use crate::wire::{
-    self, Attributes, Family, FaultAction, Message, Notification, RawUpdate, Update,
-};
+use crate::speaker::{ConnectionId, ConnectionRequest, DownReason, Shared, Transmit};
+use crate::wire::{Attributes, Family, Notification};
 
-/// First rest after a fault; doubled with each further one.
-const FIRST_REST: Duration = Duration::from_secs(5);
-/// Longest rest after faults.
-const LONGEST_REST: Duration = Duration::from_mins(2);
-/// A session that lasted this long forgives earlier faults.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(30);
-/// How soon a lost connection is dialled again; used as `[t, 2t)`.
-const REDIAL: Duration = Duration::from_secs(1);
 /// A session younger than this is not replaced by a new connection: that one is a collision.
 const REPLACEABLE_AFTER: Duration = Duration::from_secs(5);
 
@@ -276,206 +266,6 @@ impl Peer {
         }
     }
 
-    fn handle_message(
-        &mut self,
-        direction: Direction,
-        message: Message,
-        now: Instant,
-        shared: &mut Shared,
-    ) {
-        match message {
-            Message::Open(open) => match negotiate(open, &shared.config, &self.config) {
-                Ok(terms) => self.handle_open(direction, terms, now, shared),
-                Err(refusal) => {
-                    let trigger = Trigger::answered(Event::OpenError, refusal);
-                    self.step(direction, trigger, now, shared);
-                }
-            },
-            Message::Update(raw) => {
-                self.counters.updates_received += 1;
-                self.handle_update(direction, &raw, now, shared);
-            }
-            Message::Notification(notification) => {
-                let event = if notification.is_version_error() {
-                    Event::VersionNotification
-                } else {
-                    Event::Notification
-                };
-                let trigger = Trigger::because(event, DownReason::Received(notification));
-                self.step(direction, trigger, now, shared);
-            }
-            Message::Keepalive => {
-                self.step(direction, Trigger::of(Event::Keepalive), now, shared);
-            }
-            Message::RouteRefresh(family) => {
-                if let Some(family) = family {
-                    self.forget_sent(family);
-                }
-                self.step(direction, Trigger::of(Event::RouteRefresh), now, shared);
-            }
-        }
-    }
-
-    /// RFC 4271 §6.8, RFC 6286 §2.3: of two connections the one stays that was opened by the
-    /// side with the higher identifier, or else the higher AS.
-    fn handle_open(
-        &mut self,
-        direction: Direction,
-        terms: Negotiated,
-        now: Instant,
-        shared: &mut Shared,
-    ) {
-        if self.session(direction).state() == State::OpenSent {
-            let other = direction.other();
-            let ours = (u32::from(shared.config.router_id), shared.config.local_as);
-            let theirs = (u32::from(terms.router_id), terms.asn);
-            let preferred = if ours > theirs {
-                Direction::Active
-            } else {
-                Direction::Passive
-            };
-            let dumped = match self.session(other).state() {
-                State::Established => Some(direction),
-                State::OpenConfirm => Some(preferred.other()),
-                State::Idle | State::Connect | State::Active | State::OpenSent => None,
-            };
-            if let Some(dumped) = dumped {
-                let trigger = Trigger::answered(Event::CollisionDump, Notification::COLLISION);
-                self.step(dumped, trigger, now, shared);
-                if dumped == direction {
-                    return;
-                }
-            }
-            self.session_mut(direction).negotiated = Some(terms);
-        }
-        self.step(direction, Trigger::of(Event::Open), now, shared);
-        let other = direction.other();
-        if matches!(self.session(other).state(), State::Connect | State::Active) {
-            self.step(other, Trigger::of(Event::AutomaticStop), now, shared);
-        }
-    }
-
-    fn handle_update(
-        &mut self,
-        direction: Direction,
-        raw: &RawUpdate,
-        now: Instant,
-        shared: &mut Shared,
-    ) {
-        let Some((four_octet_as, internal)) = self
-            .session(direction)
-            .negotiated
-            .as_ref()
-            .map(|terms| (terms.four_octet_as, terms.internal))
-        else {
-            self.step(direction, Trigger::of(Event::Update), now, shared);
-            return;
-        };
-        match wire::decode_update(raw, four_octet_as, internal) {
-            Ok(update) => {
-                let outputs = self.outputs_of(direction, Trigger::of(Event::Update), now, shared);
-                let deliver = outputs
-                    .iter()
-                    .any(|output| matches!(output, Output::Deliver));
-                self.perform(direction, outputs, now, shared);
-                if deliver {
-                    self.learn(update, now, shared);
-                }
-            }
-            Err(error) => {
-                let trigger = Trigger::answered(Event::UpdateError, error);
-                self.step(direction, trigger, now, shared);
-            }
-        }
-    }
-
-    fn learn(&mut self, update: Update, now: Instant, shared: &mut Shared) {
-        let Some(established) = self.established.clone() else {
-            return;
-        };
-        let negotiated =
-            |prefix: &IpNetwork| established.terms.families.contains(&Family::of(prefix));
-        if !update.faults.is_empty() {
-            let withdrawn = update
-                .faults
-                .iter()
-                .any(|fault| fault.action == FaultAction::Withdraw);
-            if withdrawn {
-                self.counters.treated_as_withdraw += 1;
-            } else {
-                self.counters.attributes_discarded += 1;
-            }
-            shared.events.push_back(speaker::Event::UpdateFaults {
-                peer: self.config.name.clone(),
-                faults: update.faults,
-            });
-        }
-        for prefix in update.withdrawn.into_iter().filter(negotiated) {
-            shared.rib.withdraw(prefix, self.id);
-        }
-        for reach in update.reach {
-            let judge = judge(&self.config, &established, shared_parts(shared));
-            let refused = judge.attributes(&reach.attributes);
-            let verdicts: Vec<_> = reach
-                .prefixes
-                .iter()
-                .map(|prefix| refused.or_else(|| judge.prefix(prefix)))
-                .collect();
-            for (prefix, rejection) in reach.prefixes.into_iter().zip(verdicts) {
-                if negotiated(&prefix) {
-                    let path = Path {
-                        peer: self.id,
-                        attributes: Arc::clone(&reach.attributes),
-                        rejection,
-                        stale: false,
-                    };
-                    shared.rib.learn(prefix, path);
-                }
-            }
-        }
-        if let Some(family) = update.end_of_rib {
-            self.end_stale(family, shared);
-            shared.events.push_back(speaker::Event::EndOfRib {
-                peer: self.config.name.clone(),
-                family,
-            });
-        }
-        let too_many = self.config.max_prefixes.is_some_and(|limit| {
-            Family::ALL
-                .into_iter()
-                .any(|family| shared.rib.count(self.id, family).received > limit)
-        });
-        if too_many {
-            let trigger = Trigger::answered(Event::UpdateError, Notification::MAX_PREFIXES);
-            self.step(established.direction, trigger, now, shared);
-        }
-    }
-
-    /// Judges paths inside a prefix again after our own prefixes changed.
-    pub(crate) fn judge_again_within(&self, outer: &IpNetwork, shared: &mut Shared) {
-        if let Some(established) = &self.established {
-            let (rib, parts) = shared.rib_and_parts();
-            let judge = judge(&self.config, established, parts);
-            rib.judge_again_within(self.id, outer, |prefix, attributes| {
-                judge
-                    .attributes(attributes)
-                    .or_else(|| judge.prefix(prefix))
-            });
-        }
-    }
-
-    fn judge_all_again(&self, shared: &mut Shared) {
-        if let Some(established) = &self.established {
-            let (rib, parts) = shared.rib_and_parts();
-            let judge = judge(&self.config, established, parts);
-            rib.judge_again(self.id, |prefix, attributes| {
-                judge
-                    .attributes(attributes)
-                    .or_else(|| judge.prefix(prefix))
-            });
-        }
-    }
-
     fn step(&mut self, direction: Direction, trigger: Trigger, now: Instant, shared: &mut Shared) {
         let outputs = self.outputs_of(direction, trigger, now, shared);
         self.perform(direction, outputs, now, shared);
@@ -553,139 +343,6 @@ impl Peer {
         shared.transmits.push_back(Transmit { connection, bytes });
     }
 
-    fn establish(&mut self, direction: Direction, now: Instant, shared: &mut Shared) {
-        let session = self.session(direction);
-        let Some(terms) = session.negotiated.clone() else {
-            return;
-        };
-        let local_address = session.local().map(|local| local.ip().to_canonical());
-        let terms = Arc::new(terms);
-        self.established = Some(Established {
-            direction,
-            since: now,
-            terms: Arc::clone(&terms),
-            local_address,
-        });
-        self.established_count += 1;
-        self.last_error = None;
-        self.restarting = false;
-        shared.rib.introduce(
-            self.id,
-            Source {
-                internal: terms.internal,
-                router_id: terms.router_id,
-                address: self.config.address,
-            },
-        );
-        shared.events.push_back(speaker::Event::PeerUp {
-            peer: self.config.name.clone(),
-            remote_as: terms.asn,
-            router_id: terms.router_id,
-        });
-        self.starts.clear();
-        let trigger = Trigger::answered(Event::AutomaticStop, Notification::COLLISION);
-        self.step(direction.other(), trigger, now, shared);
-        self.judge_stale(&terms, now, shared);
-        self.advertise(now, shared);
-    }
-
-    fn went_down(
-        &mut self,
-        direction: Direction,
-        was: State,
-        failed: bool,
-        reason: &DownReason,
-        now: Instant,
-        shared: &mut Shared,
-    ) {
-        let ended = self
-            .established
-            .take_if(|established| established.direction == direction);
-        if let Some(established) = &ended {
-            if now.duration_since(established.since) >= FORGIVEN_AFTER {
-                self.faults = 0;
-            }
-            self.release(established, reason, now, shared);
-        }
-        let silent =
-            *reason == DownReason::Stopped || *reason == DownReason::Sent(Notification::COLLISION);
-        if !silent {
-            self.last_error = Some(reason.clone());
-            let peer = self.config.name.clone();
-            shared.events.push_back(if was == State::Established {
-                speaker::Event::PeerDown {
-                    peer,
-                    reason: reason.clone(),
-                }
-            } else {
-                speaker::Event::AttemptFailed {
-                    peer,
-                    reason: reason.clone(),
-                }
-            });
-        }
-        if !self.enabled || self.session(direction.other()).state() >= State::OpenSent {
-            return;
-        }
-        let rest = match reason {
-            DownReason::Stopped if !failed => None,
-            DownReason::Closed(_) | DownReason::Replaced => None,
-            DownReason::Received(notification) if notification.is_cease() => None,
-            DownReason::Sent(notification) if *notification == Notification::COLLISION => None,
-            DownReason::Sent(_)
-            | DownReason::Received(_)
-            | DownReason::SendHoldExpired
-            | DownReason::Stopped => {
-                let doubled = FIRST_REST * 2_u32.saturating_pow(self.faults.min(10));
-                self.faults = self.faults.saturating_add(1);
-                let rest = doubled.min(LONGEST_REST);
-                Some(shared.jitter.between(rest * 3 / 4, rest / 4))
-            }
-        };
-        let redial = shared.jitter.between(REDIAL, REDIAL);
-        match rest {
-            Some(rest) => self.schedule(direction, now + rest),
-            None if direction == Direction::Passive => self.schedule(direction, now),
-            None => self.schedule(direction, now + redial),
-        }
-        let other = direction.other();
-        if self.session(other).state() == State::Idle && !self.starts.contains_key(&other) {
-            let wait = match (rest, other) {
-                (Some(rest), _) => rest,
-                (None, Direction::Passive) => Duration::ZERO,
-                (None, Direction::Active) => redial,
-            };
-            self.schedule(other, now + wait);
-        }
-        self.run_starts(now, shared);
-    }
-
-    fn schedule(&mut self, direction: Direction, at: Instant) {
-        if direction == Direction::Passive || !self.config.passive {
-            self.starts.insert(direction, at);
-        }
-    }
-
-    fn run_starts(&mut self, now: Instant, shared: &mut Shared) {
-        for direction in Direction::BOTH {
-            let due = self.starts.get(&direction).is_some_and(|at| *at <= now);
-            if !due {
-                continue;
-            }
-            self.starts.remove(&direction);
-            if self.session(direction.other()).state() >= State::OpenConfirm {
-                continue;
-            }
-            let event = match (direction, self.faults) {
-                (Direction::Active, 0) => Event::AutomaticStart,
-                (Direction::Active, _) => Event::DampedStart,
-                (Direction::Passive, 0) => Event::AutomaticStartPassive,
-                (Direction::Passive, _) => Event::DampedStartPassive,
-            };
-            self.step(direction, Trigger::of(event), now, shared);
-        }
-    }
-
     const fn session(&self, direction: Direction) -> &Session {
         match direction {
             Direction::Active => &self.dialling,
@@ -698,34 +355,5 @@ impl Peer {
             Direction::Active => &mut self.dialling,
             Direction::Passive => &mut self.dialled,
         }
-    }
-}
-
-type Parts<'a> = (&'a SpeakerConfig, &'a crate::policy::OwnPrefixes);
-
-const fn shared_parts(shared: &Shared) -> Parts<'_> {
-    (&shared.config, &shared.own)
-}
-
-impl Shared {
-    /// The table, and beside it what a path is judged by.
-    const fn rib_and_parts(&mut self) -> (&mut crate::rib::Rib, Parts<'_>) {
-        (&mut self.rib, (&self.config, &self.own))
-    }
-}
-
-fn judge<'a>(
-    config: &'a PeerConfig,
-    established: &Established,
-    (speaker, own): Parts<'a>,
-) -> Judge<'a> {
-    Judge {
-        policy: &config.import,
-        own,
-        local_as: speaker.local_as,
-        router_id: speaker.router_id,
-        local_address: established.local_address,
-        remote_as: established.terms.asn,
-        internal: established.terms.internal,
     }
 }

@@ -240,6 +240,8 @@ impl Rib {
         if let Some(new) = path {
             count.received += 1;
             count.accepted += usize::from(new.rejection.is_none());
+            // Most prefixes have one path: a million of them should not pay for four.
+            paths.reserve_exact(1);
             paths.push(new);
         }
 

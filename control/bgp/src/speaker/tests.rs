@@ -109,6 +109,35 @@ fn two_speakers_that_dial_each_other_end_with_one_session_and_each_others_routes
     assert_eq!(path.attributes.local_pref, None);
 }
 
+/// Two speakers that dial each other at the same instant.
+fn collide(ids: [u8; 2], ases: [u32; 2]) -> Network {
+    let mut network = Network::new();
+    let now = network.now();
+    for (node, other) in [(0, 1), (1, 0)] {
+        let mut speaker = Speaker::new(config(ids[node], ases[node]), 1);
+        speaker.set_peer(toward(other as u8 + 1, ases[other]), now);
+        network.add(node as u8 + 1, speaker);
+    }
+    network.run(20 * SECOND);
+    assert_eq!(network.connections_made(), 2, "they did collide");
+    assert_eq!(network.sessions_up(1), 1);
+    assert_eq!(network.sessions_up(2), 1);
+    network
+}
+
+#[test]
+fn of_two_colliding_connections_the_one_of_the_higher_identifier_stays() {
+    assert_eq!(collide([1, 2], [65001, 65002]).openers(), [2]);
+    assert_eq!(collide([2, 1], [65001, 65002]).openers(), [1]);
+    assert_eq!(collide([1, 2], [65001, 65001]).openers(), [2]);
+}
+
+#[test]
+fn equal_identifiers_leave_the_collision_to_the_higher_as() {
+    assert_eq!(collide([1, 1], [65001, 65002]).openers(), [2]);
+    assert_eq!(collide([1, 1], [65002, 65001]).openers(), [1]);
+}
+
 #[test]
 fn an_internal_peer_hears_local_preference_and_an_empty_path() {
     let mut network = pair(65001, 65001, |_| {});
@@ -261,7 +290,7 @@ fn a_silent_peer_is_given_up_after_the_hold_time_and_found_again() {
     let error = network.speaker(1).peers(now)[0].last_error.clone().unwrap();
     assert!(error.contains("Hold Timer Expired"), "{error}");
     network.heal();
-    network.run(60 * SECOND);
+    network.run(12 * SECOND);
     assert_eq!(state(&mut network, 1), State::Established);
     assert_eq!(hops(&mut network, 1).len(), 1);
 }

@@ -82,9 +82,9 @@ impl Notification {
         (self.code, self.subcode) == (2, 1)
     }
 
-    /// Whether it ends a session by intent rather than by a fault.
-    pub(crate) fn is_cease(&self) -> bool {
-        self.code == 6
+    /// Whether one side did something wrong, rather than fell silent (4, 8) or left (6).
+    pub(crate) fn is_fault(&self) -> bool {
+        !matches!(self.code, 4 | 6 | 8)
     }
 
     pub(crate) fn from_codec(code: NotificationCode, subcode: u8, data: &[u8]) -> Self {

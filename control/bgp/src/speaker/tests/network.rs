@@ -53,6 +53,8 @@ pub(super) struct Network {
     nodes: BTreeMap<u8, Node>,
     /// Both directions of each open connection.
     wires: BTreeMap<End, End>,
+    /// Who opened each connection that is or was.
+    openers: BTreeMap<End, u8>,
     arrivals: BTreeMap<(Instant, u64), Arrival>,
     sequence: u64,
     is_cut: bool,
@@ -64,6 +66,7 @@ impl Network {
             now: origin(),
             nodes: BTreeMap::new(),
             wires: BTreeMap::new(),
+            openers: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             sequence: 0,
             is_cut: false,
@@ -105,6 +108,19 @@ impl Network {
 
     pub(super) fn open_connections(&self) -> usize {
         self.wires.len() / 2
+    }
+
+    /// Who opened the connections that are.
+    pub(super) fn openers(&self) -> Vec<u8> {
+        self.wires
+            .keys()
+            .filter_map(|end| self.openers.get(end).copied())
+            .collect()
+    }
+
+    /// How many connections were ever accepted.
+    pub(super) fn connections_made(&self) -> usize {
+        self.openers.len()
     }
 
     pub(super) fn stop_reporting_writes(&mut self, index: u8) {
@@ -185,6 +201,7 @@ impl Network {
                     .get_mut(&to)
                     .and_then(|node| node.speaker.handle_incoming(local, remote, now));
                 if let Some(Accepted { connection, .. }) = accepted {
+                    self.openers.insert(from, from.0);
                     self.wires.insert((to, connection), from);
                     self.wires.insert(from, (to, connection));
                     self.schedule(Arrival::Answered { end: from });

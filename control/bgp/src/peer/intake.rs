@@ -1,0 +1,246 @@
+//! What a peer says: messages in, steps of its sessions and paths of the RIB out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+
+use super::{Established, Peer};
+use crate::config::{PeerConfig, SpeakerConfig};
+use crate::fsm::{Event, State};
+use crate::policy::{Judge, OwnPrefixes};
+use crate::rib::{Path, Rib};
+use crate::session::{Direction, Negotiated, Output, Trigger, negotiate};
+use crate::speaker::{self, DownReason, Shared};
+use crate::wire::{self, Family, FaultAction, Message, Notification, RawUpdate, Update};
+
+impl Peer {
+    pub(super) fn handle_message(
+        &mut self,
+        direction: Direction,
+        message: Message,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
+        match message {
+            Message::Open(open) => match negotiate(open, &shared.config, &self.config) {
+                Ok(terms) => self.handle_open(direction, terms, now, shared),
+                Err(refusal) => {
+                    let trigger = Trigger::answered(Event::OpenError, refusal);
+                    self.step(direction, trigger, now, shared);
+                }
+            },
+            Message::Update(raw) => {
+                self.counters.updates_received += 1;
+                self.handle_update(direction, &raw, now, shared);
+            }
+            Message::Notification(notification) => {
+                let event = if notification.is_version_error() {
+                    Event::VersionNotification
+                } else {
+                    Event::Notification
+                };
+                let trigger = Trigger::because(event, DownReason::Received(notification));
+                self.step(direction, trigger, now, shared);
+            }
+            Message::Keepalive => {
+                self.step(direction, Trigger::of(Event::Keepalive), now, shared);
+            }
+            Message::RouteRefresh(family) => {
+                if let Some(family) = family {
+                    self.forget_sent(family);
+                }
+                self.step(direction, Trigger::of(Event::RouteRefresh), now, shared);
+            }
+        }
+    }
+
+    /// RFC 4271 §6.8, RFC 6286 §2.3: of two connections the one stays that was opened by the
+    /// side with the higher identifier, or else the higher AS.
+    fn handle_open(
+        &mut self,
+        direction: Direction,
+        terms: Negotiated,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
+        if self.session(direction).state() == State::OpenSent {
+            let other = direction.other();
+            let ours = (u32::from(shared.config.router_id), shared.config.local_as);
+            let theirs = (u32::from(terms.router_id), terms.asn);
+            let preferred = if ours > theirs {
+                Direction::Active
+            } else {
+                Direction::Passive
+            };
+            let dumped = match self.session(other).state() {
+                State::Established => Some(direction),
+                State::OpenConfirm => Some(preferred.other()),
+                State::Idle | State::Connect | State::Active | State::OpenSent => None,
+            };
+            if let Some(dumped) = dumped {
+                let trigger = Trigger::answered(Event::CollisionDump, Notification::COLLISION);
+                self.step(dumped, trigger, now, shared);
+                if dumped == direction {
+                    return;
+                }
+            }
+            self.session_mut(direction).negotiated = Some(terms);
+        }
+        self.step(direction, Trigger::of(Event::Open), now, shared);
+        let other = direction.other();
+        if matches!(self.session(other).state(), State::Connect | State::Active) {
+            self.step(other, Trigger::of(Event::AutomaticStop), now, shared);
+        }
+    }
+
+    fn handle_update(
+        &mut self,
+        direction: Direction,
+        raw: &RawUpdate,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
+        let Some((four_octet_as, internal)) = self
+            .session(direction)
+            .negotiated
+            .as_ref()
+            .map(|terms| (terms.four_octet_as, terms.internal))
+        else {
+            self.step(direction, Trigger::of(Event::Update), now, shared);
+            return;
+        };
+        match wire::decode_update(raw, four_octet_as, internal) {
+            Ok(update) => {
+                let outputs = self.outputs_of(direction, Trigger::of(Event::Update), now, shared);
+                let deliver = outputs
+                    .iter()
+                    .any(|output| matches!(output, Output::Deliver));
+                self.perform(direction, outputs, now, shared);
+                if deliver {
+                    self.learn(update, now, shared);
+                }
+            }
+            Err(error) => {
+                let trigger = Trigger::answered(Event::UpdateError, error);
+                self.step(direction, trigger, now, shared);
+            }
+        }
+    }
+
+    fn learn(&mut self, update: Update, now: Instant, shared: &mut Shared) {
+        let Some(established) = self.established.clone() else {
+            return;
+        };
+        let negotiated =
+            |prefix: &IpNetwork| established.terms.families.contains(&Family::of(prefix));
+        if !update.faults.is_empty() {
+            let withdrawn = update
+                .faults
+                .iter()
+                .any(|fault| fault.action == FaultAction::Withdraw);
+            if withdrawn {
+                self.counters.treated_as_withdraw += 1;
+            } else {
+                self.counters.attributes_discarded += 1;
+            }
+            shared.events.push_back(speaker::Event::UpdateFaults {
+                peer: self.config.name.clone(),
+                faults: update.faults,
+            });
+        }
+        for prefix in update.withdrawn.into_iter().filter(negotiated) {
+            shared.rib.withdraw(prefix, self.id);
+        }
+        for reach in update.reach {
+            let judge = judge(&self.config, &established, shared_parts(shared));
+            let refused = judge.attributes(&reach.attributes);
+            let verdicts: Vec<_> = reach
+                .prefixes
+                .iter()
+                .map(|prefix| refused.or_else(|| judge.prefix(prefix)))
+                .collect();
+            for (prefix, rejection) in reach.prefixes.into_iter().zip(verdicts) {
+                if negotiated(&prefix) {
+                    let path = Path {
+                        peer: self.id,
+                        attributes: Arc::clone(&reach.attributes),
+                        rejection,
+                        stale: false,
+                    };
+                    shared.rib.learn(prefix, path);
+                }
+            }
+        }
+        if let Some(family) = update.end_of_rib {
+            self.end_stale(family, shared);
+            shared.events.push_back(speaker::Event::EndOfRib {
+                peer: self.config.name.clone(),
+                family,
+            });
+        }
+        let too_many = self.config.max_prefixes.is_some_and(|limit| {
+            Family::ALL
+                .into_iter()
+                .any(|family| shared.rib.count(self.id, family).received > limit)
+        });
+        if too_many {
+            let trigger = Trigger::answered(Event::UpdateError, Notification::MAX_PREFIXES);
+            self.step(established.direction, trigger, now, shared);
+        }
+    }
+
+    /// Judges paths inside a prefix again after our own prefixes changed.
+    pub(crate) fn judge_again_within(&self, outer: &IpNetwork, shared: &mut Shared) {
+        if let Some(established) = &self.established {
+            let (rib, parts) = shared.rib_and_parts();
+            let judge = judge(&self.config, established, parts);
+            rib.judge_again_within(self.id, outer, |prefix, attributes| {
+                judge
+                    .attributes(attributes)
+                    .or_else(|| judge.prefix(prefix))
+            });
+        }
+    }
+
+    pub(super) fn judge_all_again(&self, shared: &mut Shared) {
+        if let Some(established) = &self.established {
+            let (rib, parts) = shared.rib_and_parts();
+            let judge = judge(&self.config, established, parts);
+            rib.judge_again(self.id, |prefix, attributes| {
+                judge
+                    .attributes(attributes)
+                    .or_else(|| judge.prefix(prefix))
+            });
+        }
+    }
+}
+
+type Parts<'a> = (&'a SpeakerConfig, &'a OwnPrefixes);
+
+const fn shared_parts(shared: &Shared) -> Parts<'_> {
+    (&shared.config, &shared.own)
+}
+
+impl Shared {
+    /// The table, and beside it what a path is judged by.
+    const fn rib_and_parts(&mut self) -> (&mut Rib, Parts<'_>) {
+        (&mut self.rib, (&self.config, &self.own))
+    }
+}
+
+fn judge<'a>(
+    config: &'a PeerConfig,
+    established: &Established,
+    (speaker, own): Parts<'a>,
+) -> Judge<'a> {
+    Judge {
+        policy: &config.import,
+        own,
+        local_as: speaker.local_as,
+        router_id: speaker.router_id,
+        local_address: established.local_address,
+        remote_as: established.terms.asn,
+        internal: established.terms.internal,
+    }
+}
