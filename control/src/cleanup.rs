@@ -7,12 +7,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
-use std::io;
-use std::path::Path;
 
 use crate::dataplane::attach::{self, Attachment};
-use crate::dataplane::pins::{Lock, Pins};
+use crate::dataplane::pins::{self, Lock, Pins};
 use crate::host::{self, Netlink};
 
 /// Why something could not be removed.
@@ -25,13 +22,8 @@ pub enum Error {
     #[error(transparent)]
     Host(#[from] host::Error),
     /// A pin.
-    #[error("removing {}: {source}", path.display())]
-    File {
-        /// The pin.
-        path: std::path::PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Pins(#[from] pins::Error),
 }
 
 /// What was removed.
@@ -79,8 +71,8 @@ impl fmt::Display for Removed {
     }
 }
 
-/// Removes everything; nothing to remove is fine. The lock says that no agent runs on these pins; it
-/// is needed only where there are any.
+/// Removes everything; nothing to remove is fine. The owner is who may remove the pins: absent where
+/// there are none ([`Pins::exist`]).
 pub async fn cleanup(
     netlink: &Netlink,
     pins: &Pins,
@@ -95,43 +87,12 @@ pub async fn cleanup(
     }
     removed.routes = netlink.flush_learnt_routes().await?;
     removed.neighbours = netlink.keep_neighbours(&BTreeSet::new()).await?.1;
-    remove_folder(&pins.links())?;
-    removed.programs = remove_folder(&pins.programs())?;
-    removed.tables = remove_folder(&pins.maps())?;
-    remove_empty(pins.root())?;
-    drop(owner);
+    if let Some(owner) = owner {
+        let pins::Removed {
+            programs, tables, ..
+        } = pins.remove(&owner)?;
+        removed.programs = programs;
+        removed.tables = tables;
+    }
     Ok(removed)
-}
-
-/// Removes a folder of pins; returns their names in order.
-fn remove_folder(folder: &Path) -> Result<Vec<String>, Error> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::File { path, source }
-    };
-    let files = match fs::read_dir(folder) {
-        Ok(files) => files,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(folder)(error)),
-    };
-    let mut names = Vec::new();
-    for file in files {
-        let file = file.map_err(failed(folder))?;
-        fs::remove_file(file.path()).map_err(failed(&file.path()))?;
-        names.push(file.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    remove_empty(folder)?;
-    Ok(names)
-}
-
-fn remove_empty(folder: &Path) -> Result<(), Error> {
-    match fs::remove_dir(folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::File {
-            path: folder.to_owned(),
-            source,
-        }),
-    }
 }

@@ -4,6 +4,7 @@
 //!   pins   where everything is pinned, and who may change it
 //!   load   embedded object -> maps and programs      attach  programs -> devices, by pinned links
 //!   table  typed rows          mapped, batch  the two faster ways to them
+//!   decap  a backend behind a router: the one program it needs
 //!   apply  plan -> tables      observe  tables -> counters      dump  tables -> text for people
 //! ```
 //!
@@ -14,6 +15,7 @@
 pub mod apply;
 pub mod attach;
 pub mod batch;
+pub mod decap;
 pub mod dump;
 pub mod load;
 pub mod mapped;

@@ -1,5 +1,6 @@
 //! What outlives the agent: pinned tables, programs and links, and how the next agent takes them over.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use fairlead_common::addr::{Addr, Port, Proto};
@@ -9,6 +10,7 @@ use fairlead_common::tables::{
     self, Backends, Layout, Reasons, Rings, Services, Table as _, TxPorts,
 };
 use fairlead_control::dataplane::attach::{self, Hook, State, XdpMode};
+use fairlead_control::dataplane::decap;
 use fairlead_control::dataplane::load::{self, Fresh, Loaded};
 use fairlead_control::dataplane::mapped::Access;
 use fairlead_control::dataplane::pins::{self, Lock, Pins};
@@ -150,14 +152,15 @@ fn a_pinned_map_of_another_shape_is_made_anew() {
     let map = aya::maps::HashMap::<_, u32, u32>::create(16, 0).unwrap();
     map.pin(&path).unwrap();
     let error = Pinned::<Services>::open(&place.pins).unwrap_err();
-    assert!(error.to_string().contains("key bytes 4, now 20"), "{error}");
+    let difference = format!("key bytes 4, now {}", size_of::<ServiceKey>());
+    assert!(error.to_string().contains(&difference), "{error}");
 
     let loaded = place.load();
 
     assert_eq!(loaded.fresh.len(), 1);
     assert_eq!(
         loaded.fresh[0].to_string(),
-        "table SERVICES is made anew: key bytes 4, now 20"
+        format!("table SERVICES is made anew: {difference}")
     );
     Pinned::<Services>::open(&place.pins).unwrap();
 }
@@ -391,4 +394,73 @@ fn a_file_system_without_bpf_is_refused_with_the_command_that_helps() {
     let error = Pins::new(&path).prepare().unwrap_err();
 
     assert!(error.to_string().contains("mount -t bpf bpf"), "{error}");
+}
+
+#[test]
+fn a_backend_pins_only_what_takes_packets_out_of_tunnels_and_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let fs = BpfFs::mount().unwrap();
+    let pins = Pins::new(fs.path().join("fairlead"));
+    let backend = Netns::unique("fl-pins").unwrap();
+    let router = Netns::unique("fl-pins").unwrap();
+    for device in ["eth0", "eth1"] {
+        veth((&backend, device), (&router, device)).unwrap();
+    }
+    let attach = |device: &str, addr: &str| {
+        let addresses = BTreeSet::from([addr.parse().unwrap()]);
+        backend
+            .enter(|| decap::attach(&pins, device, &addresses, XdpMode::Auto).unwrap())
+            .unwrap()
+    };
+    let detach = |device: &str| {
+        backend
+            .enter(|| decap::detach(&pins, device).unwrap())
+            .unwrap()
+    };
+
+    assert_eq!(attach("eth0", "192.0.2.1"), State::Driver);
+    assert_eq!(attach("eth0", "2001:db8::1"), State::TakenOver);
+    assert_eq!(attach("eth1", "192.0.2.1"), State::Driver);
+
+    let mut tables: Vec<_> = fs::read_dir(pins.maps())
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    tables.sort();
+    assert_eq!(tables, ["DECAP_ADDRS", "LAYOUT", "REASONS"]);
+    let expected: BTreeSet<std::net::IpAddr> = ["192.0.2.1", "2001:db8::1"]
+        .map(|addr| addr.parse().unwrap())
+        .into();
+    assert_eq!(decap::addresses(&pins).unwrap(), expected);
+    assert!(xdp_on(&backend, "eth1").is_some());
+
+    assert!(detach("eth0"));
+    assert!(!detach("eth0"));
+    assert_eq!(xdp_on(&backend, "eth0"), None);
+    assert_eq!(decap::addresses(&pins).unwrap(), expected);
+    assert!(detach("eth1"));
+    assert!(!pins.root().exists());
+    assert!(!detach("eth1"));
+}
+
+#[test]
+fn a_node_that_is_a_backend_too_serves_from_the_agents_tables() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let node = Netns::unique("fl-pins").unwrap();
+    drop(place.load());
+    let addresses = BTreeSet::from(["192.0.2.1".parse().unwrap()]);
+
+    let state = node
+        .enter(|| decap::attach(&place.pins, "lo", &addresses, XdpMode::Auto).unwrap())
+        .unwrap();
+
+    assert_eq!(state, State::Generic);
+    assert!(decap::detach(&place.pins, "lo").unwrap());
+    assert!(decap::addresses(&place.pins).unwrap().is_empty());
+    assert!(place.pins.exist());
 }

@@ -26,7 +26,7 @@ use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::{CapSet, Capability};
-use fairlead_common::tables::{self, Declaration, Layout};
+use fairlead_common::tables::{self, DecapAddrs, Declaration, Layout, Reasons, Table as _};
 
 use super::pins::{Lock, Pins};
 use super::table::{self, Pinned};
@@ -169,9 +169,47 @@ fn missing(held: impl Fn(Capability) -> bool) -> Vec<Capability> {
         .collect()
 }
 
+/// Which part of the datapath a host needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A node: everything.
+    Node,
+    /// A backend behind a router: what takes packets out of the balancers' tunnels.
+    Decapsulation,
+}
+
+impl Part {
+    fn has_table(self, name: &str) -> bool {
+        match self {
+            Self::Node => true,
+            Self::Decapsulation => self.tables().contains(&name),
+        }
+    }
+
+    fn has_program(self, name: &str) -> bool {
+        match self {
+            Self::Node => true,
+            Self::Decapsulation => name == "xdp_decap",
+        }
+    }
+
+    /// The tables of a part that has not all of them.
+    pub(super) const fn tables(self) -> &'static [&'static str] {
+        match self {
+            Self::Node => &[],
+            Self::Decapsulation => &[DecapAddrs::NAME, Reasons::NAME, Layout::NAME],
+        }
+    }
+}
+
 /// Loads the whole datapath. The lock says that no other agent uses the pins; [`Pins::prepare`] has
 /// made the folders.
-pub fn load(pins: &Pins, _owner: &Lock) -> Result<Loaded, Error> {
+pub fn load(pins: &Pins, owner: &Lock) -> Result<Loaded, Error> {
+    load_part(pins, owner, Part::Node)
+}
+
+/// Loads a part of the datapath; what belongs to other parts is not touched.
+pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error> {
     check_capabilities()?;
     discard_unfinished(&pins.maps())?;
     discard_unfinished(&pins.programs())?;
@@ -182,6 +220,12 @@ pub fn load(pins: &Pins, _owner: &Lock) -> Result<Loaded, Error> {
     // The programs hold no CO-RE relocation, and parsing the kernel's BTF takes 0.1 s.
     loader.btf(None);
     for (place, declared) in (0_u32..).zip(tables::ALL) {
+        if !part.has_table(declared.name) {
+            // No program of this part uses it: it is made as small as can be, not pinned, and goes
+            // with the loader.
+            loader.map_max_entries(declared.name, 1);
+            continue;
+        }
         let version = versions
             .as_ref()
             .and_then(|versions| versions.get(&place).ok().flatten());
@@ -200,10 +244,13 @@ pub fn load(pins: &Pins, _owner: &Lock) -> Result<Loaded, Error> {
     let mut ebpf = loader.load(OBJECT)?;
     let programs = ebpf
         .programs_mut()
+        .filter(|(name, _)| part.has_program(name))
         .map(|(name, program)| load_program(name, program))
         .collect::<Result<_, _>>()?;
     for (name, program) in ebpf.programs_mut() {
-        pin_program(pins, name, program)?;
+        if part.has_program(name) {
+            pin_program(pins, name, program)?;
+        }
     }
     for table in &fresh {
         let path = pins.map(table.table);
@@ -211,6 +258,9 @@ pub fn load(pins: &Pins, _owner: &Lock) -> Result<Loaded, Error> {
     }
     let mut layout = Pinned::<Layout>::open(pins)?;
     for (place, declared) in (0_u32..).zip(tables::ALL) {
+        if !part.has_table(declared.name) {
+            continue;
+        }
         layout.set(&place, &declared.version)?;
     }
     Ok(Loaded {

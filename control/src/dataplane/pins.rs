@@ -175,6 +175,18 @@ impl Pins {
         })
     }
 
+    /// Removes all pins and their folders: what was pinned ends with its last user. The lock says that
+    /// no agent runs.
+    pub fn remove(&self, _owner: &Lock) -> Result<Removed, Error> {
+        let removed = Removed {
+            links: remove_folder(&self.links())?,
+            programs: remove_folder(&self.programs())?,
+            tables: remove_folder(&self.maps())?,
+        };
+        remove_empty(&self.root)?;
+        Ok(removed)
+    }
+
     /// Makes this process the owner of the pins until the lock is dropped.
     ///
     /// # Errors
@@ -207,6 +219,43 @@ impl Pins {
         let folder = fs::metadata(&self.root).ok()?;
         let locks = fs::read_to_string("/proc/locks").ok()?;
         owner_in(&locks, folder.dev(), folder.ino())
+    }
+}
+
+/// Names of pins that were removed, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Links.
+    pub links: Vec<String>,
+    /// Programs.
+    pub programs: Vec<String>,
+    /// Tables.
+    pub tables: Vec<String>,
+}
+
+fn remove_folder(folder: &Path) -> Result<Vec<String>, Error> {
+    let files = match fs::read_dir(folder) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("listing", folder)(error)),
+    };
+    let mut names = Vec::new();
+    for file in files {
+        let file = file.map_err(Error::file("listing", folder))?;
+        fs::remove_file(file.path()).map_err(Error::file("removing", &file.path()))?;
+        names.push(file.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    remove_empty(folder)?;
+    Ok(names)
+}
+
+fn remove_empty(folder: &Path) -> Result<(), Error> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("removing", folder)(error))
+        }
+        _ => Ok(()),
     }
 }
 
