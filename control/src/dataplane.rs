@@ -17,6 +17,7 @@ pub mod attach;
 pub mod batch;
 pub mod decap;
 pub mod dump;
+pub mod link;
 pub mod load;
 pub mod mapped;
 pub mod observe;

@@ -1,4 +1,8 @@
 //! What outlives the agent: pinned tables, programs and links, and how the next agent takes them over.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a story ends at the first thing that is not as it tells"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -363,6 +367,33 @@ fn a_device_that_is_not_there_is_missing_and_attached_once_it_appears() {
     node.ip("link del eth0").unwrap();
     assert_eq!(attach(), State::Missing);
     assert_eq!(attach::attachments(&place.pins).unwrap(), []);
+}
+
+#[test]
+fn a_renamed_device_gives_its_name_and_its_program_to_the_next() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let node = Netns::unique("fl-pins").unwrap();
+    let peer = Netns::unique("fl-pins").unwrap();
+    veth((&node, "eth0"), (&peer, "eth0")).unwrap();
+    let mut loaded = place.load();
+    let mut attach = || {
+        node.enter(|| loaded.attach(Hook::XdpIngress, "eth0", XdpMode::Auto))
+            .unwrap()
+            .unwrap()
+    };
+    assert_eq!(attach(), State::Driver);
+
+    node.ip("link set eth0 down").unwrap();
+    node.ip("link set eth0 name old0").unwrap();
+    veth((&node, "eth0"), (&peer, "eth1")).unwrap();
+
+    assert_eq!(attach(), State::Driver);
+    assert!(xdp_on(&node, "eth0").is_some());
+    assert_eq!(xdp_on(&node, "old0"), None);
+    assert_eq!(attach(), State::TakenOver);
 }
 
 #[test]

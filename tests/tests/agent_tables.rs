@@ -1,4 +1,8 @@
 //! The tables in the kernel, as plans write them, observers read them and `dpctl maps` shows them.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a story ends at the first thing that is not as it tells"
+)]
 
 use std::collections::BTreeSet;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   pinned link, device there    -> its program is replaced through the link: no packet passes without
-//!   pinned link, device replaced -> the dead link is discarded, a new one is made
+//!   pinned link, device replaced or renamed -> the link is discarded, a new one is made
 //!   no link, device there        -> XDP (driver, else generic) or TCX
 //!   no device                    -> Missing: attach again when it appears (`host::links` watches)
 //! ```
@@ -25,6 +25,7 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use super::link::Link;
 use super::load::Loaded;
 use super::pins::{self, Pins};
 
@@ -180,9 +181,21 @@ pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Err
     attach(pins, &mut program, hook, device, XdpMode::Auto)
 }
 
-/// Removes a program from a device; `false` when it was not there.
+/// Removes a program from a device, at once; `false` when it was not there.
 pub fn detach(pins: &Pins, hook: Hook, device: &str) -> Result<bool, Error> {
-    discard(&pins.link(hook.program(), device))
+    let path = pins.link(hook.program(), device);
+    // Cutting first: the pin alone lets go only a little later. A link whose device has gone says so.
+    if let Ok(link) = Link::open(&path)
+        && let Err(error) = link.cut()
+        && error.raw_os_error() != Some(libc::ENOLINK)
+    {
+        return Err(Error::File {
+            doing: "detaching",
+            path,
+            source: error,
+        });
+    }
+    discard(&path)
 }
 
 /// What is attached, by the pins.
@@ -227,6 +240,10 @@ fn attach(
         discard(&path)?;
         return Ok(State::Missing);
     };
+    // Another device may have the name by now: the link stayed with the one that was renamed.
+    if Link::open(&path).is_ok_and(|link| link.device().is_ok_and(|held| held != index)) {
+        detach(pins, hook, device)?;
+    }
     match PinnedLink::from_pin(&path) {
         Ok(pinned) => match take_over(program, pinned.into()) {
             Ok(()) => return Ok(State::TakenOver),
