@@ -332,6 +332,7 @@ impl Peer {
                 } => self.went_down(direction, was, failed, &reason, now, shared),
             }
         }
+        self.end_rests(now, shared);
         let state = self.state();
         if state != self.shown.0 {
             self.shown = (state, now);

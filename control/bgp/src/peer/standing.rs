@@ -100,20 +100,33 @@ impl Peer {
             let rest = doubled.min(LONGEST_REST);
             shared.jitter.between(rest * 3 / 4, rest / 4)
         });
-        let redial = shared.jitter.between(REDIAL, REDIAL);
-        match rest {
-            Some(rest) => self.schedule(direction, now + rest),
-            None if direction == Direction::Passive => self.schedule(direction, now),
-            None => self.schedule(direction, now + redial),
+        if let Some(rest) = rest {
+            self.schedule(direction, now + rest);
+            let other = direction.other();
+            if self.session(other).state() == State::Idle {
+                self.schedule(other, now + rest);
+            }
         }
-        let other = direction.other();
-        if self.session(other).state() == State::Idle && !self.starts.contains_key(&other) {
-            let wait = match (rest, other) {
-                (Some(rest), _) => rest,
-                (None, Direction::Passive) => Duration::ZERO,
-                (None, Direction::Active) => redial,
-            };
-            self.schedule(other, now + wait);
+    }
+
+    /// A session that rests while the other one is under way starts again when that is over,
+    /// whichever way it ended: at once if it waits to be dialled, soon if it dials.
+    pub(super) fn end_rests(&mut self, now: Instant, shared: &mut Shared) {
+        let under_way = Direction::BOTH
+            .into_iter()
+            .any(|direction| self.session(direction).state() >= State::OpenSent);
+        if !self.enabled || under_way {
+            return;
+        }
+        for direction in Direction::BOTH {
+            let rests = self.session(direction).state() == State::Idle;
+            if rests && !self.starts.contains_key(&direction) {
+                let wait = match direction {
+                    Direction::Passive => Duration::ZERO,
+                    Direction::Active => shared.jitter.between(REDIAL, REDIAL),
+                };
+                self.schedule(direction, now + wait);
+            }
         }
         self.run_starts(now, shared);
     }

@@ -312,6 +312,17 @@ fn a_lost_connection_loses_its_routes_and_comes_back_within_seconds() {
 }
 
 #[test]
+fn connections_lost_in_the_middle_of_a_collision_do_not_leave_both_sides_waiting() {
+    for ms in 1..40 {
+        let mut network = pair(65001, 65002, |_| {});
+        network.run(Duration::from_millis(ms));
+        network.reset_connections();
+        network.run(20 * SECOND);
+        assert_eq!(state(&mut network, 1), State::Established, "after {ms} ms");
+    }
+}
+
+#[test]
 fn a_passive_peer_waits_to_be_dialled() {
     let mut network = pair(65001, 65002, |_| {});
     let now = network.now();

@@ -22,6 +22,8 @@ fn disturbance() -> impl Strategy<Value = Disturbance> {
         (1..=2_u8, proptest::collection::vec(any::<u8>(), 0..6))
             .prop_map(|(node, thirds)| Disturbance::Announce(node, thirds)),
         any::<u16>().prop_map(Disturbance::Wait),
+        // The length of a handshake.
+        (0..40_u16).prop_map(Disturbance::Wait),
     ]
 }
 
