@@ -15,6 +15,7 @@
 pub mod apply;
 pub mod attach;
 pub mod batch;
+mod clsact;
 pub mod decap;
 pub mod dump;
 pub mod link;

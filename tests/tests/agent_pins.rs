@@ -370,6 +370,41 @@ fn a_device_that_is_not_there_is_missing_and_attached_once_it_appears() {
 }
 
 #[test]
+fn a_filter_on_a_kernel_without_tcx_outlives_the_agent_and_is_taken_over() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let node = Netns::unique("fl-pins").unwrap();
+    let filters = || node.run("tc filter show dev lo egress").unwrap();
+    let mut first = place.load();
+    let state = node
+        .enter(|| first.attach_clsact(Hook::TcEgress, "lo").unwrap())
+        .unwrap();
+    assert_eq!(state, State::Clsact);
+    drop(first);
+    let before = filters();
+    assert!(before.contains("tc_egress"), "{before}");
+
+    let mut second = place.load();
+    let state = node
+        .enter(|| second.attach(Hook::TcEgress, "lo", XdpMode::Auto).unwrap())
+        .unwrap();
+
+    assert_eq!(state, State::TakenOver);
+    drop(second);
+    let after = filters();
+    assert_eq!(after.matches("direct-action").count(), 1, "{after}");
+    assert_ne!(after, before, "another program's id");
+    let detached = node
+        .enter(|| attach::detach(&place.pins, Hook::TcEgress, "lo").unwrap())
+        .unwrap();
+    assert!(detached);
+    assert_eq!(filters(), "");
+    assert_eq!(attach::attachments(&place.pins).unwrap(), []);
+}
+
+#[test]
 fn a_renamed_device_gives_its_name_and_its_program_to_the_next() {
     if !is_root() {
         return;

@@ -3,7 +3,7 @@
 //! ```text
 //!   pinned link, device there    -> its program is replaced through the link: no packet passes without
 //!   pinned link, device replaced or renamed -> the link is discarded, a new one is made
-//!   no link, device there        -> XDP (driver, else generic) or TCX
+//!   no link, device there        -> XDP (driver, else generic) or TCX (else clsact)
 //!   no device                    -> Missing: attach again when it appears (`host::links` watches)
 //! ```
 //!
@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
@@ -25,6 +26,7 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use super::clsact;
 use super::link::Link;
 use super::load::Loaded;
 use super::pins::{self, Pins};
@@ -100,6 +102,14 @@ impl Hook {
             Self::TcEgress => "tc_egress",
         }
     }
+
+    /// Which way packets go where a TC program sees them.
+    const fn direction(self) -> TcAttachType {
+        match self {
+            Self::TcEgress => TcAttachType::Egress,
+            Self::TcIngress | Self::XdpIngress | Self::XdpDecap => TcAttachType::Ingress,
+        }
+    }
 }
 
 /// Which way XDP programs run on a device.
@@ -125,6 +135,8 @@ pub enum State {
     Generic,
     /// A new TCX link.
     Tcx,
+    /// A new filter of clsact, on a kernel without TCX.
+    Clsact,
     /// The program was replaced on a link that was there.
     TakenOver,
     /// There is no such device now.
@@ -160,6 +172,21 @@ impl Loaded {
     }
 }
 
+impl Loaded {
+    /// Attaches a TC program as a filter of clsact, as [`Loaded::attach`] does by itself where the
+    /// kernel has no TCX.
+    pub fn attach_clsact(&mut self, hook: Hook, device: &str) -> Result<State, Error> {
+        let path = self.pins.link(hook.program(), device);
+        if let Some(Program::SchedClassifier(tc)) = self.ebpf.program_mut(hook.program()) {
+            attach_clsact(tc, hook, device, &path)
+        } else {
+            Err(Error::NoProgram {
+                program: hook.program(),
+            })
+        }
+    }
+}
+
 /// Attaches a program that an agent has pinned; for commands that run beside the agent or without it.
 pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Error> {
     let path = pins.program(hook.program());
@@ -184,6 +211,14 @@ pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Err
 /// Removes a program from a device, at once; `false` when it was not there.
 pub fn detach(pins: &Pins, hook: Hook, device: &str) -> Result<bool, Error> {
     let path = pins.link(hook.program(), device);
+    if clsact::is_record(&path) {
+        clsact::detach(device, hook.direction(), hook.program()).map_err(|source| Error::File {
+            doing: "detaching",
+            path: path.clone(),
+            source,
+        })?;
+        return discard(&path);
+    }
     // Cutting first: the pin alone lets go only a little later. A link whose device has gone says so.
     if let Ok(link) = Link::open(&path)
         && let Err(error) = link.cut()
@@ -244,6 +279,11 @@ fn attach(
     if Link::open(&path).is_ok_and(|link| link.device().is_ok_and(|held| held != index)) {
         detach(pins, hook, device)?;
     }
+    if let Program::SchedClassifier(tc) = program
+        && clsact::is_record(&path)
+    {
+        return attach_clsact(tc, hook, device, &path);
+    }
     match PinnedLink::from_pin(&path) {
         Ok(pinned) => match take_over(program, pinned.into()) {
             Ok(()) => return Ok(State::TakenOver),
@@ -258,7 +298,19 @@ fn attach(
     }
     let (link, state) = match program {
         Program::Xdp(xdp) => attach_xdp(xdp, hook, device, index, mode)?,
-        Program::SchedClassifier(tc) => (attach_tcx(tc, hook, device)?, State::Tcx),
+        Program::SchedClassifier(tc) => match link_tcx(tc, hook, device) {
+            Ok(link) => (link, State::Tcx),
+            // A kernel that does not know TCX.
+            Err(error) if errno(&error) == Some(libc::EINVAL) => {
+                info!(
+                    device,
+                    program = hook.program(),
+                    "the kernel has no TCX: attaching by clsact"
+                );
+                return attach_clsact(tc, hook, device, &path);
+            }
+            Err(error) => return Err(refused(hook, device)(error.into())),
+        },
         other => {
             return Err(refused(hook, device)(
                 format!("a program of type {:?}", other.prog_type()).into(),
@@ -350,16 +402,23 @@ fn link_xdp(xdp: &mut Xdp, index: u32, mode: Mode) -> Result<FdLink, ProgramErro
     FdLink::try_from(xdp.take_link(id)?).map_err(not_a_link)
 }
 
-fn attach_tcx(tc: &mut SchedClassifier, hook: Hook, device: &str) -> Result<FdLink, Error> {
-    let direction = match hook {
-        Hook::TcEgress => TcAttachType::Egress,
-        Hook::TcIngress | Hook::XdpIngress | Hook::XdpDecap => TcAttachType::Ingress,
-    };
+fn link_tcx(tc: &mut SchedClassifier, hook: Hook, device: &str) -> Result<FdLink, ProgramError> {
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    tc.attach_with_options(device, direction, options)
-        .and_then(|id| tc.take_link(id))
-        .and_then(|link| FdLink::try_from(link).map_err(not_a_link))
-        .map_err(|error| refused(hook, device)(error.into()))
+    let id = tc.attach_with_options(device, hook.direction(), options)?;
+    FdLink::try_from(tc.take_link(id)?).map_err(not_a_link)
+}
+
+fn attach_clsact(
+    tc: &mut SchedClassifier,
+    hook: Hook,
+    device: &str,
+    record: &Path,
+) -> Result<State, Error> {
+    match clsact::attach(tc, hook.direction(), device, record) {
+        Ok(true) => Ok(State::TakenOver),
+        Ok(false) => Ok(State::Clsact),
+        Err(error) => Err(refused(hook, device)(error.into())),
+    }
 }
 
 fn refused(
@@ -374,7 +433,7 @@ fn refused(
     }
 }
 
-fn discard(path: &std::path::Path) -> Result<bool, Error> {
+fn discard(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
