@@ -42,6 +42,8 @@ pub(crate) struct Peer {
     starts: BTreeMap<Direction, Instant>,
     faults: u32,
     established: Option<Established>,
+    /// The latest session, by whose terms routes kept over a restart are judged.
+    latest: Option<Established>,
     established_count: u64,
     /// State as shown, and since when.
     shown: (State, Instant),
@@ -76,6 +78,7 @@ impl Peer {
             starts: BTreeMap::new(),
             faults: 0,
             established: None,
+            latest: None,
             established_count: 0,
             shown: (State::Idle, now),
             last_error: None,

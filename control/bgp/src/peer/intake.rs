@@ -192,7 +192,7 @@ impl Peer {
 
     /// Judges paths inside a prefix again after our own prefixes changed.
     pub(crate) fn judge_again_within(&self, outer: &IpNetwork, shared: &mut Shared) {
-        if let Some(established) = &self.established {
+        if let Some(established) = &self.latest {
             let (rib, parts) = shared.rib_and_parts();
             let judge = judge(&self.config, established, parts);
             rib.judge_again_within(self.id, outer, |prefix, attributes| {
@@ -204,7 +204,7 @@ impl Peer {
     }
 
     pub(super) fn judge_all_again(&self, shared: &mut Shared) {
-        if let Some(established) = &self.established {
+        if let Some(established) = &self.latest {
             let (rib, parts) = shared.rib_and_parts();
             let judge = judge(&self.config, established, parts);
             rib.judge_again(self.id, |prefix, attributes| {

@@ -33,6 +33,7 @@ impl Peer {
             terms: Arc::clone(&terms),
             local_address,
         });
+        self.latest.clone_from(&self.established);
         self.established_count += 1;
         self.last_error = None;
         self.restarting = false;

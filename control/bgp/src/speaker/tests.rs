@@ -542,6 +542,28 @@ fn routes_of_a_peer_that_does_not_come_back_go_after_its_restart_time() {
 }
 
 #[test]
+fn a_prefix_that_became_ours_is_not_used_though_its_peer_restarts() {
+    let mut network = pair(65001, 65002, restartable);
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.0.0/24", "10.2.1.0/24"]), now);
+    network.run(20 * SECOND);
+    network.reset_connections();
+    network.run(Duration::from_millis(10));
+    network.cut();
+    let now = network.now();
+    network
+        .speaker(1)
+        .set_announcements(announce(&["10.2.1.0/24"]), now);
+    network.run(SECOND);
+    assert_eq!(
+        hops(&mut network, 1).into_keys().collect::<Vec<_>>(),
+        [net("10.2.0.0/24")]
+    );
+}
+
+#[test]
 fn a_restart_without_preserved_forwarding_drops_the_routes_at_once() {
     let mut network = pair(65001, 65002, restartable);
     let now = network.now();
