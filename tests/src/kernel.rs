@@ -120,13 +120,16 @@ route add default via 10.1.0.254
 route add default via fd00:1::fe
 route add 10.244.1.5/32 dev pod0
 route add fd00:244:1::5/128 dev pod0
-route add 10.51.0.0/16 via 10.1.0.254 mtu 1300
-route add fd00:51::/32 via fd00:1::fe mtu 1300
+route add 10.51.0.0/16 via 10.1.0.254 mtu lock 1300
+route add fd00:51::/32 via fd00:1::fe mtu lock 1300
 route add 10.60.0.0/16 via 10.2.0.12
 route add fd00:60::/32 via fd00:2::12
 route add blackhole 10.66.0.0/16
 route add blackhole fd00:66::/32
 ";
+
+/// The id of the service whose ring begins on page 0.
+const FIRST_SERVICE: u32 = 100;
 
 /// A node that runs the programs.
 pub struct Node {
@@ -260,7 +263,7 @@ impl Node {
             self.next_page += 1;
         }
         let service = Service {
-            id: 100 + first_page,
+            id: FIRST_SERVICE + first_page,
             ring: first_page * SLOTS_PER_PAGE,
             slots: ring.len() as u32,
         };
@@ -269,6 +272,30 @@ impl Node {
             &service,
         );
         service.id
+    }
+
+    /// Says whether a backend answers.
+    pub fn set_alive(&mut self, id: u32, alive: bool) {
+        let mut backend = self.get::<Backends>(&id).expect("a row");
+        backend.flags = if alive { flags::ALIVE } else { 0 };
+        self.set::<Backends>(&id, &backend);
+    }
+
+    /// Writes a kernel parameter of the node's namespace.
+    pub fn sysctl(&self, path: &str, value: &str) {
+        sysctl(path, value);
+    }
+
+    /// Runs lines of `ip` in the node's namespace.
+    pub fn ip(&self, lines: &str) {
+        ip_batch(lines);
+    }
+
+    /// Replaces the ring of a service that [`Node::service`] made, of at most a page.
+    pub fn set_ring(&mut self, service: u32, ring: &[Slot]) {
+        let mut page = RingPage::zeroed();
+        page[..ring.len()].copy_from_slice(ring);
+        self.set::<Rings>(&(service - FIRST_SERVICE), &page);
     }
 
     /// Changes what the node is.
@@ -282,6 +309,18 @@ impl Node {
     pub fn arrives(&mut self, link: Link, packet: &Packet) -> Ran {
         let packet = packet.clone().macs(ROUTER, link.mac);
         self.xdp("xdp_ingress", link, &packet.bytes())
+    }
+
+    /// Runs `tc_ingress` on a frame that a pod sends, addressed to the pod's gateway.
+    pub fn pod_sends(&mut self, packet: &Packet) -> Ran {
+        let packet = packet.clone().macs(POD, POD0.mac);
+        self.tc("tc_ingress", POD0, &packet.bytes(), 0)
+    }
+
+    /// Runs `tc_egress` on a frame that leaves by `up0` for the router.
+    pub fn leaves(&mut self, packet: &Packet) -> Ran {
+        let packet = packet.clone().macs(UP0.mac, ROUTER);
+        self.tc("tc_egress", UP0, &packet.bytes(), 0)
     }
 
     /// Runs an XDP program.
@@ -499,6 +538,10 @@ fn load() -> Ebpf {
         let result = match program {
             aya::programs::Program::Xdp(program) => program.load(),
             aya::programs::Program::SchedClassifier(program) => program.load(),
+            #[expect(
+                clippy::wildcard_enum_match_arm,
+                reason = "the object holds these two kinds"
+            )]
             other => panic!("a program of another kind: {:?}", other.prog_type()),
         };
         result.unwrap_or_else(|error| panic!("{name}: {error:?}"));

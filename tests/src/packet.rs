@@ -253,10 +253,19 @@ impl Packet {
     #[must_use]
     pub fn ports(mut self, from: u16, to: u16) -> Self {
         for layer in &mut self.layers {
-            match layer {
-                Layer::Tcp { ports, .. } | Layer::Udp { ports, .. } => *ports = (from, to),
-                _ => {}
+            if let Layer::Tcp { ports, .. } | Layer::Udp { ports, .. } = layer {
+                *ports = (from, to);
             }
+        }
+        self
+    }
+
+    /// Replaces the identifier of the last ICMP echo.
+    #[must_use]
+    pub fn identifier(mut self, new: u16) -> Self {
+        match self.layers.last_mut() {
+            Some(Layer::Icmp { rest, .. }) => *rest = *rest & 0xffff | u32::from(new) << 16,
+            layer => panic!("no ICMP header: {layer:?}"),
         }
         self
     }
@@ -273,16 +282,13 @@ impl Packet {
 
     fn outer(mut self, v4: impl FnOnce(&mut V4), v6: impl FnOnce(&mut V6)) -> Self {
         for layer in &mut self.layers {
-            match layer {
-                Layer::V4(header) => {
-                    v4(header);
-                    return self;
-                }
-                Layer::V6(header) => {
-                    v6(header);
-                    return self;
-                }
-                _ => {}
+            if let Layer::V4(header) = layer {
+                v4(header);
+                return self;
+            }
+            if let Layer::V6(header) = layer {
+                v6(header);
+                return self;
             }
         }
         panic!("no IP header")
@@ -492,6 +498,20 @@ fn check_transport(sliced: &SlicedPacket<'_>) {
         ),
         (_, Some(TransportSlice::Icmpv4(icmp))) => {
             assert_eq!(checksum::of(icmp.slice()), 0, "ICMP checksum");
+            return;
+        }
+        (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) => {
+            let (src, dst) = (ip.header().source(), ip.header().destination());
+            assert!(icmp.is_checksum_valid(src, dst), "ICMPv6 checksum");
+            return;
+        }
+        // Only protocols without a checksum of ours.
+        (Some(net), None)
+            if !matches!(
+                net.ip_payload_ref().map(|ip| ip.ip_number.0),
+                None | Some(1 | 6 | 17 | 58)
+            ) =>
+        {
             return;
         }
         (net, transport) => panic!("no checksum is known for {transport:?} in {net:?}"),

@@ -51,8 +51,9 @@ impl Node {
 
     /// Removes a row of a hash table.
     pub fn remove<T: Table>(&mut self, key: &T::Key) {
-        let map: Result<HashMap<_, Wire<T::Key>, Wire<T::Value>>, _> = self.map::<T>().try_into();
-        map.expect(T::NAME).remove(&Wire(*key)).expect(T::NAME);
+        let mut map: HashMap<_, Wire<T::Key>, Wire<T::Value>> =
+            self.map::<T>().try_into().expect(T::NAME);
+        map.remove(&Wire(*key)).expect(T::NAME);
     }
 
     /// All rows of a hash table.
