@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use aya::programs::{
-    ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
+    Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{Pod, Zeroable};
@@ -393,7 +393,7 @@ impl Node {
 
     fn program<'a, P: 'a>(&'a mut self, name: &str) -> &'a mut P
     where
-        &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).expect(name);
         program.try_into().expect(name)
@@ -535,14 +535,11 @@ fn load() -> Ebpf {
     }
     let mut ebpf = loader.load(OBJECT).expect("an object that loads");
     for (name, program) in ebpf.programs_mut() {
-        let result = match program {
-            aya::programs::Program::Xdp(program) => program.load(),
-            aya::programs::Program::SchedClassifier(program) => program.load(),
-            #[expect(
-                clippy::wildcard_enum_match_arm,
-                reason = "the object holds these two kinds"
-            )]
-            other => panic!("a program of another kind: {:?}", other.prog_type()),
+        let result = if let Program::Xdp(program) = program {
+            program.load()
+        } else {
+            let program: &mut SchedClassifier = program.try_into().expect(name);
+            program.load()
         };
         result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }

@@ -76,11 +76,6 @@ pub fn eth() -> Packet {
     }
 }
 
-/// Begins a packet without a frame.
-pub fn bare() -> Packet {
-    Packet { layers: Vec::new() }
-}
-
 impl Packet {
     /// Addresses the frame.
     #[must_use]
@@ -260,13 +255,10 @@ impl Packet {
         self
     }
 
-    /// Replaces the identifier of the last ICMP echo.
+    /// Puts the IP packet of another frame inside.
     #[must_use]
-    pub fn identifier(mut self, new: u16) -> Self {
-        match self.layers.last_mut() {
-            Some(Layer::Icmp { rest, .. }) => *rest = *rest & 0xffff | u32::from(new) << 16,
-            layer => panic!("no ICMP header: {layer:?}"),
-        }
+    pub fn inside(mut self, frame: &Self) -> Self {
+        self.layers.extend_from_slice(&frame.layers[1..]);
         self
     }
 
@@ -505,12 +497,11 @@ fn check_transport(sliced: &SlicedPacket<'_>) {
             assert!(icmp.is_checksum_valid(src, dst), "ICMPv6 checksum");
             return;
         }
-        // Only protocols without a checksum of ours.
+        // A fragment, or a protocol whose checksum (if it has one) is not ours to repair.
         (Some(net), None)
-            if !matches!(
-                net.ip_payload_ref().map(|ip| ip.ip_number.0),
-                None | Some(1 | 6 | 17 | 58)
-            ) =>
+            if net
+                .ip_payload_ref()
+                .is_some_and(|ip| ip.fragmented || !matches!(ip.ip_number.0, 1 | 6 | 17 | 58)) =>
         {
             return;
         }

@@ -1,0 +1,134 @@
+//! What the datapath may cost: instructions for the verifier, stack, memory. A ceiling that is raised is a
+//! visible decision.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use aya::EbpfLoader;
+use aya::maps::Map;
+use aya_obj::Object;
+use fairlead_common::tables;
+use fairlead_control::dataplane::load::OBJECT;
+use fairlead_tests::kernel::on_a_node;
+
+/// Instructions that the verifier walks through, of its one million.
+const VERIFIED: [(&str, u32); 4] = [
+    ("tc_egress", 20_000),
+    ("tc_ingress", 6_000),
+    ("xdp_decap", 6_000),
+    ("xdp_ingress", 20_000),
+];
+/// Bytes of stack, of 512. The verifier adds what it needs for alignment.
+const STACK_BYTES: i16 = 400;
+/// Kernel memory of all tables at their full size on two CPUs.
+const MAP_BYTES: u64 = 256 << 20;
+
+#[test]
+fn the_verifier_is_done_with_each_program_under_its_ceiling() {
+    on_a_node(|node| {
+        let found: BTreeMap<_, _> = node.verified_instructions().into_iter().collect();
+
+        assert_eq!(found.len(), VERIFIED.len(), "{found:?}");
+        for (name, ceiling) in VERIFIED {
+            let verified = found[name];
+            assert!(verified <= ceiling, "{name}: {verified} of {ceiling}");
+            // A ceiling far above is none.
+            assert!(
+                verified * 4 >= ceiling,
+                "{name}: {verified} of {ceiling}: lower it"
+            );
+        }
+    });
+}
+
+/// The lowest stack address that a program names: as the base of a load or store, or in an addition to a
+/// copy of the frame pointer.
+fn stack_bytes(instructions: &[aya_obj::generated::bpf_insn]) -> i16 {
+    const FRAME_POINTER: u8 = 10;
+    const ADD_TO_REGISTER: u8 = 0x07;
+    const COPY_REGISTER: u8 = 0xbf;
+    let mut lowest = 0;
+    let mut pairs = instructions.iter().peekable();
+    while let Some(instruction) = pairs.next() {
+        let class = instruction.code & 7;
+        let base = match class {
+            1 => instruction.src_reg(),
+            2 | 3 => instruction.dst_reg(),
+            _ => 0,
+        };
+        if base == FRAME_POINTER {
+            lowest = lowest.min(instruction.off);
+        }
+        if instruction.code == COPY_REGISTER
+            && instruction.src_reg() == FRAME_POINTER
+            && let Some(next) = pairs.peek()
+            && next.code == ADD_TO_REGISTER
+            && next.dst_reg() == instruction.dst_reg()
+        {
+            lowest = lowest.min(next.imm as i16);
+        }
+    }
+    -lowest
+}
+
+#[test]
+fn no_program_comes_near_the_end_of_the_stack() {
+    let object = Object::parse(OBJECT).expect("an object");
+    for (name, program) in &object.programs {
+        let function = &object.functions[&program.function_key()];
+        let bytes = stack_bytes(&function.instructions);
+
+        assert!(
+            bytes > 0,
+            "{name} names no stack: is this the right function?"
+        );
+        assert!(bytes <= STACK_BYTES, "{name}: {bytes} of {STACK_BYTES}");
+    }
+}
+
+#[test]
+fn programs_do_not_call_functions_of_their_own() {
+    // A call loses what the verifier knows of the frame, and each has a stack frame of its own.
+    let object = Object::parse(OBJECT).expect("an object");
+
+    assert_eq!(
+        object.functions.len(),
+        object.programs.len(),
+        "{:?}",
+        object.functions.keys()
+    );
+}
+
+#[test]
+fn all_tables_at_their_full_size_fit_into_their_share_of_memory() {
+    if !fairlead_tests::root::is_root() {
+        return;
+    }
+    let ebpf = EbpfLoader::new().btf(None).load(OBJECT).expect("an object");
+    let mut found = BTreeMap::new();
+    for (name, map) in ebpf.maps() {
+        if name.starts_with('.') {
+            continue;
+        }
+        let (Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::DevMapHash(data)) = map
+        else {
+            panic!("{name}: a map of another kind");
+        };
+        found.insert(name.to_owned(), memory(data.fd().as_fd().as_raw_fd()));
+    }
+
+    assert_eq!(found.len(), tables::ALL.len());
+    let total: u64 = found.values().sum();
+    assert!(total <= MAP_BYTES, "{total} of {MAP_BYTES}: {found:#?}");
+}
+
+/// What the kernel says that a map's memory is.
+fn memory(fd: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("fdinfo");
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    line.expect("a map").trim().parse().expect("a number")
+}
