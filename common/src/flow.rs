@@ -23,7 +23,9 @@ pub struct FlowKey {
     /// Protocol.
     pub proto: Proto,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Zero. Words of their own, because the datapath would fill an array by a call.
+    pub pad_half: u16,
 }
 
 impl FlowKey {
@@ -36,7 +38,8 @@ impl FlowKey {
             src_port,
             dst_port,
             proto,
-            pad: [0; 3],
+            pad: 0,
+            pad_half: 0,
         }
     }
 

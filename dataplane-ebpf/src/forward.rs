@@ -13,8 +13,8 @@ use crate::packet::Frame;
 pub struct Hop {
     /// The device it leaves by.
     pub ifindex: u32,
-    /// Six bytes of source MAC, six bytes of destination MAC.
-    pub macs: [u32; 3],
+    /// Four unused bytes, six bytes of source MAC, six bytes of destination MAC.
+    pub macs: [u64; 2],
 }
 
 /// A packet that was rewritten and goes out.

@@ -64,7 +64,7 @@ pub trait Resize: Frame {
 
 /// `struct bpf_fib_lookup`, with the unions of the kernel's header as we use them.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct FibLookup {
     /// Family, protocol, source port, destination port, length: see [`FibLookup::head`].
     pub head: u64,
@@ -76,10 +76,8 @@ pub struct FibLookup {
     pub src: [u64; 2],
     /// Destination address; IPv4 in the first four bytes. The answer's next hop.
     pub dst: [u64; 2],
-    /// The answer's VLAN, unused.
-    pub vlan: u32,
-    /// The answer: six bytes of source MAC, six bytes of destination MAC.
-    pub macs: [u32; 3],
+    /// The answer: a VLAN that we do not use, six bytes of source MAC, six bytes of destination MAC.
+    pub macs: [u64; 2],
 }
 
 impl FibLookup {

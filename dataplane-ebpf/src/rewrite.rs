@@ -31,13 +31,13 @@ pub fn macs(frame: &mut impl Frame, hop: &Hop) -> Result<(), Reason> {
     Ok(())
 }
 
-/// {source, destination} as the kernel answers -> {destination, source} as they stand in a frame, read as a
+/// {-, source, destination} as the kernel answers -> {destination, source} as they stand in a frame, read as a
 /// word of eight and a word of four bytes. The object is built for little-endian machines.
 #[inline(always)]
-const fn ethernet_words(macs: [u32; 3]) -> (u64, u32) {
-    let [a, b, c] = macs;
-    let source = a as u64 | ((b & 0xffff) as u64) << 32;
-    let destination = (b >> 16) as u64 | (c as u64) << 16;
+const fn ethernet_words(macs: [u64; 2]) -> (u64, u32) {
+    let [first, second] = macs;
+    let source = (first >> 32) | ((second & 0xffff) << 32);
+    let destination = second >> 16;
     (destination | source << 48, (source >> 16) as u32)
 }
 

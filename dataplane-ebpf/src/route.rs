@@ -86,26 +86,35 @@ impl Question {
 /// Why there is none.
 #[inline(always)]
 pub fn way(frame: &impl Frame, question: &Question) -> Result<Hop, NoWay> {
-    let is_v4 = question.dst.is_v4();
-    let mut lookup = FibLookup {
-        head: FibLookup::head(
-            if is_v4 { AF_INET } else { AF_INET6 },
-            question.l4_protocol,
-            question.ports,
-            frame.length_to_fit(question.total),
-        ),
-        ifindex: frame.ifindex(),
-        ..FibLookup::default()
-    };
-    if is_v4 {
-        lookup.flow_info = question.traffic_class.into();
-        lookup.src[0] = question.src.v4_word().into();
-        lookup.dst[0] = question.dst.v4_word().into();
+    let (family, flow_info, src, dst) = if question.dst.is_v4() {
+        let word = |addr: Addr| [addr.v4_word().into(), 0];
+        let traffic_class = question.traffic_class.into();
+        (
+            AF_INET,
+            traffic_class,
+            word(question.src),
+            word(question.dst),
+        )
     } else {
-        lookup.flow_info = question.flow_info;
-        lookup.src = question.src.halves();
-        lookup.dst = question.dst.halves();
-    }
+        let halves = |addr: Addr| addr.halves();
+        (
+            AF_INET6,
+            question.flow_info,
+            halves(question.src),
+            halves(question.dst),
+        )
+    };
+    let total = frame.length_to_fit(question.total);
+    let head = FibLookup::head(family, question.l4_protocol, question.ports, total);
+    let mut lookup = FibLookup {
+        head,
+        ifindex: frame.ifindex(),
+        flow_info,
+        src,
+        dst,
+        // Anything: the answer is written here. Zeros would be a call of memset.
+        macs: [head; 2],
+    };
     answer(frame.find_way(&mut lookup)).map(|()| Hop {
         ifindex: lookup.ifindex,
         macs: lookup.macs,

@@ -13,15 +13,16 @@ use fairlead_tests::kernel::on_a_node;
 
 /// Instructions that the verifier walks through, of its one million.
 const VERIFIED: [(&str, u32); 4] = [
-    ("tc_egress", 20_000),
-    ("tc_ingress", 6_000),
-    ("xdp_decap", 6_000),
+    ("tc_egress", 80_000),
+    ("tc_ingress", 5_000),
+    ("xdp_decap", 10_000),
     ("xdp_ingress", 20_000),
 ];
 /// Bytes of stack, of 512. The verifier adds what it needs for alignment.
-const STACK_BYTES: i16 = 400;
-/// Kernel memory of all tables at their full size on two CPUs.
-const MAP_BYTES: u64 = 256 << 20;
+const STACK_BYTES: i16 = 448;
+/// Kernel memory of all tables at their full size: what they share, and what each CPU adds.
+const MAP_BYTES: u64 = 144 << 20;
+const MAP_BYTES_PER_CPU: u64 = 3 << 20;
 
 #[test]
 fn the_verifier_is_done_with_each_program_under_its_ceiling() {
@@ -31,6 +32,7 @@ fn the_verifier_is_done_with_each_program_under_its_ceiling() {
         assert_eq!(found.len(), VERIFIED.len(), "{found:?}");
         for (name, ceiling) in VERIFIED {
             let verified = found[name];
+            println!("{name}: {verified} of {ceiling}");
             assert!(verified <= ceiling, "{name}: {verified} of {ceiling}");
             // A ceiling far above is none.
             assert!(
@@ -87,16 +89,19 @@ fn no_program_comes_near_the_end_of_the_stack() {
 }
 
 #[test]
-fn programs_do_not_call_functions_of_their_own() {
-    // A call loses what the verifier knows of the frame, and each has a stack frame of its own.
+fn programs_call_the_kernel_only() {
+    // A call within the object is a loop of bytes that fills or copies memory: 16 bytes cost 40 ns.
+    const CALL: u8 = 0x85;
+    const WITHIN_THE_OBJECT: u8 = 1;
     let object = Object::parse(OBJECT).expect("an object");
+    for (name, program) in &object.programs {
+        let function = &object.functions[&program.function_key()];
+        let calls = function.instructions.iter().filter(|instruction| {
+            instruction.code == CALL && instruction.src_reg() == WITHIN_THE_OBJECT
+        });
 
-    assert_eq!(
-        object.functions.len(),
-        object.programs.len(),
-        "{:?}",
-        object.functions.keys()
-    );
+        assert_eq!(calls.count(), 0, "{name}");
+    }
 }
 
 #[test]
@@ -123,7 +128,10 @@ fn all_tables_at_their_full_size_fit_into_their_share_of_memory() {
 
     assert_eq!(found.len(), tables::ALL.len());
     let total: u64 = found.values().sum();
-    assert!(total <= MAP_BYTES, "{total} of {MAP_BYTES}: {found:#?}");
+    let cpus = aya::util::nr_cpus().expect("a number of CPUs") as u64;
+    let ceiling = MAP_BYTES + cpus * MAP_BYTES_PER_CPU;
+    println!("{total} of {ceiling}: {found:#?}");
+    assert!(total <= ceiling, "{total} of {ceiling}: {found:#?}");
 }
 
 /// What the kernel says that a map's memory is.
