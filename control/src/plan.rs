@@ -168,3 +168,6 @@ pub trait Store {
     /// Reads everything back.
     fn observe(&self) -> Result<Actual, Self::Error>;
 }
+
+#[cfg(test)]
+mod laws;
