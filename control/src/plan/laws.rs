@@ -109,10 +109,17 @@ impl Tables {
         Some((row, address(row)))
     }
 
-    /// Where the datapath sends a packet, as `dataplane-ebpf` decides it.
-    fn send(&mut self, service: ServiceKey, flow: u32, is_new: bool) -> Option<BackendAddr> {
+    /// Where the datapath sends a packet, as `dataplane-ebpf` decides it: the slot's previous backend,
+    /// the chosen one's id and its address.
+    fn route(
+        &self,
+        service: ServiceKey,
+        flow: u32,
+        is_new: bool,
+    ) -> Option<(u32, u32, BackendAddr)> {
         let row = *self.services.get(&service).filter(|row| row.slots > 0)?;
-        let slot = self.ring(&row)[(flow % row.slots) as usize];
+        let place = row.ring + flow % row.slots;
+        let slot = self.slots.get(&place).copied().unwrap_or_default();
         let is_alive = |id: u32| {
             self.backend(id)
                 .is_some_and(|(row, _)| row.flags & flags::ALIVE != 0)
@@ -127,11 +134,21 @@ impl Tables {
                 None => slot.current,
             }
         };
-        let (_, at) = self.backend(id)?;
-        if slot.previous != 0 && is_new {
+        Some((slot.previous, id, self.backend(id)?.1))
+    }
+
+    /// Begins a flow.
+    fn begin(&mut self, service: ServiceKey, flow: u32) -> Option<BackendAddr> {
+        let (previous, id, at) = self.route(service, flow, true)?;
+        if previous != 0 {
             self.flows.insert((service, flow), (id, at));
         }
         Some(at)
+    }
+
+    /// Where a packet of a flow goes that has begun.
+    fn follow(&self, service: ServiceKey, flow: u32) -> Option<BackendAddr> {
+        self.route(service, flow, false).map(|(_, _, at)| at)
     }
 }
 
@@ -217,6 +234,8 @@ enum Event {
     Wait(Duration),
     /// The agent starts anew: what only it knew is lost.
     Restart,
+    /// Every client closes its connections and opens others.
+    Reconnect,
     /// A stranger writes a slot, a backend's row or a service's.
     Meddle(u32, u32),
 }
@@ -321,6 +340,49 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// A day on which backends of one service come, drain and go faster than windows end, and every client
+/// connects anew now and then.
+fn busy_day() -> impl Strategy<Value = Vec<Event>> {
+    let state = prop_oneof![
+        4 => Just(Some((true, true))),
+        3 => Just(Some((false, true))),
+        2 => Just(None),
+    ];
+    let change = proptest::collection::vec(state, 6).prop_map(|states| {
+        let backends = (0..6)
+            .map(backend_at)
+            .zip(states)
+            .filter_map(|(at, state)| {
+                let (ready, serving) = state?;
+                Some((
+                    at,
+                    desired::Backend {
+                        ready,
+                        serving,
+                        weight: 1,
+                    },
+                ))
+            })
+            .collect();
+        let service = desired::Service {
+            backends,
+            ..desired::Service::default()
+        };
+        let mut world = World {
+            reach: (0..6)
+                .map(|n| (backend_at(n).addr, Reach::OnLink))
+                .collect(),
+            ..World::default()
+        };
+        world.desired.services.insert(frontend(1), service);
+        Event::Change(world)
+    });
+    let wait = prop_oneof![Just(20_u64), Just(30), Just(40), Just(60)];
+    let wait = wait.prop_map(|s| Event::Wait(Duration::from_secs(s)));
+    let event = prop_oneof![4 => change, 3 => wait, 1 => Just(Event::Reconnect)];
+    proptest::collection::vec(event, 6..24)
+}
+
 /// A story as it is told.
 #[derive(Default)]
 struct Story {
@@ -350,6 +412,11 @@ impl Story {
                 self.memory = Memory::default();
                 let before = self.world.clone();
                 self.converge(&before)
+            }
+            Event::Reconnect => {
+                self.connections.clear();
+                self.connections_go_on();
+                Ok(())
             }
             Event::Meddle(what, value) => {
                 self.meddle(what, value);
@@ -556,7 +623,7 @@ impl Story {
     /// Law 3, as packets see it: a new flow goes to a backend of its own service, before or after; one
     /// that began stays with its backend while that serves and no window ends.
     fn packets_stay(
-        &mut self,
+        &self,
         before: &World,
         actual: &Actual,
         ended: &BTreeSet<u32>,
@@ -565,8 +632,8 @@ impl Story {
         for frontend in (0..5).map(frontend) {
             let service = key(&frontend);
             for flow in 0..SLOTS {
-                let sent = self.tables.clone().send(service, flow, true);
-                if let (Some(at), Some(belongs)) = (sent, &self.belongs) {
+                let sent = self.tables.route(service, flow, true);
+                if let (Some((_, _, at)), Some(belongs)) = (sent, &self.belongs) {
                     let was = belongs
                         .get(&service)
                         .is_some_and(|known| known.contains(&at));
@@ -588,7 +655,7 @@ impl Story {
             if ends || !serves {
                 continue;
             }
-            let sent = self.tables.clone().send(*service, *flow, false);
+            let sent = self.tables.follow(*service, *flow);
             prop_assert_eq!(
                 sent,
                 Some(*at),
@@ -609,9 +676,9 @@ impl Story {
             belongs.insert(service_key, service.backends.keys().copied().collect());
             for flow in 0..SLOTS {
                 let flow = (service_key, flow);
-                let sent = self.tables.send(flow.0, flow.1, false);
-                if sent.is_none() || sent != self.connections.get(&flow).copied() {
-                    match self.tables.send(flow.0, flow.1, true) {
+                let known = self.connections.get(&flow).copied();
+                if known.is_none() || self.tables.follow(flow.0, flow.1) != known {
+                    match self.tables.begin(flow.0, flow.1) {
                         Some(at) => self.connections.insert(flow, at),
                         None => self.connections.remove(&flow),
                     };
@@ -670,6 +737,15 @@ proptest! {
 
     #[test]
     fn plans_obey_their_laws(events in proptest::collection::vec(event(), 1..12)) {
+        let mut story = Story::default();
+        for event in events {
+            story.happen(event)?;
+        }
+        story.rest()?;
+    }
+
+    #[test]
+    fn plans_obey_their_laws_on_a_busy_day(events in busy_day()) {
         let mut story = Story::default();
         for event in events {
             story.happen(event)?;

@@ -326,6 +326,9 @@ impl<'a> Homes<'a> {
                     held.previous
                 } else if want != held.current && serves(held.current) {
                     held.current
+                } else if held.previous != 0 && serves(want) {
+                    // Flows may be remembered that began with a third backend: the mark stays.
+                    want
                 } else {
                     0
                 };
