@@ -1,1 +1,595 @@
+use std::net::IpAddr;
 
+use fairlead_common::addr::Proto;
+use fairlead_common::service::{SLOTS_PER_PAGE, Slot};
+use fairlead_common::tables::RING_PAGES;
+
+use super::*;
+use crate::desired::{Backend, Desired, ObjectName};
+use crate::plan::{Host, Plan};
+
+const WINDOW: Duration = Duration::from_secs(60);
+const T0: Duration = Duration::from_secs(1000);
+
+fn at(last: u8) -> BackendAddr {
+    BackendAddr {
+        addr: IpAddr::from([10, 0, 0, last]),
+        port: 80,
+    }
+}
+
+fn frontend(last: u8) -> Frontend {
+    Frontend {
+        addr: IpAddr::from([192, 0, 2, last]),
+        port: 80,
+        proto: Proto::TCP,
+    }
+}
+
+const READY: Backend = Backend {
+    ready: true,
+    serving: true,
+    weight: 1,
+};
+
+const DRAINING: Backend = Backend {
+    ready: false,
+    serving: true,
+    weight: 1,
+};
+
+/// Tables that carry out what is planned, and what the next plan must know.
+struct Node {
+    desired: Desired,
+    reach: BTreeMap<IpAddr, Reach>,
+    ring_slots: u32,
+    actual: Actual,
+    memory: Memory,
+}
+
+impl Node {
+    fn new(ring_slots: u32) -> Self {
+        Self {
+            desired: Desired::default(),
+            reach: (0..=255).map(|n| (at(n).addr, Reach::OnLink)).collect(),
+            ring_slots,
+            actual: Actual::default(),
+            memory: Memory::default(),
+        }
+    }
+
+    fn with(mut self, service: u8, backends: &[(u8, Backend)]) -> Self {
+        self.set(service, backends);
+        self
+    }
+
+    fn set(&mut self, service: u8, backends: &[(u8, Backend)]) {
+        let service_object = Service {
+            object: ObjectName {
+                namespace: "default".to_owned(),
+                name: format!("s{service}"),
+            },
+            backends: backends
+                .iter()
+                .map(|(n, backend)| (at(*n), *backend))
+                .collect(),
+            ..Service::default()
+        };
+        self.desired
+            .services
+            .insert(frontend(service), service_object);
+    }
+
+    fn plan(&self, now: Duration) -> Plan {
+        let wanted = Wanted {
+            desired: &self.desired,
+            reach: &self.reach,
+            host: &Host::default(),
+            ring_slots: self.ring_slots,
+            drain_window: WINDOW,
+        };
+        crate::plan::plan(&wanted, &self.actual, &self.memory, now)
+    }
+
+    /// Plans, carries out, and gives the plan.
+    fn settle(&mut self, now: Duration) -> Plan {
+        let plan = self.plan(now);
+        let mut slots = self.actual.rings.clone();
+        for step in &plan.steps {
+            match step.clone() {
+                Step::PutBackend(id, row) => {
+                    self.actual.backends.insert(id, row);
+                }
+                Step::RemoveBackend(id) => {
+                    self.actual.backends.remove(&id);
+                }
+                Step::PutService(key, row) => {
+                    self.actual.services.insert(key, row);
+                }
+                Step::RemoveService(key) => {
+                    self.actual.services.remove(&key);
+                }
+                Step::PutSlots { ring, slots: put } => {
+                    let held = slots.entry(ring).or_default();
+                    held.resize(self.ring_slots as usize, Slot::default());
+                    for (offset, slot) in put {
+                        held[offset as usize] = slot;
+                    }
+                }
+                Step::PutNode(row) => self.actual.node = Some(*row),
+                Step::PutDevice(_) | Step::RemoveDevice(_) | Step::ForgetFlows { .. } => {}
+            }
+        }
+        let used: BTreeSet<u32> = self
+            .rows()
+            .filter(|row| row.slots > 0)
+            .map(|row| row.ring)
+            .collect();
+        slots.retain(|ring, _| used.contains(ring));
+        self.actual.rings = slots;
+        self.memory = plan.memory.clone();
+        plan
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &rows::Service> {
+        self.actual.services.values()
+    }
+
+    fn row(&self, service: u8) -> rows::Service {
+        self.actual.services[&key(&frontend(service))]
+    }
+
+    fn ring(&self, service: u8) -> &[Slot] {
+        &self.actual.rings[&self.row(service).ring]
+    }
+
+    fn id(&self, backend: u8) -> u32 {
+        let found = self
+            .actual
+            .backends
+            .iter()
+            .find(|(_, row)| address(row) == at(backend));
+        *found.unwrap().0
+    }
+}
+
+/// How many slots a plan writes.
+fn written(plan: &Plan) -> usize {
+    let slots = plan.steps.iter().map(|step| match step {
+        Step::PutSlots { slots, .. } => slots.len(),
+        Step::PutNode(_)
+        | Step::PutDevice(_)
+        | Step::RemoveDevice(_)
+        | Step::PutBackend(..)
+        | Step::RemoveBackend(_)
+        | Step::PutService(..)
+        | Step::RemoveService(_)
+        | Step::ForgetFlows { .. } => 0,
+    });
+    slots.sum()
+}
+
+fn forgotten(plan: &Plan) -> Option<&Step> {
+    plan.steps
+        .iter()
+        .find(|step| matches!(step, Step::ForgetFlows { .. }))
+}
+
+/// The one condition of a plan.
+fn only(plan: &Plan) -> (&str, &str, &str) {
+    let [condition] = &plan.conditions[..] else {
+        panic!("{:?}", plan.conditions);
+    };
+    (&condition.object, &condition.reason, &condition.message)
+}
+
+#[test]
+fn a_backend_on_the_link_and_one_behind_a_router_have_their_ways() {
+    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    node.reach.insert(at(2).addr, Reach::Routed);
+
+    node.settle(T0);
+
+    assert_eq!(node.actual.backends[&node.id(1)].forward, forward::L2);
+    assert_eq!(
+        node.actual.backends[&node.id(2)].forward,
+        forward::ENCAPSULATE
+    );
+    assert_eq!(
+        node.actual.backends.keys().copied().collect::<Vec<_>>(),
+        [1, 2]
+    );
+    assert_eq!(node.row(1).id, 1);
+}
+
+#[test]
+fn services_with_equal_backends_share_a_ring() {
+    let mut node = Node::new(13)
+        .with(1, &[(1, READY), (2, READY)])
+        .with(2, &[(1, READY), (2, READY)])
+        .with(3, &[(1, READY)]);
+
+    node.settle(T0);
+
+    assert_eq!(node.row(1).ring, node.row(2).ring);
+    assert_ne!(node.row(1).ring, node.row(3).ring);
+    assert_eq!(
+        node.actual.rings.keys().copied().collect::<Vec<_>>(),
+        [0, SLOTS_PER_PAGE]
+    );
+}
+
+#[test]
+fn a_backend_that_drains_keeps_its_flows_for_the_window_and_then_goes() {
+    let mut node = Node::new(251).with(1, &[(1, READY), (2, READY)]);
+    node.settle(T0);
+    let drained = node.id(1);
+
+    node.set(1, &[(1, DRAINING), (2, READY)]);
+    let plan = node.settle(T0);
+    assert_eq!(plan.wake, Some(T0 + WINDOW));
+    let moving = node
+        .ring(1)
+        .iter()
+        .filter(|slot| slot.previous != 0)
+        .count();
+    assert_eq!(written(&plan), moving, "only what changes is written");
+    assert!(node.ring(1).iter().all(|slot| slot.current == node.id(2)));
+    assert!(
+        node.ring(1)
+            .iter()
+            .all(|slot| [0, drained].contains(&slot.previous))
+    );
+
+    let plan = node.settle(T0 + WINDOW);
+    assert!(node.ring(1).iter().all(|slot| slot.previous == 0));
+    assert_eq!(
+        forgotten(&plan),
+        Some(&Step::ForgetFlows {
+            services: [key(&frontend(1))].into(),
+            backends: BTreeSet::new(),
+        })
+    );
+    // No slot names it any more; it stays for those that flows may remember, and then it goes.
+    assert!(node.actual.backends.contains_key(&drained));
+    assert_eq!(plan.wake, Some(T0 + WINDOW * 2));
+    let plan = node.settle(T0 + WINDOW * 2);
+    assert_eq!(
+        plan.steps,
+        [
+            Step::ForgetFlows {
+                services: BTreeSet::new(),
+                backends: [drained].into(),
+            },
+            Step::RemoveBackend(drained),
+        ]
+    );
+    assert_eq!(plan.wake, None);
+}
+
+#[test]
+fn a_backend_that_died_leaves_no_mark() {
+    let mut node = Node::new(251).with(1, &[(1, READY), (2, READY)]);
+    node.settle(T0);
+
+    node.set(1, &[(2, READY)]);
+    node.settle(T0);
+
+    assert!(node.ring(1).iter().all(|slot| slot.previous == 0));
+    assert_eq!(
+        node.actual.backends[&node.id(1)].flags,
+        0,
+        "flows leave it at once"
+    );
+}
+
+#[test]
+fn a_second_change_keeps_the_backend_that_serves_the_old_flows() {
+    let mut node = Node::new(251).with(1, &[(1, READY)]);
+    node.settle(T0);
+    let first = node.id(1);
+
+    node.set(1, &[(1, DRAINING), (2, READY)]);
+    node.settle(T0);
+    node.set(1, &[(1, DRAINING), (2, DRAINING), (3, READY)]);
+    let plan = node.settle(T0 + Duration::from_secs(30));
+
+    let third = node.id(3);
+    assert!(
+        node.ring(1)
+            .iter()
+            .all(|slot| (slot.current, slot.previous) == (third, first))
+    );
+    assert_eq!(
+        node.actual.backends[&node.id(2)].flags,
+        flags::ALIVE,
+        "flows remember it"
+    );
+    assert_eq!(plan.memory.transitions[&0], T0 + Duration::from_secs(90));
+}
+
+#[test]
+fn planning_again_does_not_prolong_a_window() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    node.settle(T0);
+    node.set(1, &[(1, DRAINING), (2, READY)]);
+    node.settle(T0);
+
+    let plan = node.settle(T0 + Duration::from_secs(59));
+
+    assert_eq!(plan.steps, []);
+    assert_eq!(plan.memory.transitions[&0], T0 + WINDOW);
+}
+
+#[test]
+fn a_change_at_the_end_of_a_window_prolongs_it() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    node.settle(T0);
+    let first = node.id(1);
+    node.set(1, &[(1, DRAINING), (2, READY)]);
+    node.settle(T0);
+
+    node.set(1, &[(1, DRAINING), (2, DRAINING), (3, READY)]);
+    let plan = node.settle(T0 + WINDOW);
+
+    assert!(node.ring(1).iter().all(|slot| slot.previous == first));
+    assert_eq!(plan.memory.transitions[&0], T0 + WINDOW * 2);
+    assert_eq!(forgotten(&plan), None);
+}
+
+#[test]
+fn after_a_restart_windows_that_are_found_begin_anew() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]).with(2, &[(7, READY)]);
+    node.settle(T0);
+    node.set(1, &[(1, DRAINING), (2, READY)]);
+    node.set(2, &[(8, READY)]);
+    node.settle(T0);
+    let retired = node.id(7);
+
+    node.memory = Memory::default();
+    let restart = T0 + Duration::from_secs(59);
+    let plan = node.settle(restart);
+
+    assert_eq!(plan.steps, []);
+    assert_eq!(plan.memory.transitions[&0], restart + WINDOW);
+    assert_eq!(plan.memory.retiring, [(retired, restart + WINDOW)].into());
+}
+
+#[test]
+fn an_id_is_not_used_again_while_flows_may_name_it() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    node.settle(T0);
+    let gone = node.id(1);
+    node.set(1, &[(2, READY)]);
+    node.settle(T0);
+    // Its row was lost; its id is as dangerous as before.
+    node.actual.backends.remove(&gone);
+
+    node.set(1, &[(2, READY), (3, READY)]);
+    node.settle(T0 + Duration::from_secs(1));
+    assert_ne!(node.id(3), gone);
+
+    node.set(1, &[(2, READY), (3, READY), (4, READY)]);
+    let plan = node.settle(T0 + WINDOW);
+    assert!(forgotten(&plan).is_some());
+    assert_ne!(
+        node.id(4),
+        gone,
+        "forgotten in this plan, free for the next"
+    );
+    node.set(1, &[(2, READY), (3, READY), (4, READY), (5, READY)]);
+    node.settle(T0 + WINDOW);
+    assert_eq!(node.id(5), gone);
+}
+
+#[test]
+fn a_backend_that_comes_back_has_its_id() {
+    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    node.settle(T0);
+    let id = node.id(1);
+    node.set(1, &[(2, READY)]);
+    node.settle(T0);
+
+    node.set(1, &[(1, READY), (2, READY)]);
+    let plan = node.settle(T0 + Duration::from_secs(1));
+
+    assert_eq!(node.id(1), id);
+    assert!(plan.memory.retiring.is_empty());
+}
+
+#[test]
+fn a_service_that_differs_leaves_a_shared_ring_with_its_flows() {
+    let both = [(1, READY), (2, READY)];
+    let mut node = Node::new(251).with(1, &both).with(2, &both);
+    node.settle(T0);
+    let shared = node.ring(1).to_vec();
+
+    node.set(2, &[(1, DRAINING), (2, READY)]);
+    let plan = node.settle(T0);
+
+    assert_eq!(node.ring(1), shared, "the other one is not touched");
+    for (now, before) in node.ring(2).iter().zip(&shared) {
+        assert_eq!(now.current, node.id(2));
+        let kept = if before.current == now.current {
+            0
+        } else {
+            before.current
+        };
+        assert_eq!(now.previous, kept);
+    }
+    // Equal again: they share a ring when the windows have ended.
+    node.set(2, &both);
+    node.settle(T0 + Duration::from_secs(1));
+    assert_ne!(node.row(1).ring, node.row(2).ring);
+    node.settle(plan.wake.unwrap() + WINDOW);
+    assert_eq!(node.row(1).ring, node.row(2).ring);
+}
+
+#[test]
+fn a_last_backend_that_drains_keeps_the_ring() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    node.settle(T0);
+
+    node.set(1, &[(1, DRAINING)]);
+    let plan = node.settle(T0);
+
+    assert_eq!(node.row(1).slots, 13);
+    assert_eq!(plan.programmed[&frontend(1)], 0, "but nobody is ready");
+}
+
+#[test]
+fn a_service_without_a_backend_keeps_a_row_without_slots() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    let plan = node.settle(T0);
+    assert_eq!(plan.programmed[&frontend(1)], 1);
+    let id = node.row(1).id;
+
+    node.set(1, &[]);
+    let plan = node.settle(T0);
+
+    assert_eq!(
+        node.row(1),
+        rows::Service {
+            id,
+            ring: 0,
+            slots: 0
+        }
+    );
+    assert!(plan.programmed.is_empty());
+}
+
+#[test]
+fn a_backend_out_of_reach_is_left_out_and_named() {
+    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    node.reach.insert(at(1).addr, Reach::Unreachable);
+
+    let plan = node.settle(T0);
+
+    assert!(node.ring(1).iter().all(|slot| slot.current == node.id(2)));
+    assert_eq!(
+        only(&plan),
+        (
+            "Service default/s1",
+            "BackendUnreachable",
+            "192.0.2.1:80/tcp: no route leads to 10.0.0.1:80; left out until there is one"
+        )
+    );
+}
+
+#[test]
+fn a_way_that_changes_rewrites_one_row() {
+    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    node.settle(T0);
+
+    node.reach.insert(at(1).addr, Reach::Routed);
+    let plan = node.settle(T0);
+
+    assert_eq!(plan.steps.len(), 1);
+    assert_eq!(
+        node.actual.backends[&node.id(1)].forward,
+        forward::ENCAPSULATE
+    );
+}
+
+#[test]
+fn more_backends_than_slots_are_a_condition() {
+    let three = [(1, READY), (2, READY), (3, READY)];
+    let mut node = Node::new(2).with(1, &three);
+
+    let plan = node.settle(T0);
+
+    assert_eq!(
+        only(&plan).2,
+        "192.0.2.1:80/tcp: 3 backends do not fit 2 slots, so the last ones get no flow; raise loadBalancer.ringSlots"
+    );
+    assert_eq!(node.actual.backends.len(), 2);
+}
+
+#[test]
+fn a_full_table_of_backends_is_a_condition_and_others_are_served() {
+    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    node.settle(T0);
+    let strange = |id: u32| rows::Backend {
+        addr: Addr::from(std::net::Ipv4Addr::from(0x0b00_0000 + id)),
+        forward: forward::L2,
+        ..rows::Backend::default()
+    };
+    node.actual
+        .backends
+        .extend((2..65536).map(|id| (id, strange(id))));
+
+    node.set(2, &[(1, READY), (2, READY)]);
+    let plan = node.settle(T0);
+
+    assert_eq!(
+        only(&plan),
+        (
+            "Service default/s2",
+            "BackendsFull",
+            "192.0.2.2:80/tcp: the table of backends is full, so 1 of them get no flow; remove services or backends"
+        )
+    );
+    assert_eq!(plan.programmed[&frontend(2)], 1);
+}
+
+#[test]
+fn a_full_table_of_services_is_a_condition() {
+    let mut node = Node::new(13).with(1, &[]);
+    let strange = |id: u32| {
+        let addr = Addr::from(std::net::Ipv4Addr::from(0x0b00_0000 + id));
+        let row = rows::Service {
+            id,
+            ring: 0,
+            slots: 0,
+        };
+        (ServiceKey::new(addr, Port::new(1), Proto::UDP), row)
+    };
+    node.actual.services = (1..65536).map(strange).collect();
+
+    let plan = node.plan(T0);
+
+    assert_eq!(
+        only(&plan),
+        (
+            "Service default/s1",
+            "ServicesFull",
+            "192.0.2.1:80/tcp: the table of services is full; remove services"
+        )
+    );
+}
+
+#[test]
+fn a_ring_without_room_waits_for_one_and_others_are_served() {
+    // A few great rings fill all pages.
+    let slots: u32 = 65537;
+    let room = u32::from(u8::try_from(RING_PAGES / slots.div_ceil(SLOTS_PER_PAGE)).unwrap());
+    let mut node = Node::new(slots);
+    for service in 0..=room as u8 {
+        node.set(service, &[(service, READY)]);
+    }
+
+    let plan = node.settle(T0);
+
+    let last = room as u8;
+    assert_eq!(
+        only(&plan),
+        (
+            "Service default/s64",
+            "NoRoomForRing",
+            "192.0.2.64:80/tcp: no room for another ring of 65537 slots, so it is not served; lower loadBalancer.ringSlots, or let services share their backends"
+        )
+    );
+    assert_eq!(plan.programmed.len(), room as usize);
+    assert_eq!(node.row(last).slots, 0);
+    assert_eq!(plan.wake, None, "nothing will change by itself");
+
+    node.desired.services.remove(&frontend(3));
+    let plan = node.settle(T0);
+    assert_eq!(plan.wake, Some(T0), "a place became free");
+    let plan = node.settle(T0);
+    assert_eq!(
+        node.row(last).ring,
+        3 * slots.div_ceil(SLOTS_PER_PAGE) * SLOTS_PER_PAGE
+    );
+    assert_eq!(plan.conditions, []);
+}
