@@ -21,6 +21,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod dpctl;
 pub mod host;
+pub mod object;
 pub mod plan;
 pub mod pod;
 pub mod source;

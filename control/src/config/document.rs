@@ -232,7 +232,7 @@ impl Default for LoadBalancer {
     fn default() -> Self {
         Self {
             ring_slots: MAX_RING_SLOTS,
-            drain_window: Duration::from_secs(60),
+            drain_window: Duration::from_mins(1),
         }
     }
 }
@@ -251,10 +251,8 @@ fn prime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
 }
 
 fn is_prime(number: u32) -> bool {
-    number >= 2
-        && (2..)
-            .take_while(|d| d * d <= number)
-            .all(|d| number % d != 0)
+    let root = number.isqrt();
+    number >= 2 && (2..=root).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// The prefix without its host bits.

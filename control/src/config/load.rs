@@ -116,12 +116,12 @@ pub fn contradiction(document: &Document) -> Option<String> {
                 .to_owned(),
         );
     }
-    if let Some(address) = document.masquerade.egress_address {
-        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-            return Some(format!(
-                "masquerade.egressAddress: {address} is no address that others can answer to; use a unicast address of your network"
-            ));
-        }
+    if let Some(address) = document.masquerade.egress_address
+        && (address.is_unspecified() || address.is_multicast() || address.is_loopback())
+    {
+        return Some(format!(
+            "masquerade.egressAddress: {address} is no address that others can answer to; use a unicast address of your network"
+        ));
     }
     None
 }

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::resource::{self, Reading, Resources};
-use crate::desired::Condition;
+use crate::object::Condition;
 
 /// A change is acted on when nothing else has changed for this long.
 const QUIET: Duration = Duration::from_millis(50);

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use self::peering_policy::PeeringPolicy;
 use super::located::{FieldPath, Located, Shape, Step};
-use crate::desired::{Condition, ObjectName};
+use crate::object::{Condition, ObjectName};
 
 /// Where an object stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,10 +215,10 @@ impl Reader {
         match (api_version, kind) {
             ("v1", "Node") => self.object(tree, kind, |node| Resource::Node(Box::new(node))),
             ("v1", "Service") => {
-                self.object(tree, kind, |service| Resource::Service(Box::new(service)))
+                self.object(tree, kind, |service| Resource::Service(Box::new(service)));
             }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
-                self.object(tree, kind, |slice| Resource::EndpointSlice(Box::new(slice)))
+                self.object(tree, kind, |slice| Resource::EndpointSlice(Box::new(slice)));
             }
             ("cilium.io/v2alpha1", "CiliumBGPPeeringPolicy") => {
                 self.object(tree, kind, |policy| {

@@ -70,7 +70,7 @@ pub(super) fn merge(
             let annotated = annotation(node, object, router.local_asn, context.conditions);
             (
                 router.local_asn,
-                virtual_router(router, annotated, node, &mut context),
+                virtual_router(router, &annotated, node, &mut context),
             )
         })
         .collect()
@@ -112,7 +112,7 @@ impl Context<'_> {
 
 fn virtual_router(
     router: &policy::VirtualRouter,
-    annotated: Annotated,
+    annotated: &Annotated,
     node: &NodeState,
     context: &mut Context<'_>,
 ) -> VirtualRouter {

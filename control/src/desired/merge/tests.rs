@@ -168,14 +168,16 @@ fn every_kind_of_address_is_served_and_known() {
             )
         })
         .collect();
-    use AddressKind::{External, LoadBalancer};
     assert_eq!(
         kinds,
         [
-            ("192.0.2.10".to_owned(), vec![LoadBalancer]),
-            ("192.0.2.11".to_owned(), vec![LoadBalancer, External]),
-            ("192.0.2.12".to_owned(), vec![LoadBalancer]),
-            ("fd00::11".to_owned(), vec![External]),
+            ("192.0.2.10".to_owned(), vec![AddressKind::LoadBalancer]),
+            (
+                "192.0.2.11".to_owned(),
+                vec![AddressKind::LoadBalancer, AddressKind::External]
+            ),
+            ("192.0.2.12".to_owned(), vec![AddressKind::LoadBalancer]),
+            ("fd00::11".to_owned(), vec![AddressKind::External]),
         ]
     );
 }

@@ -342,15 +342,15 @@ impl<'a> Homes<'a> {
         if was_moving && !is_moving {
             self.forgotten.extend(draft.services.iter().map(key));
         }
-        let anew = self.now + window;
+        let until = match began {
+            Some(until) if !changes => *until,
+            Some(_) | None => self.now + window,
+        };
         Home {
             ring: place,
             services: draft.services,
             slots,
-            until: is_moving.then(|| match began {
-                Some(until) if !changes => *until,
-                Some(_) | None => anew,
-            }),
+            until: is_moving.then_some(until),
             group: draft.group,
         }
     }
@@ -364,7 +364,7 @@ impl<'a> Homes<'a> {
         for home in homes {
             match first.get(&home.group) {
                 Some(place) if home.until.is_none() => {
-                    joined[*place].services.extend(home.services)
+                    joined[*place].services.extend(home.services);
                 }
                 Some(_) | None => {
                     if home.until.is_none() {

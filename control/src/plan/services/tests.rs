@@ -8,7 +8,7 @@ use super::*;
 use crate::desired::{Backend, Desired, ObjectName};
 use crate::plan::{Host, Plan};
 
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 const T0: Duration = Duration::from_secs(1000);
 
 fn at(last: u8) -> BackendAddr {

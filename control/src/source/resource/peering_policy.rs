@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Deserializer};
 
 use super::{Check, Wrong};
-use crate::desired::{self, Requirement};
+use crate::object::{self, Requirement};
 use crate::source::located::FieldPath;
 
 /// A `CiliumBGPPeeringPolicy`.
@@ -280,7 +280,7 @@ impl Check for PeeringPolicy {
 ///
 /// # Errors
 /// An expression contradicts itself; the text says how.
-pub fn label_selector(selector: &LabelSelector) -> Result<desired::LabelSelector, String> {
+pub fn label_selector(selector: &LabelSelector) -> Result<object::LabelSelector, String> {
     let mut match_expressions = Vec::new();
     for need in selector.match_expressions.iter().flatten() {
         let key = need.key.clone();
@@ -303,7 +303,7 @@ pub fn label_selector(selector: &LabelSelector) -> Result<desired::LabelSelector
             }
         });
     }
-    Ok(desired::LabelSelector {
+    Ok(object::LabelSelector {
         match_labels: selector.match_labels.clone().unwrap_or_default(),
         match_expressions,
     })

@@ -37,7 +37,7 @@ spec:
 "#;
 
 /// Every field of a peering policy.
-const FULL: &str = r#"apiVersion: cilium.io/v2alpha1
+const FULL: &str = r"apiVersion: cilium.io/v2alpha1
 kind: CiliumBGPPeeringPolicy
 metadata:
   name: full
@@ -66,7 +66,7 @@ spec:
         selector: {matchLabels: {a: b}}
         communities: {standard: ['64512:1'], wellKnown: [no-export], large: ['1:2:3']}
         localPreference: 200
-"#;
+";
 
 fn read_one(text: &str) -> Reading {
     read("m.yaml", text).unwrap()
@@ -78,9 +78,11 @@ fn policies(text: &str) -> Vec<PeeringPolicy> {
     reading
         .objects
         .into_iter()
-        .map(|sourced| match sourced.object {
-            Resource::PeeringPolicy(policy) => *policy,
-            other => panic!("{other:?}"),
+        .map(|sourced| {
+            let Resource::PeeringPolicy(policy) = sourced.object else {
+                panic!("{:?}", sourced.object)
+            };
+            *policy
         })
         .collect()
 }
