@@ -3,6 +3,7 @@
 mod broken_peer;
 mod network;
 mod random;
+mod restart;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::*;
-use crate::config::{Announcement, GracefulRestart, ImportPolicy};
+use crate::config::{Announcement, ImportPolicy};
 use crate::fsm::State;
 use crate::policy::Rejection;
 use network::{Network, address};
@@ -464,139 +465,6 @@ fn a_removed_peer_is_told_and_its_routes_are_gone() {
     assert!(network.speaker(1).peers(now).is_empty());
     let two = &network.speaker(2).peers(now)[0];
     assert_ne!(two.state, State::Established);
-}
-
-fn restartable(peer: &mut PeerConfig) {
-    peer.graceful_restart = Some(GracefulRestart {
-        restart_time: 30 * SECOND,
-        restarting: false,
-        forwarding_preserved: true,
-    });
-}
-
-fn restarted(node: u8, peer: u8) -> Speaker {
-    let mut speaker = Speaker::new(config(node, 65000 + u32::from(node)), 77);
-    let mut peer = toward(peer, 65000 + u32::from(peer));
-    restartable(&mut peer);
-    if let Some(restart) = &mut peer.graceful_restart {
-        restart.restarting = true;
-    }
-    speaker.set_peer(peer, network::origin());
-    speaker
-}
-
-#[test]
-fn routes_of_a_restarting_peer_stay_until_its_end_of_rib() {
-    let mut network = pair(65001, 65002, restartable);
-    let now = network.now();
-    network
-        .speaker(2)
-        .set_announcements(announce(&["10.2.0.0/24", "10.2.1.0/24"]), now);
-    network.run(20 * SECOND);
-    network.reset_connections();
-    let fresh = restarted(2, 1);
-    network.replace(2, fresh);
-    network.run(10 * SECOND);
-    assert_eq!(state(&mut network, 1), State::Established);
-    assert_eq!(hops(&mut network, 1).len(), 2, "kept until confirmed");
-    assert!(
-        network
-            .speaker(1)
-            .loc_rib()
-            .iter()
-            .all(|route| route.paths[0].stale)
-    );
-    let now = network.now();
-    network
-        .speaker(2)
-        .set_announcements(announce(&["10.2.1.0/24", "10.2.2.0/24"]), now);
-    network.run(SECOND);
-    assert_eq!(
-        hops(&mut network, 1).into_keys().collect::<Vec<_>>(),
-        [net("10.2.1.0/24"), net("10.2.2.0/24")]
-    );
-    assert!(
-        network
-            .speaker(1)
-            .loc_rib()
-            .iter()
-            .all(|route| !route.paths[0].stale)
-    );
-}
-
-#[test]
-fn routes_of_a_peer_that_does_not_come_back_go_after_its_restart_time() {
-    let mut network = pair(65001, 65002, restartable);
-    let now = network.now();
-    network
-        .speaker(2)
-        .set_announcements(announce(&["10.2.0.0/24"]), now);
-    network.run(20 * SECOND);
-    network.reset_connections();
-    network.run(Duration::from_millis(10));
-    network.cut();
-    network.run(29 * SECOND);
-    assert_eq!(hops(&mut network, 1).len(), 1);
-    network.run(2 * SECOND);
-    assert!(hops(&mut network, 1).is_empty());
-}
-
-#[test]
-fn a_prefix_that_became_ours_is_not_used_though_its_peer_restarts() {
-    let mut network = pair(65001, 65002, restartable);
-    let now = network.now();
-    network
-        .speaker(2)
-        .set_announcements(announce(&["10.2.0.0/24", "10.2.1.0/24"]), now);
-    network.run(20 * SECOND);
-    network.reset_connections();
-    network.run(Duration::from_millis(10));
-    network.cut();
-    let now = network.now();
-    network
-        .speaker(1)
-        .set_announcements(announce(&["10.2.1.0/24"]), now);
-    network.run(SECOND);
-    assert_eq!(
-        hops(&mut network, 1).into_keys().collect::<Vec<_>>(),
-        [net("10.2.0.0/24")]
-    );
-}
-
-#[test]
-fn a_restart_without_preserved_forwarding_drops_the_routes_at_once() {
-    let mut network = pair(65001, 65002, restartable);
-    let now = network.now();
-    network
-        .speaker(2)
-        .set_announcements(announce(&["10.2.0.0/24"]), now);
-    network.run(20 * SECOND);
-    network.reset_connections();
-    let mut fresh = Speaker::new(config(2, 65002), 78);
-    fresh.set_peer(toward(1, 65001), network.now());
-    network.replace(2, fresh);
-    network.run(10 * SECOND);
-    assert_eq!(state(&mut network, 1), State::Established);
-    assert!(hops(&mut network, 1).is_empty());
-}
-
-#[test]
-fn a_graceful_peer_that_vanished_unseen_may_replace_its_session() {
-    let mut network = pair(65001, 65002, restartable);
-    let now = network.now();
-    network
-        .speaker(2)
-        .set_announcements(announce(&["10.2.0.0/24"]), now);
-    network.run(20 * SECOND);
-    // The node lost power: no FIN reaches node 1.
-    network.forget_connections_of(2);
-    let mut fresh = restarted(2, 1);
-    fresh.set_announcements(announce(&["10.2.0.0/24"]), network::origin());
-    network.replace(2, fresh);
-    network.run(3 * SECOND);
-    assert_eq!(state(&mut network, 1), State::Established);
-    assert_eq!(network.sessions_up(1), 2);
-    assert_eq!(hops(&mut network, 1).len(), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::restart::restartable;
 use super::*;
 use crate::wire;
 
