@@ -2,7 +2,8 @@
 //!
 //! `plan(desired, actual) -> Plan`, and `apply(plan, store)`, obey five laws (tested as properties):
 //! 1. applying the plan makes the kernel what was desired;
-//! 2. a plan for what is already there is empty;
+//! 2. a plan for what is already there is empty (unless [`Plan::wake`] asks for another round at once,
+//!    because a place became free that a ring waits for);
 //! 3. every prefix of a plan leaves a safe datapath: no service points at a missing ring, no slot at a
 //!    missing backend, no backend id is used again while a slot or a flow may name it;
 //! 4. a plan is no larger than the difference;
@@ -66,7 +67,7 @@ pub struct Plan {
     /// What to pass to the next plan once every step has been carried out. After a failed step the
     /// memory from before is passed again.
     pub memory: Memory,
-    /// When to plan again though nothing has changed: a window ends then.
+    /// When to plan again though nothing has changed: a window ends then, or (now) a place became free.
     pub wake: Option<Duration>,
     /// What could not be done.
     pub conditions: Vec<Condition>,

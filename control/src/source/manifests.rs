@@ -9,7 +9,7 @@
 //!
 //! # Why
 //! The folder is watched, not its files: editors replace files, and a ConfigMap volume swaps the
-//! symlink `..data`. It is also listed anew every [`RELIST`], so that an event which never comes
+//! symlink `..data`. It is also listed anew twice a minute, so that an event which never comes
 //! (a symlink that leads out of the folder, a network file system) costs half a minute, not an object.
 //!
 //! Not here: what the objects mean (`desired::merge`).

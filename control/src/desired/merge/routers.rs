@@ -84,8 +84,7 @@ fn selects(policy: &PeeringPolicy, labels: &BTreeMap<String, String>) -> bool {
         .is_none_or(|selector| selector_of(selector).matches(labels))
 }
 
-/// Policies were checked when they were read; an empty selector would select everything, so one that
-/// cannot be converted is a bug and selects what no object has.
+/// A policy's selector; that it makes sense was checked when the object was read.
 fn selector_of(
     selector: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
 ) -> LabelSelector {

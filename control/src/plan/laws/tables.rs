@@ -1,0 +1,168 @@
+//! The kernel's tables in memory, and what a packet sees of them.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use fairlead_common::route::{DEVICE_MASK, Device, Node};
+use fairlead_common::service::{
+    Backend, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags, forward,
+};
+use fairlead_common::tables::RING_PAGES;
+use proptest::prelude::*;
+
+use crate::desired::BackendAddr;
+use crate::plan::services::address;
+use crate::plan::{Actual, Step, Store};
+
+/// The kernel's tables.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Tables {
+    pub(super) services: BTreeMap<ServiceKey, Service>,
+    pub(super) backends: BTreeMap<u32, Backend>,
+    pub(super) slots: BTreeMap<u32, Slot>,
+    pub(super) node: Option<Node>,
+    pub(super) devices: BTreeMap<u32, Device>,
+    /// `FLOWS`, with the address that the backend had when the flow was remembered.
+    pub(super) flows: BTreeMap<(ServiceKey, u32), (u32, BackendAddr)>,
+}
+
+impl Store for Tables {
+    type Error = Infallible;
+
+    fn apply(&mut self, step: &Step) -> Result<(), Infallible> {
+        match step.clone() {
+            Step::PutNode(node) => self.node = Some(*node),
+            Step::PutDevice(device) => {
+                self.devices.insert(device.ifindex & DEVICE_MASK, device);
+            }
+            Step::RemoveDevice(row) => {
+                self.devices.remove(&row);
+            }
+            Step::PutBackend(id, row) => {
+                self.backends.insert(id, row);
+            }
+            Step::RemoveBackend(id) => {
+                self.backends.remove(&id);
+            }
+            Step::PutSlots { ring, slots } => {
+                self.slots.extend(
+                    slots
+                        .into_iter()
+                        .map(|(offset, slot)| (ring + offset, slot)),
+                );
+            }
+            Step::PutService(key, row) => {
+                self.services.insert(key, row);
+            }
+            Step::RemoveService(key) => {
+                self.services.remove(&key);
+            }
+            Step::ForgetFlows { services, backends } => {
+                self.flows.retain(|(service, _), (id, _)| {
+                    !services.contains(service) && !backends.contains(id)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&self) -> Result<Actual, Infallible> {
+        let rings = self
+            .services
+            .values()
+            .filter(|row| row.slots > 0)
+            .map(|row| (row.ring, self.ring(row)))
+            .collect();
+        Ok(Actual {
+            services: self.services.clone(),
+            backends: self.backends.clone(),
+            rings,
+            node: self.node,
+            devices: self.devices.clone(),
+        })
+    }
+}
+
+impl Tables {
+    pub(super) fn ring(&self, row: &Service) -> Vec<Slot> {
+        (row.ring..row.ring + row.slots)
+            .map(|place| self.slots.get(&place).copied().unwrap_or_default())
+            .collect()
+    }
+
+    pub(super) fn actual(&self) -> Actual {
+        let Ok(actual) = self.observe();
+        actual
+    }
+
+    pub(super) fn backend(&self, id: u32) -> Option<(&Backend, BackendAddr)> {
+        let row = self
+            .backends
+            .get(&id)
+            .filter(|row| row.forward != forward::FREE)?;
+        Some((row, address(row)))
+    }
+
+    /// Where the datapath sends a packet, as `dataplane-ebpf` decides it: the slot's previous backend,
+    /// the chosen one's id and its address.
+    pub(super) fn route(
+        &self,
+        service: ServiceKey,
+        flow: u32,
+        is_new: bool,
+    ) -> Option<(u32, u32, BackendAddr)> {
+        let row = *self.services.get(&service).filter(|row| row.slots > 0)?;
+        let place = row.ring + flow % row.slots;
+        let slot = self.slots.get(&place).copied().unwrap_or_default();
+        let is_alive = |id: u32| {
+            self.backend(id)
+                .is_some_and(|(row, _)| row.flags & flags::ALIVE != 0)
+        };
+        let id = if slot.previous == 0 || is_new {
+            slot.current
+        } else {
+            match self.flows.get(&(service, flow)) {
+                Some((id, _)) if is_alive(*id) => *id,
+                Some(_) => slot.current,
+                None if is_alive(slot.previous) => slot.previous,
+                None => slot.current,
+            }
+        };
+        Some((slot.previous, id, self.backend(id)?.1))
+    }
+
+    /// Begins a flow.
+    pub(super) fn begin(&mut self, service: ServiceKey, flow: u32) -> Option<BackendAddr> {
+        let (previous, id, at) = self.route(service, flow, true)?;
+        if previous != 0 {
+            self.flows.insert((service, flow), (id, at));
+        }
+        Some(at)
+    }
+
+    /// Where a packet of a flow goes that has begun.
+    pub(super) fn follow(&self, service: ServiceKey, flow: u32) -> Option<BackendAddr> {
+        self.route(service, flow, false).map(|(_, _, at)| at)
+    }
+}
+
+/// Law 3: what must hold at every moment.
+pub(super) fn is_safe(tables: &Tables) -> Result<(), TestCaseError> {
+    for (service, row) in tables.services.iter().filter(|(_, row)| row.slots > 0) {
+        prop_assert!(row.ring + row.slots <= RING_PAGES * SLOTS_PER_PAGE);
+        for slot in tables.ring(row) {
+            prop_assert!(
+                tables.backend(slot.current).is_some(),
+                "{service:?} names {slot:?}"
+            );
+            let previous = slot.previous == 0 || tables.backend(slot.previous).is_some();
+            prop_assert!(previous, "{service:?} names {slot:?}");
+        }
+    }
+    for (flow, (id, began_at)) in &tables.flows {
+        if let Some((_, at)) = tables.backend(*id) {
+            prop_assert_eq!(at, *began_at, "id {} of {:?} was used again", id, flow);
+        }
+    }
+    Ok(())
+}

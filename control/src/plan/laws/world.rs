@@ -1,0 +1,225 @@
+//! What stories are made of: what is wanted, and what happens.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use fairlead_common::addr::Proto;
+use fairlead_common::service::ServiceKey;
+use proptest::prelude::*;
+
+use super::{SLOTS, WINDOW};
+use crate::desired::{self, BackendAddr, Desired, Frontend, NodeState};
+use crate::plan::maglev::Member;
+use crate::plan::services::key;
+use crate::plan::{Host, Reach, Wanted};
+
+/// What a story's world wants.
+#[derive(Clone, Debug, Default)]
+pub(super) struct World {
+    pub(super) desired: Desired,
+    pub(super) reach: BTreeMap<IpAddr, Reach>,
+    pub(super) host: Host,
+}
+
+impl World {
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            desired: &self.desired,
+            reach: &self.reach,
+            host: &self.host,
+            ring_slots: SLOTS,
+            drain_window: WINDOW,
+        }
+    }
+
+    pub(super) fn reaches(&self, at: &BackendAddr) -> bool {
+        self.reach
+            .get(&at.addr)
+            .is_some_and(|reach| *reach != Reach::Unreachable)
+    }
+
+    /// Who must be on the ring of a service.
+    pub(super) fn members(&self, service: &desired::Service) -> Vec<Member> {
+        let of = |ready: bool| -> Vec<Member> {
+            service
+                .backends
+                .iter()
+                .filter(|(at, backend)| {
+                    self.reaches(at) && (backend.ready || (!ready && backend.serving))
+                })
+                .map(|(at, backend)| (*at, backend.weight))
+                .collect()
+        };
+        let ready = of(true);
+        if ready.is_empty() { of(false) } else { ready }
+    }
+
+    pub(super) fn serves(&self, service: ServiceKey, at: &BackendAddr) -> bool {
+        let found = self
+            .desired
+            .services
+            .iter()
+            .find(|(frontend, _)| key(frontend) == service);
+        found.is_some_and(|(_, service)| {
+            let backend = service.backends.get(at);
+            backend.is_some_and(|backend| backend.ready || backend.serving) && self.reaches(at)
+        })
+    }
+}
+
+/// What happens in a story.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Change(Box<World>),
+    Wait(Duration),
+    /// The agent starts anew: what only it knew is lost.
+    Restart,
+    /// Every client closes its connections and opens others.
+    Reconnect,
+    /// A stranger writes a slot, a backend's row or a service's.
+    Meddle(u32, u32),
+}
+
+pub(super) fn backend_at(number: u8) -> BackendAddr {
+    let addr = if number.is_multiple_of(2) {
+        IpAddr::from([10, 0, 0, number])
+    } else {
+        IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(number)])
+    };
+    BackendAddr { addr, port: 80 }
+}
+
+pub(super) fn frontend(number: u8) -> Frontend {
+    Frontend {
+        addr: IpAddr::from([192, 0, 2, number]),
+        port: 80,
+        proto: if number == 3 { Proto::UDP } else { Proto::TCP },
+    }
+}
+
+pub(super) fn world() -> impl Strategy<Value = World> {
+    let backend = prop_oneof![
+        6 => Just((true, true)),
+        2 => Just((false, true)),
+        1 => Just((false, false)),
+    ];
+    let backend = (backend, prop_oneof![4 => Just(1_u32), 1 => Just(3)]);
+    let backends = proptest::collection::btree_map(0_u8..7, backend, 0..6);
+    let services = proptest::collection::btree_map(0_u8..5, backends, 0..5);
+    let reach = prop_oneof![
+        5 => Just(Reach::OnLink),
+        3 => Just(Reach::Routed),
+        1 => Just(Reach::Unreachable),
+    ];
+    // Some services share what another one has.
+    let alike = proptest::option::of((0_u8..5, 0_u8..5));
+    let devices = proptest::collection::btree_map(1_u32..6, any::<[u8; 6]>(), 0..3);
+    (
+        services,
+        proptest::collection::vec(reach, 7),
+        alike,
+        devices,
+    )
+        .prop_map(|(mut services, reach, alike, devices)| {
+            if let Some((from, to)) = alike
+                && let Some(backends) = services.get(&from).cloned()
+            {
+                services.insert(to, backends);
+            }
+            let services = services
+                .into_iter()
+                .map(|(number, backends)| {
+                    let backends = backends
+                        .into_iter()
+                        .map(|(at, ((ready, serving), weight))| {
+                            let backend = desired::Backend {
+                                ready,
+                                serving,
+                                weight,
+                            };
+                            (backend_at(at), backend)
+                        })
+                        .collect();
+                    let service = desired::Service {
+                        backends,
+                        ..desired::Service::default()
+                    };
+                    (frontend(number), service)
+                })
+                .collect();
+            let reach = (0..7)
+                .map(backend_at)
+                .map(|at| at.addr)
+                .zip(reach)
+                .collect();
+            World {
+                desired: Desired {
+                    node: NodeState {
+                        name: "node1".to_owned(),
+                        ..NodeState::default()
+                    },
+                    services,
+                    ..Desired::default()
+                },
+                reach,
+                host: Host {
+                    devices,
+                    port_secret: 1,
+                    ..Host::default()
+                },
+            }
+        })
+}
+
+pub(super) fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => world().prop_map(|world| Event::Change(Box::new(world))),
+        3 => (0_u64..90).prop_map(|s| Event::Wait(Duration::from_secs(s))),
+        1 => Just(Event::Restart),
+        1 => (any::<u32>(), any::<u32>()).prop_map(|(what, value)| Event::Meddle(what, value)),
+    ]
+}
+
+/// A day on which backends of one service come, drain and go faster than windows end, and every client
+/// connects anew now and then.
+pub(super) fn busy_day() -> impl Strategy<Value = Vec<Event>> {
+    let state = prop_oneof![
+        4 => Just(Some((true, true))),
+        3 => Just(Some((false, true))),
+        2 => Just(None),
+    ];
+    let change = proptest::collection::vec(state, 6).prop_map(|states| {
+        let backends = (0..6)
+            .map(backend_at)
+            .zip(states)
+            .filter_map(|(at, state)| {
+                let (ready, serving) = state?;
+                Some((
+                    at,
+                    desired::Backend {
+                        ready,
+                        serving,
+                        weight: 1,
+                    },
+                ))
+            })
+            .collect();
+        let service = desired::Service {
+            backends,
+            ..desired::Service::default()
+        };
+        let mut world = World {
+            reach: (0..6)
+                .map(|n| (backend_at(n).addr, Reach::OnLink))
+                .collect(),
+            ..World::default()
+        };
+        world.desired.services.insert(frontend(1), service);
+        Event::Change(Box::new(world))
+    });
+    let wait = prop_oneof![Just(20_u64), Just(30), Just(40), Just(60)];
+    let wait = wait.prop_map(|s| Event::Wait(Duration::from_secs(s)));
+    let event = prop_oneof![4 => change, 3 => wait, 1 => Just(Event::Reconnect)];
+    proptest::collection::vec(event, 6..24)
+}
