@@ -61,6 +61,18 @@ pub struct Device {
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
+    /// [`device_flags`].
+    pub flags: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
+}
+
+/// Bits of [`Device::flags`].
+pub mod device_flags {
+    /// A packet that leaves by the device it came in by is redirected, not turned around (`XDP_TX`).
+    ///
+    /// veth needs it: its `XDP_TX` wakes the other end only when an XDP program is attached there
+    /// (`veth_xdp_flush`, drivers/net/veth.c), so frames lie in the ring until something else comes.
+    /// A redirect wakes it as long as it runs NAPI.
+    pub const NO_TURN: u8 = 1;
 }

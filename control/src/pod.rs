@@ -5,7 +5,7 @@
 //!
 //! Not for what a pod is on the host: [`crate::host::pods`].
 
-use fairlead_common::route::{DEVICE_MASK, Device};
+use fairlead_common::route::{DEVICE_MASK, Device, device_flags};
 use fairlead_common::tables::Devices;
 
 use crate::dataplane::attach::{self, Hook, State};
@@ -74,7 +74,8 @@ fn admit(pins: &Pins, pod: &Pod) -> Result<(), TableError> {
     let device = Device {
         ifindex: pod.index,
         mac: pod.mac,
-        pad: [0; 2],
+        flags: device_flags::NO_TURN,
+        pad: 0,
     };
     Pinned::<Devices>::open(pins)?.set(&(pod.index & DEVICE_MASK), &device)
 }

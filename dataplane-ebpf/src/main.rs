@@ -67,7 +67,7 @@ fn xdp_end(frame: &Xdp, bytes: u32, end: Result<Sent, Reason>) -> u32 {
         Err(reason) => (reason, 0),
     };
     let mut action = match reason.verdict() {
-        Verdict::Forward if out == frame.ifindex() => XDP_TX,
+        Verdict::Forward if out == frame.ifindex() && maps::may_turn(out) => XDP_TX,
         Verdict::Forward => maps::redirect(out),
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,

@@ -13,7 +13,7 @@ use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
 use fairlead_common::addr::{Addr, Port};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::reason::Reason;
-use fairlead_common::route::{DEVICE_MASK, Device, Node};
+use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::service::{
     Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot,
 };
@@ -66,6 +66,12 @@ pub fn device(ifindex: u32) -> Option<&'static Device> {
     DEVICES
         .get(ifindex & DEVICE_MASK)
         .filter(|device| device.ifindex == ifindex)
+}
+
+/// Whether packets may leave by the device they came in by without a redirect.
+#[inline(always)]
+pub fn may_turn(ifindex: u32) -> bool {
+    device(ifindex).is_some_and(|device| device.flags & device_flags::NO_TURN == 0)
 }
 
 /// Whether XDP may redirect to the device.

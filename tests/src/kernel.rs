@@ -227,7 +227,8 @@ impl Node {
         let device = route::Device {
             ifindex: link.ifindex,
             mac: link.mac,
-            pad: [0; 2],
+            flags: 0,
+            pad: 0,
         };
         self.set::<Devices>(&(link.ifindex & DEVICE_MASK), &device);
         let port = TxPort {

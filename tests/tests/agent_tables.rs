@@ -66,7 +66,8 @@ fn steps() -> Vec<Step> {
         Step::PutDevice(Device {
             ifindex: 4097,
             mac: [2, 0, 0, 0, 0, 1],
-            pad: [0; 2],
+            flags: 0,
+            pad: 0,
         }),
         Step::PutBackend(1, backend("2001:db8::1")),
         Step::PutBackend(2, backend("10.0.0.2")),

@@ -8,7 +8,9 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use serde::Serialize;
@@ -35,6 +37,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// How XDP runs on it, when it does.
     pub xdp: Option<XdpRun>,
+    /// It is one end of a veth pair.
+    pub is_veth: bool,
 }
 
 /// How an XDP program runs on a device.
@@ -137,7 +141,7 @@ impl Watch {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "a device has 70 attributes, five of them matter here"
+    reason = "a device has 70 attributes, six of them matter here"
 )]
 fn read(message: &LinkMessage) -> Link {
     let mut link = Link {
@@ -149,6 +153,7 @@ fn read(message: &LinkMessage) -> Link {
         has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
         alias: None,
         xdp: None,
+        is_veth: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -158,6 +163,9 @@ fn read(message: &LinkMessage) -> Link {
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::LinkInfo(info) => {
+                link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(read_xdp),
             _ => {}
         }

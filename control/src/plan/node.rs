@@ -2,11 +2,13 @@
 //!
 //! Not here: bindings of translations, which only the datapath writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use fairlead_common::addr::{Addr, Cidr4};
-use fairlead_common::route::{DEVICE_MASK, Device, NATIVE_CIDRS, Node, POD_CIDRS, node_flags};
+use fairlead_common::route::{
+    DEVICE_MASK, Device, NATIVE_CIDRS, Node, POD_CIDRS, device_flags, node_flags,
+};
 use fairlead_common::snat::{BUCKETS, CELLS, cells};
 use ipnetwork::IpNetwork;
 
@@ -17,6 +19,8 @@ use crate::desired::{Condition, Desired, Egress};
 pub struct Host {
     /// MAC addresses of the devices that packets arrive on, by interface index.
     pub devices: BTreeMap<u32, [u8; 6]>,
+    /// Those of them that are veth.
+    pub veths: BTreeSet<u32>,
     /// Port ranges that the host's own connections use (`ip_local_port_range`, reserved ports).
     pub busy_ports: Vec<RangeInclusive<u16>>,
     /// Random; used when the node has no row yet. The row's own is kept, so that flows keep their ports.
@@ -142,7 +146,12 @@ pub fn device_rows(host: &Host, conditions: &mut Vec<Condition>) -> BTreeMap<u32
             Device {
                 ifindex,
                 mac,
-                pad: [0; 2],
+                flags: if host.veths.contains(&ifindex) {
+                    device_flags::NO_TURN
+                } else {
+                    0
+                },
+                pad: 0,
             },
         );
     }
@@ -151,7 +160,6 @@ pub fn device_rows(host: &Host, conditions: &mut Vec<Condition>) -> BTreeMap<u32
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::net::Ipv4Addr;
 
     use fairlead_common::addr::Port;
@@ -183,6 +191,7 @@ mod tests {
 
     fn host() -> Host {
         Host {
+            veths: BTreeSet::new(),
             devices: BTreeMap::from([(2, [2; 6]), (7, [7; 6])]),
             busy_ports: vec![32768..=60999],
             port_secret: 42,

@@ -4,7 +4,7 @@
 
 use fairlead_common::addr::{Addr, Cidr4};
 use fairlead_common::flow::{Flow, FlowKey};
-use fairlead_common::route::{Device, Node, TxPort, node_flags};
+use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::service::{
     Backend, Count, RingPage, Service, ServiceKey, Slot, flags, forward,
 };
@@ -66,7 +66,7 @@ impl ToJson for Node {
 
 impl ToJson for Device {
     fn to_json(&self) -> Value {
-        json!({ "ifindex": self.ifindex, "mac": mac(self.mac) })
+        json!({ "ifindex": self.ifindex, "mac": mac(self.mac), "noTurn": self.flags & device_flags::NO_TURN != 0 })
     }
 }
 
