@@ -27,8 +27,9 @@ pub mod routes;
 pub mod sysctl;
 
 /// Our number in the `protocol` field of routes and neighbours (rtnetlink(7)): what carries it is ours
-/// to change and to remove. Not in iproute2's list of known protocols.
-pub const PROTOCOL: u8 = 196;
+/// to change and to remove. Neither in iproute2's list of protocols nor among those that FRR adds to it
+/// (186 to 198): zebra sweeps routes that carry its numbers.
+pub const PROTOCOL: u8 = 208;
 
 /// What could not be done to the host's network.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ use super::{Error, Netlink, PROTOCOL};
 use crate::plan::routes::{NextHop, RouteStep, Routes};
 
 /// The metric of learnt routes: after everything that the host's own tools write by default.
-const METRIC: u32 = 2196;
+const METRIC: u32 = 2208;
 /// `RT_TABLE_MAIN` (include/uapi/linux/rtnetlink.h).
 const MAIN: u32 = 254;
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::Error;
@@ -29,6 +31,20 @@ pub fn forwarding() -> Result<Vec<Change>, Error> {
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
     ])
+}
+
+/// The ports that the host's own connections take theirs from (`ip_local_port_range`).
+pub fn local_ports() -> Result<RangeInclusive<u16>, Error> {
+    let key = "net/ipv4/ip_local_port_range";
+    let doing = || format!("reading {key}");
+    let text = fs::read_to_string(Path::new("/proc/sys").join(key)).map_err(Error::new(doing()))?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
+        _ => Err(Error::new(doing())(io::Error::other(format!(
+            "not a range: {text:?}"
+        )))),
+    }
 }
 
 /// Sets parameters by their path below `/proc/sys`; returns those that were different.
