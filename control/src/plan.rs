@@ -16,6 +16,7 @@
 
 pub mod diff;
 pub mod maglev;
+mod mirror;
 pub mod node;
 pub mod order;
 pub mod routes;

@@ -32,6 +32,15 @@ pub enum RouteStep {
     Remove(IpNetwork),
 }
 
+impl RouteStep {
+    /// The prefix that changes.
+    pub const fn prefix(&self) -> IpNetwork {
+        match self {
+            Self::Add(prefix, _) | Self::Replace(prefix, _) | Self::Remove(prefix) => *prefix,
+        }
+    }
+}
+
 /// What makes the kernel's routes equal to the wanted ones: additions before removals, so that a more
 /// specific route that goes away finds its successor in place. A route without next hops is not wanted.
 pub fn plan(wanted: &Routes, kernel: &Routes) -> Vec<RouteStep> {
