@@ -349,7 +349,11 @@ impl Node {
                     .ip(&format!("addr add {address}/{length} dev lo"))?;
             }
             let mut decap = self.web.command(binary("fairlead")?);
-            decap.args(["decap", "attach", "eth0", "--pin-path"]);
+            decap.args(["decap", "attach", "eth0"]);
+            for address in SERVICE {
+                decap.args(["--address", address]);
+            }
+            decap.arg("--pin-path");
             run(decap.arg(self.dir.join("web-bpf/fairlead")))?;
             let log = self.dir.join("web.log");
             let name = format!("web{}", self.plan.0);

@@ -115,13 +115,46 @@ fn show(keep: bool) -> Result<()> {
         "router, client, outside, two nodes, their pods and links",
         || Lab::up(PREFIX),
     )?;
+    let walked = walk(&report, &mut lab, keep);
+    if walked.is_err() {
+        for node in &lab.nodes {
+            report.show(&format!("tail {}", node.log().display()), &tail(node));
+        }
+    }
+    if keep {
+        lab.keep()?;
+        say_how_to_look_around(&lab);
+        return walked;
+    }
+    walked?;
+    report.chapter("7. Take it away");
+    report.step("agents, namespaces, pins", move || {
+        lab.nodes[0].cleanup()?;
+        drop(lab);
+        Ok(())
+    })?;
+    println!(
+        "\nAll of it in {:.1} s.",
+        (Report::now() - report.began).as_secs_f64()
+    );
+    println!("`cargo xtask run --keep` leaves it running for you to look around.");
+    Ok(())
+}
+
+/// The last lines of a node's agent.
+fn tail(node: &lab::Node) -> String {
+    let log = std::fs::read_to_string(node.log()).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+/// Does the steps, in a lab that is up.
+fn walk(report: &Report, lab: &mut Lab, keep: bool) -> Result<()> {
     report.step(
         "agents; the router has the service by both nodes, in both families",
         || lab.start_agents(),
     )?;
-    report.step("both nodes learnt each other's pods", || {
-        wait_for_pods(&lab)
-    })?;
+    report.step("both nodes learnt each other's pods", || wait_for_pods(lab))?;
     report.show(
         "dpctl status                                   (node1)",
         &lab.nodes[0].dpctl(&["status"])?,
@@ -262,8 +295,6 @@ fn show(keep: bool) -> Result<()> {
     })?;
 
     if keep {
-        lab.keep()?;
-        say_how_to_look_around(&lab);
         return Ok(());
     }
 
@@ -307,17 +338,6 @@ fn show(keep: bool) -> Result<()> {
         &lab.nodes[0].dpctl(&["drops", "--all"])?,
     );
 
-    report.chapter("7. Take it away");
-    report.step("agents, namespaces, pins", move || {
-        lab.nodes[0].cleanup()?;
-        drop(lab);
-        Ok(())
-    })?;
-    println!(
-        "\nAll of it in {:.1} s.",
-        (Report::now() - report.began).as_secs_f64()
-    );
-    println!("`cargo xtask run --keep` leaves it running for you to look around.");
     Ok(())
 }
 

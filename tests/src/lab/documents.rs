@@ -77,7 +77,8 @@ fn service(ready: &[u8]) -> String {
     let mut text = format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n  namespace: default\n  labels:\n    \
          announce: bgp\nspec:\n  type: LoadBalancer\n  ports:\n    - {{ name: http, port: {SERVICE_PORT}, \
-         targetPort: {SERVICE_PORT}, protocol: TCP }}\n  externalIPs: [\"{v4}\", \"{v6}\"]\n"
+         targetPort: {SERVICE_PORT}, protocol: TCP }}\nstatus:\n  loadBalancer:\n    ingress:\n      \
+         - ip: {v4}\n      - ip: \"{v6}\"\n"
     );
     for (family, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
         text += &format!(

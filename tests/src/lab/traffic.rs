@@ -60,12 +60,13 @@ fn answer(mut stream: TcpStream, remote: SocketAddr, name: &str) -> Result<()> {
         "remoteAddr": SocketAddr::new(address, remote.port()).to_string(),
     });
     let body = format!("{body}\n");
-    write!(
-        stream,
+    // In one piece: each write would be a segment of its own.
+    let answer = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{body}",
         body.len()
-    )?;
+    );
+    stream.write_all(answer.as_bytes())?;
     Ok(())
 }
 
