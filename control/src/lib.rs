@@ -13,9 +13,11 @@
 //! State flows one way; each arrow is a pure function but the first and the last. `agent` is the only
 //! room that knows every task and channel.
 
+pub mod agent;
 pub mod api;
 pub mod bgp_io;
 pub mod cleanup;
+pub mod command;
 pub mod config;
 pub mod dataplane;
 pub mod desired;

@@ -1,0 +1,275 @@
+//! The composition root: the only room that knows every task and channel.
+//!
+//! ```text
+//!  inotify ─> source/manifests ─┐
+//!  netlink ─> host/links ───────┤                        ┌─> dataplane (pinned tables, links)
+//!  bgp_io ──> learnt routes ────┼─> Agent: one round ────┼─> host (routes, neighbours)
+//!  clock ───> ends of windows ──┤   after another        ├─> bgp_io (peers, announcements)
+//!  api ─────> stop ─────────────┘                        └─> view (what dpctl asks)
+//! ```
+//!
+//! One task owns all state and does one round at a time: read what is wanted, plan, carry out, tell.
+//! Whatever happens meanwhile starts the next round; nothing is missed, because a round looks at
+//! everything.
+
+mod devices;
+mod lifecycle;
+mod round;
+mod speakers;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+pub use self::lifecycle::{
+    add_pod, attach_decap, check_manifests, cleanup, detach_decap, list_pods, remove_pod,
+};
+
+use self::devices::Devices;
+use self::speakers::Speakers;
+use crate::api::server::{self, Stop};
+use crate::config::Document;
+use crate::dataplane::apply::KernelStore;
+use crate::dataplane::load;
+use crate::dataplane::observe::{self, Bindings};
+use crate::dataplane::pins::Pins;
+use crate::desired::Condition;
+use crate::host::links::Watch;
+use crate::host::{Netlink, sysctl};
+use crate::plan::{Actual, Memory};
+use crate::source::manifests::Manifests;
+use crate::source::resource::Resources;
+use crate::view::View;
+
+/// How often the host is looked at though nothing was heard: netlink may lose a message.
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+/// How long routes of an earlier agent stay when the peers do not say that they have told theirs (RFC
+/// 4724 §4.1's deferral).
+const DEFERRAL: Duration = Duration::from_secs(30);
+/// How long changes are collected before a round, so that a burst makes one.
+const GATHER: Duration = Duration::from_millis(2);
+/// How often translations that have ended are cleared away, and how many are looked at each time.
+const CLEAR_EVERY: Duration = Duration::from_secs(1);
+const CLEAR_BUDGET: usize = 8192;
+/// What peers are told by an agent that is stopped on purpose.
+const FAREWELL: &str = "fairlead is stopped on this node";
+
+/// Everything that the agent owns.
+#[derive(Debug)]
+struct Agent {
+    document: Document,
+    node_name: String,
+    started: Instant,
+    pins: Pins,
+    netlink: Netlink,
+    devices: Devices,
+    store: KernelStore,
+    bindings: Bindings,
+    speakers: Speakers,
+    resources: Resources,
+    memory: Memory,
+    /// What the tables hold; unknown at the start and after a step that failed.
+    actual: Option<Arc<Actual>>,
+    port_secret: u64,
+    /// Whether routes that are not learnt (again) may be removed: at the start, those of an earlier
+    /// agent stay until the peers have told theirs.
+    settled: bool,
+    /// What the last round found wrong, so that a log line is written once.
+    said: Vec<Condition>,
+    view: Arc<View>,
+}
+
+/// Runs until a signal or an order; leaves the datapath in place.
+///
+/// # Errors
+/// The datapath cannot be loaded, another agent holds the pins or the socket, or a task failed.
+pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
+    load::check_capabilities()?;
+    let pins = Pins::new(&document.bpf.pin_path);
+    pins.prepare()?;
+    let lock = pins.lock()?;
+    let listener = server::bind(&document.socket).await?;
+    let restarting = pins.exist();
+    let loaded = load::load(&pins, &lock)?;
+    for table in loaded.fresh.iter().filter(|table| table.replaced.is_some()) {
+        info!("{table}");
+    }
+    for program in &loaded.programs {
+        info!(
+            program = program.name,
+            tag = program.tag,
+            instructions = program.verified_instructions,
+            "loaded"
+        );
+    }
+    for change in sysctl::forwarding()? {
+        info!("{change}");
+    }
+    let (learnt_changed, mut learnt_changes) = mpsc::channel(1);
+    let (orders_in, mut orders) = mpsc::channel(1);
+    let view = Arc::new(View::new(pins.clone(), observe::now_s()?));
+    let mut agent = Agent {
+        node_name: node_name(&document)?,
+        started: now(),
+        netlink: Netlink::open()?,
+        devices: Devices::new(loaded),
+        store: KernelStore::open(&pins)?,
+        bindings: Bindings::open(&pins)?,
+        speakers: Speakers::new(learnt_changed, restarting),
+        resources: Resources::default(),
+        memory: Memory::default(),
+        actual: None,
+        port_secret: random_u64()?,
+        settled: !restarting,
+        said: Vec::new(),
+        view: view.clone(),
+        pins,
+        document,
+    };
+    info!(node = agent.node_name, pins = %agent.pins.root().display(), restarting, "agent started");
+
+    let stop = CancellationToken::new();
+    let api = tokio::spawn(server::serve(listener, view, orders_in, stop.clone()));
+    let mut manifests = match &agent.document.manifests {
+        Some(folder) => Some(Manifests::open(folder.clone()).context("watching the manifests")?),
+        None => None,
+    };
+    // The first round must know everything, or routes that peers kept for us would be withdrawn.
+    if let Some(manifests) = &mut manifests {
+        agent.resources = manifests.next().await;
+    }
+    let mut links = Watch::open()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut clear = tokio::time::interval(CLEAR_EVERY);
+    clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
+    let mut next_look = agent.round().await;
+    tell_service_manager(&agent.node_name);
+    let farewell = loop {
+        let is_round_due = tokio::select! {
+            resources = next_resources(&mut manifests) => {
+                agent.resources = resources;
+                true
+            }
+            change = links.next() => {
+                change.context("netlink has closed")?;
+                true
+            }
+            _ = learnt_changes.recv() => true,
+            () = tokio::time::sleep(next_look) => true,
+            _ = clear.tick() => {
+                agent.clear_translations();
+                false
+            }
+            order = orders.recv() => break order.map(|Stop| FAREWELL),
+            _ = terminate.recv() => break withdraw_on_exit.then_some(FAREWELL),
+            _ = interrupt.recv() => break withdraw_on_exit.then_some(FAREWELL),
+        };
+        if is_round_due {
+            tokio::time::sleep(GATHER).await;
+            next_look = agent.round().await;
+        }
+    };
+    info!(
+        withdraw = farewell.is_some(),
+        "agent stops; the datapath stays"
+    );
+    agent.speakers.stop(farewell).await;
+    stop.cancel();
+    drop(lock);
+    // A client may hold its connection open: it is not waited for.
+    if let Ok(served) = tokio::time::timeout(Duration::from_millis(200), api).await {
+        served.context("the API's task")??;
+    }
+    if let Err(error) = std::fs::remove_file(&agent.document.socket) {
+        warn!(%error, "removing the socket");
+    }
+    Ok(())
+}
+
+impl Agent {
+    /// Clears away translations that have outlived their time; what is left waits for the next time.
+    fn clear_translations(&mut self) {
+        let cleared = observe::now_s()
+            .map_err(anyhow::Error::from)
+            .and_then(|now_s| Ok(self.bindings.clear_expired(now_s, CLEAR_BUDGET)?));
+        if let Err(error) = cleared {
+            error!(error = format!("{error:#}"), "clearing translations");
+        }
+    }
+
+    /// Logs each condition when it appears and when it goes.
+    fn say(&mut self, conditions: &[Condition]) {
+        for c in conditions.iter().filter(|c| !self.said.contains(c)) {
+            warn!(
+                object = c.object,
+                at = c.origin,
+                reason = c.reason,
+                "{}",
+                c.message
+            );
+        }
+        for c in self.said.iter().filter(|c| !conditions.contains(c)) {
+            info!(
+                object = c.object,
+                reason = c.reason,
+                "resolved: {}",
+                c.message
+            );
+        }
+        self.said = conditions.to_vec();
+    }
+}
+
+async fn next_resources(manifests: &mut Option<Manifests>) -> Resources {
+    match manifests {
+        Some(manifests) => manifests.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge where time comes in")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn node_name(document: &Document) -> Result<String> {
+    match &document.node_name {
+        Some(name) => Ok(name.clone()),
+        None => nix::unistd::gethostname()
+            .context("asking for the host name; set nodeName")?
+            .into_string()
+            .map_err(|name| {
+                anyhow::anyhow!(
+                    "the host name {} is not UTF-8; set nodeName",
+                    name.display()
+                )
+            }),
+    }
+}
+
+/// From the kernel's generator: outsiders must not predict ports.
+fn random_u64() -> Result<u64> {
+    let mut bytes = [0; 8];
+    std::io::Read::read_exact(
+        &mut std::fs::File::open("/dev/urandom").context("opening /dev/urandom")?,
+        &mut bytes,
+    )?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn tell_service_manager(node: &str) {
+    let status = format!("running on {node}");
+    let states = [
+        sd_notify::NotifyState::Ready,
+        sd_notify::NotifyState::Status(&status),
+    ];
+    // Not run by a service manager: nobody to tell.
+    let _ = sd_notify::notify(&states);
+}

@@ -1,0 +1,175 @@
+//! Keeps our programs on the configured devices, as these come and go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::{info, warn};
+
+use crate::api::types;
+use crate::config::document::{Device, Role, XdpMode};
+use crate::dataplane::attach::{self, Hook, State};
+use crate::dataplane::load::Loaded;
+use crate::desired::Condition;
+use crate::host::links::{Link, XdpRun};
+use crate::host::pods;
+
+/// The programs, and where they are.
+#[derive(Debug)]
+pub struct Devices {
+    loaded: Loaded,
+    /// By device name: the interface index it had when the program was attached, and how it runs.
+    attached: BTreeMap<(String, Hook), (u32, &'static str)>,
+}
+
+/// What a look at the devices found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Programs on devices, for people.
+    pub attachments: Vec<types::Attachment>,
+    /// Whether packets that arrive from the fabric meet the datapath.
+    pub uplink_attached: bool,
+    /// What is waited for, or refused.
+    pub conditions: Vec<Condition>,
+}
+
+impl Devices {
+    /// Nothing is attached by this agent yet.
+    pub fn new(loaded: Loaded) -> Self {
+        Self {
+            loaded,
+            attached: BTreeMap::new(),
+        }
+    }
+
+    /// Attaches what is missing; `links` are the host's, by name.
+    pub fn follow(
+        &mut self,
+        wanted: &[Device],
+        mode: XdpMode,
+        links: &BTreeMap<String, Link>,
+    ) -> Found {
+        let mut found = Found::default();
+        let pods = links.values().filter(|link| pods::name_of(link).is_some());
+        let wanted: Vec<(String, Hook)> = wanted
+            .iter()
+            .flat_map(|device| {
+                let hooks: &[Hook] = match device.role {
+                    Role::Uplink => &[Hook::XdpIngress, Hook::TcEgress],
+                    Role::Lan => &[Hook::TcIngress],
+                };
+                hooks.iter().map(|hook| (device.name.clone(), *hook))
+            })
+            .chain(pods.map(|link| (link.name.clone(), Hook::TcIngress)))
+            .collect();
+        let keep: BTreeSet<_> = wanted.iter().cloned().collect();
+        self.let_go(&keep);
+        for (device, hook) in wanted {
+            self.follow_one(device, hook, mode, links, &mut found);
+        }
+        found
+    }
+
+    /// Detaches programs from devices that are no longer configured.
+    fn let_go(&mut self, keep: &BTreeSet<(String, Hook)>) {
+        let pinned = attach::attachments(&self.loaded.pins).unwrap_or_default();
+        for pinned in pinned {
+            let key = (pinned.device, pinned.hook);
+            if key.1 == Hook::XdpDecap || keep.contains(&key) {
+                continue;
+            }
+            match attach::detach(&self.loaded.pins, key.1, &key.0) {
+                Ok(_) => info!(device = key.0, program = key.1.program(), "detached"),
+                Err(error) => warn!(device = key.0, %error, "detaching"),
+            }
+            self.attached.remove(&key);
+        }
+    }
+
+    fn follow_one(
+        &mut self,
+        device: String,
+        hook: Hook,
+        mode: XdpMode,
+        links: &BTreeMap<String, Link>,
+        found: &mut Found,
+    ) {
+        let index = links.get(&device).map(|link| link.index);
+        let key = (device, hook);
+        let known = self.attached.get(&key).copied();
+        let outcome = match (index, known) {
+            (None, _) => {
+                self.attached.remove(&key);
+                Err((
+                    "DeviceMissing",
+                    "there is no such device; it is waited for".to_owned(),
+                ))
+            }
+            (Some(index), Some((same, how))) if same == index => Ok(how),
+            (Some(index), _) => match self.loaded.attach(hook, &key.0, mode_of(mode)) {
+                Ok(State::Missing) => Err((
+                    "DeviceMissing",
+                    "it vanished while it was set up; it is waited for".to_owned(),
+                )),
+                Ok(state) => {
+                    let is_xdp = hook == Hook::XdpIngress;
+                    let how = name(state, links.get(&key.0).filter(|_| is_xdp));
+                    info!(device = key.0, program = hook.program(), how, "attached");
+                    if state == State::Generic && mode == XdpMode::Auto {
+                        info!(
+                            device = key.0,
+                            "its driver runs no XDP: the stack does, more slowly"
+                        );
+                    }
+                    self.attached.insert(key.clone(), (index, how));
+                    Ok(how)
+                }
+                Err(error) => Err(("AttachFailed", error.to_string())),
+            },
+        };
+        let (state, attached) = match outcome {
+            Ok(how) => (how.to_owned(), true),
+            Err((reason, message)) => {
+                found.conditions.push(Condition {
+                    object: format!("device {}", key.0),
+                    origin: String::new(),
+                    reason: reason.to_owned(),
+                    message: message.clone(),
+                });
+                (format!("not attached: {message}"), false)
+            }
+        };
+        found.uplink_attached |= attached && hook == Hook::XdpIngress;
+        found.attachments.push(types::Attachment {
+            device: key.0,
+            program: hook.program().to_owned(),
+            state,
+            attached,
+        });
+    }
+}
+
+/// The configured mode in the words of the datapath's edge.
+pub fn mode_of(mode: XdpMode) -> attach::XdpMode {
+    match mode {
+        XdpMode::Auto => attach::XdpMode::Auto,
+        XdpMode::Driver => attach::XdpMode::Driver,
+        XdpMode::Generic => attach::XdpMode::Generic,
+    }
+}
+
+/// How a program runs; of one that was taken over, the link says it.
+fn name(state: State, link: Option<&Link>) -> &'static str {
+    match state {
+        State::Driver => "driver",
+        State::Generic => "generic",
+        State::Tcx => "tcx",
+        State::Clsact => "clsact",
+        State::Missing => "missing",
+        State::TakenOver => match link.and_then(|link| link.xdp) {
+            Some(XdpRun::Driver) => "driver",
+            Some(XdpRun::Generic) => "generic",
+            Some(XdpRun::Offloaded) => "offloaded",
+            Some(XdpRun::Several) => "several",
+            None => "tcx",
+        },
+    }
+}

@@ -1,0 +1,146 @@
+//! What is done beside a running agent, or without one: cleanup, pods, decapsulation, checks.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::devices::mode_of;
+use super::node_name;
+use crate::api::client;
+use crate::cleanup;
+use crate::config::Document;
+use crate::config::document::XdpMode;
+use crate::dataplane::decap;
+use crate::dataplane::pins::Pins;
+use crate::desired::Condition;
+use crate::desired::merge::merge;
+use crate::host::pods::Wanted;
+use crate::host::{Netlink, namespace};
+use crate::pod;
+use crate::source::manifests::{self, Folder};
+
+/// How long a running agent may take to leave.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// Stops the agent if one runs, so that it withdraws what it announced, and removes everything that
+/// agents left. Says what was removed; nothing there is fine.
+pub async fn cleanup(document: &Document) -> Result<Vec<String>> {
+    let pins = Pins::new(&document.bpf.pin_path);
+    let mut said = Vec::new();
+    if let Some(owner) = pins.owner() {
+        client::stop(&document.socket).await.with_context(|| {
+            format!("an agent (pid {owner}) holds the pins and cannot be asked to stop")
+        })?;
+        wait_until_free(&pins).await?;
+        said.push(format!(
+            "the agent (pid {owner}) withdrew its announcements and ended"
+        ));
+    }
+    let owner = if pins.exist() {
+        Some(pins.lock()?)
+    } else {
+        None
+    };
+    let removed = cleanup::cleanup(&Netlink::open()?, &pins, owner).await?;
+    said.push(removed.to_string());
+    Ok(said)
+}
+
+async fn wait_until_free(pins: &Pins) -> Result<()> {
+    let step = Duration::from_millis(10);
+    let mut waited = Duration::ZERO;
+    while let Some(owner) = pins.owner() {
+        if waited > LEAVE {
+            bail!(
+                "the agent (pid {owner}) was asked to stop and has not; end it and run cleanup again"
+            );
+        }
+        tokio::time::sleep(step).await;
+        waited += step;
+    }
+    Ok(())
+}
+
+/// Gives a network namespace a link, addresses and routes; may be repeated.
+pub async fn add_pod(
+    pin_path: &Path,
+    name: &str,
+    netns: &str,
+    ips: &[IpAddr],
+) -> Result<Vec<String>> {
+    let wanted = Wanted {
+        name: name.to_owned(),
+        namespace: namespace::path(netns),
+        addresses: ips.to_vec(),
+    };
+    let added = pod::add(&Netlink::open()?, &Pins::new(pin_path), &wanted).await?;
+    let mut said = vec![format!(
+        "pod {name} is joined by {}",
+        added.joined.pod.device
+    )];
+    said.extend(added.joined.changes.iter().map(ToString::to_string));
+    said.extend(added.notes);
+    Ok(said)
+}
+
+/// Takes a pod's link away; one that is gone is fine.
+pub async fn remove_pod(pin_path: &Path, name: &str) -> Result<String> {
+    let was = pod::del(&Netlink::open()?, &Pins::new(pin_path), name).await?;
+    Ok(if was {
+        format!("pod {name} is no longer joined")
+    } else {
+        format!("there was no pod {name}")
+    })
+}
+
+/// The pods of this node, a line each.
+pub async fn list_pods() -> Result<Vec<String>> {
+    let pods = Netlink::open()?.pods().await?;
+    let lines = pods.iter().map(|pod| {
+        let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+        format!("{}  {}  {}", pod.name, pod.device, addresses.join(","))
+    });
+    Ok(lines.collect())
+}
+
+/// Unwraps balancers' packets for these addresses on a backend's interface; may be repeated.
+pub fn attach_decap(
+    pin_path: &Path,
+    interface: &str,
+    addresses: &[IpAddr],
+    mode: XdpMode,
+) -> Result<String> {
+    let addresses = addresses.iter().copied().collect();
+    let state = decap::attach(&Pins::new(pin_path), interface, &addresses, mode_of(mode))?;
+    if !state.is_attached() {
+        bail!("there is no interface {interface} here; `ip link` lists what there is");
+    }
+    let addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+    Ok(format!(
+        "{interface}: packets of balancers for {} are unwrapped",
+        addresses.join(", ")
+    ))
+}
+
+/// Stops unwrapping; not attached is fine.
+pub fn detach_decap(pin_path: &Path, interface: &str) -> Result<String> {
+    let was = decap::detach(&Pins::new(pin_path), interface)?;
+    Ok(if was {
+        format!("{interface}: packets of balancers are no longer unwrapped")
+    } else {
+        format!("{interface}: nothing was attached")
+    })
+}
+
+/// What is wrong with the manifests, and what this node would say of them.
+pub fn check_manifests(document: &Document) -> Result<Vec<Condition>> {
+    let Some(folder) = &document.manifests else {
+        return Ok(Vec::new());
+    };
+    let listing = manifests::list(folder)
+        .with_context(|| format!("listing the manifests in {}", folder.display()))?;
+    let resources = Folder::default().update(listing);
+    Ok(merge(&resources, document, &node_name(document)?).conditions)
+}

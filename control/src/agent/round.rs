@@ -1,0 +1,333 @@
+//! One round: what is wanted, what is there, the difference, carried out, told.
+//!
+//! A part that fails becomes a condition and leaves the other parts in force.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairlead_common::addr::Port;
+use fairlead_common::service::ServiceKey;
+use ipnetwork::IpNetwork;
+use tracing::{debug, info};
+
+use super::{Agent, DEFERRAL, LOOK_ANYWAY, now};
+use crate::api::types;
+use crate::dataplane::apply::{self, Outcome};
+use crate::desired::announce::{Programmed, announcements};
+use crate::desired::merge::merge;
+use crate::desired::{Condition, Desired};
+use crate::host::links::Link;
+use crate::host::reach::Reach;
+use crate::host::{pods, sysctl};
+use crate::plan::routes::{NextHop, RouteStep, Routes};
+use crate::plan::{self, Actual, Plan, Store, Wanted};
+use crate::view::State;
+
+/// What became of the tables in a round.
+struct Tables {
+    actual: Arc<Actual>,
+    programmed: BTreeMap<crate::desired::Frontend, u32>,
+    wake: Option<Duration>,
+    in_sync: bool,
+}
+
+impl Agent {
+    /// Does one round; returns how long the next may wait when nothing happens.
+    pub(super) async fn round(&mut self) -> Duration {
+        let began = now();
+        let desired = Arc::new(merge(&self.resources, &self.document, &self.node_name));
+        let mut conditions = desired.conditions.clone();
+        let links = self.links(&mut conditions).await;
+        let found = self
+            .devices
+            .follow(&self.document.devices, self.document.bpf.xdp_mode, &links);
+        conditions.extend(found.conditions.iter().cloned());
+        conditions.extend(self.speakers.follow(&desired, &self.document.bgp).await);
+        // Before the tables: a backend may be behind a route that has just been learnt.
+        let routes = self.route(&mut conditions).await;
+        let tables = self
+            .program(&desired, &links, began - self.started, &mut conditions)
+            .await;
+        let programmed = Programmed {
+            services: tables.programmed,
+            attached: found.uplink_attached,
+        };
+        let announcements = announcements(&desired, &programmed);
+        self.speakers.announce(&announcements).await;
+
+        self.say(&conditions);
+        self.view.publish(State {
+            actual: tables.actual,
+            in_sync: tables.in_sync,
+            attachments: found.attachments,
+            announcements,
+            routes,
+            pods: self.pods(&mut conditions).await,
+            conditions,
+            speakers: self.speakers.handles(),
+            desired,
+        });
+        debug!(took = ?(now() - began), "round");
+        let wake = tables
+            .wake
+            .map(|at| at.saturating_sub(now() - self.started));
+        wake.unwrap_or(LOOK_ANYWAY).min(LOOK_ANYWAY)
+    }
+
+    async fn links(&self, conditions: &mut Vec<Condition>) -> BTreeMap<String, Link> {
+        match self.netlink.links().await {
+            Ok(links) => links
+                .into_values()
+                .map(|link| (link.name.clone(), link))
+                .collect(),
+            Err(error) => {
+                conditions.push(trouble("host", "LinksUnreadable", &error));
+                BTreeMap::new()
+            }
+        }
+    }
+
+    async fn pods(&self, conditions: &mut Vec<Condition>) -> Vec<types::Pod> {
+        match self.netlink.pods().await {
+            Ok(pods) => pods
+                .into_iter()
+                .map(|pod| types::Pod {
+                    addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+                    device: pod.device,
+                    name: pod.name,
+                })
+                .collect(),
+            Err(error) => {
+                conditions.push(trouble("host", "PodsUnreadable", &error));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Brings the tables to what is desired.
+    async fn program(
+        &mut self,
+        desired: &Desired,
+        links: &BTreeMap<String, Link>,
+        now: Duration,
+        conditions: &mut Vec<Condition>,
+    ) -> Tables {
+        let reach = self.reach(desired, conditions).await;
+        let configured = self
+            .document
+            .devices
+            .iter()
+            .filter_map(|d| links.get(&d.name));
+        let pods = links.values().filter(|link| pods::name_of(link).is_some());
+        let managed: Vec<&Link> = configured.chain(pods).collect();
+        let ports = managed.iter().map(|link| link.index).collect();
+        if let Err(error) = apply::set_tx_ports(&self.pins, &ports) {
+            conditions.push(trouble("table TX_PORTS", "TableRefused", &error));
+        }
+        let host = plan::Host {
+            devices: managed.iter().map(|link| (link.index, link.mac)).collect(),
+            veths: managed
+                .iter()
+                .filter(|link| link.is_veth)
+                .map(|link| link.index)
+                .collect(),
+            busy_ports: busy_ports(conditions),
+            port_secret: self.port_secret,
+        };
+        let wanted = Wanted {
+            desired,
+            reach: &reach,
+            host: &host,
+            ring_slots: self.document.load_balancer.ring_slots,
+            drain_window: self.document.load_balancer.drain_window,
+        };
+        let known = self
+            .actual
+            .take()
+            .map_or_else(|| self.store.observe().map(Arc::new), Ok);
+        let actual = match known {
+            Ok(actual) => actual,
+            Err(error) => {
+                conditions.push(trouble("tables", "TablesUnreadable", &error));
+                return Tables {
+                    actual: Arc::default(),
+                    programmed: BTreeMap::new(),
+                    wake: Some(now + Duration::from_secs(1)),
+                    in_sync: false,
+                };
+            }
+        };
+        let plan = plan::plan(&wanted, &actual, &self.memory, now);
+        conditions.extend(plan.conditions.iter().cloned());
+        let outcome = apply::run(&plan.steps, &mut self.store);
+        conditions.extend(outcome.obstacles.iter().map(|obstacle| {
+            Condition {
+                object: "tables".to_owned(),
+                origin: String::new(),
+                reason: if obstacle.left_out {
+                    "StepLeftOut"
+                } else {
+                    "StepFailed"
+                }
+                .to_owned(),
+                message: format!("{}: {}", obstacle.step, obstacle.why),
+            }
+        }));
+        self.after(plan, &outcome, actual, now)
+    }
+
+    fn after(
+        &mut self,
+        plan: Plan,
+        outcome: &Outcome,
+        before: Arc<Actual>,
+        now: Duration,
+    ) -> Tables {
+        let in_sync = outcome.is_complete();
+        if outcome.done > 0 {
+            info!(
+                steps = outcome.done,
+                failed = outcome.obstacles.len(),
+                "tables programmed"
+            );
+        }
+        let actual = if plan.steps.is_empty() {
+            before
+        } else if in_sync {
+            Arc::new(Arc::unwrap_or_clone(before).after(&plan.steps))
+        } else {
+            self.store.observe().map_or(before, Arc::new)
+        };
+        let mut programmed = plan.programmed;
+        if in_sync {
+            self.memory = plan.memory;
+            self.actual = Some(actual.clone());
+        } else {
+            // Only what the kernel shows counts.
+            programmed.retain(|frontend, _| {
+                let port = Port::new(frontend.port);
+                let key = ServiceKey::new(frontend.addr.into(), port, frontend.proto);
+                actual.services.get(&key).is_some_and(|row| row.slots > 0)
+            });
+        }
+        Tables {
+            actual,
+            programmed,
+            wake: if in_sync {
+                plan.wake
+            } else {
+                Some(now + Duration::from_secs(1))
+            },
+            in_sync,
+        }
+    }
+
+    /// How packets get to each backend; keeps the neighbours on these ways resolved.
+    async fn reach(
+        &mut self,
+        desired: &Desired,
+        conditions: &mut Vec<Condition>,
+    ) -> BTreeMap<IpAddr, plan::Reach> {
+        let backends: BTreeSet<IpAddr> = desired
+            .services
+            .values()
+            .flat_map(|service| service.backends.keys().map(|backend| backend.addr))
+            .collect();
+        let mut reach = BTreeMap::new();
+        let mut neighbours = BTreeSet::new();
+        for address in backends {
+            let way = match self.netlink.reach(address).await {
+                Ok(way) => way,
+                Err(error) => {
+                    conditions.push(trouble("host", "RouteUnknown", &error));
+                    continue;
+                }
+            };
+            neighbours.extend(way.neighbour(address));
+            let way = match way {
+                Reach::OnLink { .. } => plan::Reach::OnLink,
+                Reach::Routed { .. } => plan::Reach::Routed,
+                Reach::Local | Reach::Unreachable => plan::Reach::Unreachable,
+            };
+            reach.insert(address, way);
+        }
+        if let Err(error) = self.netlink.keep_neighbours(&neighbours).await {
+            conditions.push(trouble("host", "NeighbourRefused", &error));
+        }
+        reach
+    }
+
+    /// Puts learnt routes into the kernel's table and takes others of ours out.
+    async fn route(&mut self, conditions: &mut Vec<Condition>) -> Vec<types::Route> {
+        let learnt = self.speakers.learnt();
+        let wanted: Routes = learnt
+            .iter()
+            .map(|(prefix, paths)| {
+                let hops = paths.iter().map(|path| NextHop {
+                    via: path.next_hop,
+                    dev: None,
+                });
+                (*prefix, hops.collect())
+            })
+            .collect();
+        self.settled |= self.speakers.are_complete() || now() - self.started > DEFERRAL;
+        let mut refused: BTreeMap<IpNetwork, String> = BTreeMap::new();
+        match self.netlink.learnt_routes().await {
+            Ok(kernel) => {
+                for step in plan::routes::plan(&wanted, &kernel) {
+                    if !self.settled && matches!(step, RouteStep::Remove(_)) {
+                        continue;
+                    }
+                    if let Err(error) = self.netlink.apply_route(&step).await {
+                        refused.insert(step.prefix(), error.to_string());
+                    }
+                }
+            }
+            Err(error) => {
+                conditions.push(trouble("host", "RoutesUnreadable", &error));
+                refused.extend(wanted.keys().map(|prefix| (*prefix, error.to_string())));
+            }
+        }
+        conditions.extend(refused.iter().map(|(prefix, why)| Condition {
+            object: format!("route {prefix}"),
+            origin: String::new(),
+            reason: "RouteRefused".to_owned(),
+            message: why.clone(),
+        }));
+        wanted
+            .iter()
+            .map(|(prefix, hops)| {
+                let why = refused.get(prefix);
+                types::Route {
+                    prefix: prefix.to_string(),
+                    next_hops: hops.iter().map(|hop| hop.via.to_string()).collect(),
+                    installed: why.is_none(),
+                    reason: why.cloned().unwrap_or_else(|| "best path".to_owned()),
+                }
+            })
+            .collect()
+    }
+}
+
+fn busy_ports(conditions: &mut Vec<Condition>) -> Vec<RangeInclusive<u16>> {
+    match sysctl::local_ports() {
+        Ok(range) => vec![range],
+        Err(error) => {
+            conditions.push(trouble("host", "PortRangeUnreadable", &error));
+            // The kernel's default.
+            vec![32768..=60999]
+        }
+    }
+}
+
+fn trouble(object: &str, reason: &str, error: &impl std::fmt::Display) -> Condition {
+    Condition {
+        object: object.to_owned(),
+        origin: String::new(),
+        reason: reason.to_owned(),
+        message: error.to_string(),
+    }
+}

@@ -1,0 +1,325 @@
+//! Keeps one BGP speaker per virtual router: started, changed by difference, stopped.
+//!
+//! A change of peers or announcements reaches the running speaker and resets no session that it need
+//! not; a change of the router itself (its identifier, its port) starts it anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use fairlead_bgp::Event;
+use fairlead_bgp::config::{
+    Announcement as Told, Announcements, GracefulRestart, ImportPolicy, PeerConfig, PrefixRule,
+    SpeakerConfig,
+};
+use fairlead_bgp::wire::Family;
+use ipnetwork::IpNetwork;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::bgp_io::{self, BgpHandle, LearntRoutes};
+use crate::config::document::{Bgp, Import};
+use crate::desired::announce::Announcement;
+use crate::desired::{self, Condition, Desired, NodeState, VirtualRouter};
+
+/// How many equal paths are used together, as routers of this class do.
+const MULTIPATH: usize = 64;
+
+/// The speakers of this node.
+#[derive(Debug)]
+pub struct Speakers {
+    running: BTreeMap<u32, Running>,
+    /// A learnt route changed somewhere.
+    changed: mpsc::Sender<()>,
+    /// The routers' peers kept the routes of an agent that ran before this one.
+    restarting: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    config: SpeakerConfig,
+    listen: Option<u16>,
+    peers: Vec<PeerConfig>,
+    told: Option<Announcements>,
+    handle: BgpHandle,
+    /// Who has told all its routes, of which family.
+    complete: watch::Receiver<BTreeSet<(String, Family)>>,
+    stop: CancellationToken,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Speakers {
+    /// None yet. `restarting`: the datapath of an earlier agent was found forwarding.
+    pub fn new(changed: mpsc::Sender<()>, restarting: bool) -> Self {
+        Self {
+            running: BTreeMap::new(),
+            changed,
+            restarting,
+        }
+    }
+
+    /// Makes the speakers those that are desired; says which could not be.
+    pub async fn follow(&mut self, desired: &Desired, bgp: &Bgp) -> Vec<Condition> {
+        let gone: Vec<u32> = self
+            .running
+            .keys()
+            .filter(|asn| !desired.routers.contains_key(asn))
+            .copied()
+            .collect();
+        for asn in gone {
+            info!(asn, "the virtual router is no longer desired");
+            self.end(asn, Some("the peering policy was removed")).await;
+        }
+        let mut conditions = Vec::new();
+        for (&asn, router) in &desired.routers {
+            if let Err(error) = self.follow_one(asn, router, &desired.node, bgp).await {
+                warn!(
+                    asn,
+                    error = format!("{error:#}"),
+                    "no BGP for this virtual router"
+                );
+                conditions.push(Condition {
+                    object: format!("CiliumBGPPeeringPolicy {}", router.object),
+                    origin: String::new(),
+                    reason: "SpeakerFailed".to_owned(),
+                    message: format!("{error:#}"),
+                });
+            }
+        }
+        conditions
+    }
+
+    async fn follow_one(
+        &mut self,
+        asn: u32,
+        router: &VirtualRouter,
+        node: &NodeState,
+        bgp: &Bgp,
+    ) -> Result<()> {
+        let router_id = router
+            .router_id
+            .or(node.ipv4)
+            .with_context(|| {
+                format!(
+                    "AS {asn} has no router id: give the Node an IPv4 InternalIP, or the annotation cilium.io/bgp-virtual-router.{asn}: router-id=A.B.C.D"
+                )
+            })?;
+        let config = SpeakerConfig {
+            local_as: asn,
+            router_id,
+            hostname: Some(bgp.hostname.clone().unwrap_or_else(|| node.name.clone())),
+            multipath_limit: MULTIPATH,
+        };
+        let is_other =
+            |running: &Running| running.config != config || running.listen != router.local_port;
+        if self.running.get(&asn).is_some_and(is_other) {
+            info!(asn, "the virtual router changed: its sessions start anew");
+            self.end(asn, None).await;
+        }
+        if !self.running.contains_key(&asn) {
+            let running = self.start(config, router.local_port)?;
+            info!(asn, %router_id, listen = router.local_port, "BGP speaker started");
+            self.running.insert(asn, running);
+        }
+        let peers = self.peers(router, node, bgp);
+        if let Some(running) = self.running.get_mut(&asn)
+            && running.peers != peers
+        {
+            running.handle.set_peers(peers.clone()).await?;
+            running.peers = peers;
+        }
+        Ok(())
+    }
+
+    fn start(&self, config: SpeakerConfig, listen: Option<u16>) -> Result<Running> {
+        let stop = CancellationToken::new();
+        // The jitter must differ between nodes, not be secret.
+        let seed = u64::from(u32::from(config.router_id)) << 32 | u64::from(config.local_as);
+        let (handle, driver) = bgp_io::start(config.clone(), seed, listen, stop.clone())
+            .with_context(|| format!("listening on port {}", listen.unwrap_or_default()))?;
+        let (complete_in, complete) = watch::channel(BTreeSet::new());
+        let watcher = tokio::spawn(watch_speaker(
+            handle.learnt(),
+            handle.events(),
+            complete_in,
+            self.changed.clone(),
+        ));
+        Ok(Running {
+            config,
+            listen,
+            peers: Vec::new(),
+            told: None,
+            handle,
+            complete,
+            stop,
+            tasks: [driver, watcher],
+        })
+    }
+
+    fn peers(&self, router: &VirtualRouter, node: &NodeState, bgp: &Bgp) -> Vec<PeerConfig> {
+        router
+            .neighbors
+            .iter()
+            .map(|(&(address, port), neighbor)| PeerConfig {
+                port,
+                hold_time: neighbor.hold,
+                keepalive_time: neighbor.keepalive,
+                connect_retry_time: neighbor.connect_retry,
+                ebgp_multihop_ttl: neighbor.ebgp_multihop_ttl,
+                families: neighbor.families.iter().copied().map(family).collect(),
+                import: import(&bgp.import),
+                max_prefixes: bgp.max_prefixes.map(|limit| limit as usize),
+                graceful_restart: neighbor
+                    .graceful_restart
+                    .map(|restart_time| GracefulRestart {
+                        restart_time,
+                        restarting: self.restarting,
+                        // The pinned datapath forwards without us.
+                        forwarding_preserved: true,
+                    }),
+                next_hop_v4: node.ipv4,
+                next_hop_v6: node.ipv6,
+                ..PeerConfig::new(address.to_string(), address, neighbor.asn)
+            })
+            .collect()
+    }
+
+    /// Tells the peers what is announced.
+    pub async fn announce(&mut self, all: &BTreeMap<u32, BTreeMap<IpNetwork, Announcement>>) {
+        for (asn, running) in &mut self.running {
+            let told: Announcements = all
+                .get(asn)
+                .into_iter()
+                .flatten()
+                .filter(|(_, announcement)| announcement.state.is_announced())
+                .map(|(prefix, _)| (*prefix, Told::default()))
+                .collect();
+            if running.told.as_ref() == Some(&told) {
+                continue;
+            }
+            let before = running.told.take().unwrap_or_default();
+            for prefix in told.keys().filter(|prefix| !before.contains_key(prefix)) {
+                info!(asn, %prefix, "announced");
+            }
+            for prefix in before.keys().filter(|prefix| !told.contains_key(prefix)) {
+                info!(asn, %prefix, "withdrawn");
+            }
+            // A speaker that has stopped is missed where it is asked.
+            if running.handle.set_announcements(told.clone()).await.is_ok() {
+                running.told = Some(told);
+            }
+        }
+    }
+
+    /// The learnt routes of all speakers together; of two with one prefix the lower AS number's stand.
+    pub fn learnt(&self) -> LearntRoutes {
+        let mut all = LearntRoutes::new();
+        for running in self.running.values() {
+            let learnt: Arc<LearntRoutes> = running.handle.learnt().borrow().clone();
+            for (prefix, paths) in learnt.iter() {
+                all.entry(*prefix).or_insert_with(|| paths.clone());
+            }
+        }
+        all
+    }
+
+    /// Whether every peer has told all its routes (End-of-RIB, RFC 4724 §2).
+    pub fn are_complete(&self) -> bool {
+        self.running.values().all(|running| {
+            let complete = running.complete.borrow();
+            running.peers.iter().all(|peer| {
+                let families = peer.families.iter();
+                families
+                    .map(|family| (peer.name.clone(), *family))
+                    .all(|told| complete.contains(&told))
+            })
+        })
+    }
+
+    /// Ways to ask them.
+    pub fn handles(&self) -> BTreeMap<u32, BgpHandle> {
+        self.running
+            .iter()
+            .map(|(asn, running)| (*asn, running.handle.clone()))
+            .collect()
+    }
+
+    /// Stops all. With a text the peers are told that it is on purpose, and drop our routes; without
+    /// one the connections just end, and peers with graceful restart keep them.
+    pub async fn stop(&mut self, farewell: Option<&str>) {
+        let all: Vec<u32> = self.running.keys().copied().collect();
+        for asn in all {
+            self.end(asn, farewell).await;
+        }
+    }
+
+    async fn end(&mut self, asn: u32, farewell: Option<&str>) {
+        let Some(running) = self.running.remove(&asn) else {
+            return;
+        };
+        if let Some(text) = farewell {
+            // Stopped already: there is nobody left to tell.
+            let _ = running.handle.shutdown(text).await;
+        }
+        running.stop.cancel();
+        drop(running.handle);
+        for task in running.tasks {
+            if let Err(error) = task.await {
+                warn!(asn, %error, "a task of the speaker failed");
+            }
+        }
+    }
+}
+
+/// Wakes the agent when learnt routes change or a peer has told them all.
+async fn watch_speaker(
+    mut learnt: watch::Receiver<Arc<LearntRoutes>>,
+    mut events: broadcast::Receiver<Event>,
+    complete: watch::Sender<BTreeSet<(String, Family)>>,
+    changed: mpsc::Sender<()>,
+) {
+    loop {
+        tokio::select! {
+            alive = learnt.changed() => if alive.is_err() {
+                return;
+            },
+            event = events.recv() => match event {
+                Ok(Event::EndOfRib { peer, family }) => {
+                    complete.send_modify(|complete| {
+                        complete.insert((peer, family));
+                    });
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+        }
+        // A full channel holds a change that nobody has looked at: one is enough.
+        let _ = changed.try_send(());
+    }
+}
+
+fn family(family: desired::Family) -> Family {
+    match family {
+        desired::Family::Ipv4 => Family::Ipv4Unicast,
+        desired::Family::Ipv6 => Family::Ipv6Unicast,
+    }
+}
+
+fn import(import: &Import) -> ImportPolicy {
+    match import {
+        Import::None => ImportPolicy::Nothing,
+        Import::All => ImportPolicy::All,
+        Import::Prefixes(rules) => ImportPolicy::Prefixes(
+            rules
+                .iter()
+                .map(|rule| PrefixRule {
+                    prefix: rule.prefix,
+                    ge: Some(rule.ge),
+                    le: Some(rule.le),
+                })
+                .collect(),
+        ),
+    }
+}

@@ -1,0 +1,344 @@
+//! `fairlead`'s command line: what was typed -> what is meant -> done.
+//!
+//! Exit codes: 0 done, 1 the answer is no, 2 usage or error, 78 (`EX_CONFIG`) a configuration that
+//! cannot be read, so that a service manager does not restart into the same error.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::document::{DEFAULT_CONFIG, DEFAULT_PIN_PATH, Device, Document, Role, XdpMode};
+use crate::config::load::{self, Invalid};
+use crate::{agent, telemetry};
+
+/// `EX_CONFIG` of sysexits.h.
+const BAD_CONFIG: u8 = 78;
+
+/// Balances, translates and routes in the kernel, and speaks BGP with the routers around it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fairlead",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+struct Fairlead {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs the agent; on SIGTERM it leaves, and what it programmed keeps forwarding
+    Run(Box<Overrides>),
+    /// Reads the configuration and the manifests, says what is wrong with them and exits
+    CheckConfig(Box<Overrides>),
+    /// Removes programs, tables, learnt routes: everything that an agent left; traffic stops
+    Cleanup(Box<Overrides>),
+    /// Attaches network namespaces as pods
+    #[command(subcommand)]
+    Pod(PodVerb),
+    /// Unwraps packets of balancers on a backend's interface
+    #[command(subcommand)]
+    Decap(DecapVerb),
+}
+
+/// Flags that stand above the configuration file.
+#[derive(Args, Debug)]
+struct Overrides {
+    /// The configuration
+    #[arg(long, env = "FAIRLEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// This node's name
+    #[arg(long, env = "FAIRLEAD_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// The folder of manifests to watch
+    #[arg(long, env = "FAIRLEAD_MANIFESTS", value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// An uplink, towards the routers; may be given several times
+    #[arg(long = "device", value_name = "IFACE")]
+    devices: Vec<String>,
+    /// The unix socket for dpctl
+    #[arg(long, env = "FAIRLEAD_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Where programs, tables and links are pinned (on a bpf file system)
+    #[arg(long, env = "FAIRLEAD_PIN_PATH", value_name = "DIR")]
+    pin_path: Option<PathBuf>,
+    /// How XDP programs run
+    #[arg(long, value_enum, value_name = "MODE")]
+    xdp_mode: Option<XdpModeArg>,
+    /// Announces nothing any more when the agent is stopped (default: peers keep the routes)
+    #[arg(long)]
+    withdraw_on_exit: bool,
+    /// Log lines as JSON (default: when stdout is not a terminal)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    log_json: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum XdpModeArg {
+    Auto,
+    Driver,
+    Generic,
+}
+
+impl From<XdpModeArg> for XdpMode {
+    fn from(mode: XdpModeArg) -> Self {
+        match mode {
+            XdpModeArg::Auto => Self::Auto,
+            XdpModeArg::Driver => Self::Driver,
+            XdpModeArg::Generic => Self::Generic,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum PodVerb {
+    /// Gives a network namespace a link to this node, addresses and default routes
+    Add {
+        /// The pod's name
+        name: String,
+        /// Its network namespace: a name of `ip netns`, or a path
+        #[arg(long)]
+        netns: String,
+        /// An address of the pod, IPv4 or IPv6; may be given several times
+        #[arg(long = "ip", required = true)]
+        ips: Vec<IpAddr>,
+        #[command(flatten)]
+        pins: Pins,
+    },
+    /// Takes the link away again
+    Del {
+        /// The pod's name
+        name: String,
+        #[command(flatten)]
+        pins: Pins,
+    },
+    /// Lists the pods of this node
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum DecapVerb {
+    /// Attaches the unwrapping program
+    Attach {
+        /// The interface on which encapsulated packets arrive
+        interface: String,
+        /// A service address that this backend answers for; may be given several times
+        #[arg(long = "address", required = true)]
+        addresses: Vec<IpAddr>,
+        /// How the program runs
+        #[arg(long, value_enum, value_name = "MODE", default_value = "auto")]
+        xdp_mode: XdpModeArg,
+        #[command(flatten)]
+        pins: Pins,
+    },
+    /// Detaches it
+    Detach {
+        /// The interface
+        interface: String,
+        #[command(flatten)]
+        pins: Pins,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Pins {
+    /// Where the agent pins its programs
+    #[arg(long, env = "FAIRLEAD_PIN_PATH", value_name = "DIR", default_value = DEFAULT_PIN_PATH)]
+    pin_path: PathBuf,
+}
+
+/// Runs `fairlead` on the process's arguments.
+pub fn main() -> ExitCode {
+    match run(Fairlead::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nothing is left to do when stderr is closed as well.
+            let _ = writeln!(std::io::stderr(), "fairlead: {error:#}");
+            match error.downcast_ref::<Invalid>() {
+                Some(_) => ExitCode::from(BAD_CONFIG),
+                None => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Run(flags) => {
+            let document = flags.document()?;
+            telemetry::logs::start(flags.log_json);
+            runtime()?.block_on(agent::run(document, flags.withdraw_on_exit))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::CheckConfig(flags) => check(&flags.document()?),
+        Verb::Cleanup(flags) => {
+            let document = flags.document()?;
+            say(&runtime()?.block_on(agent::cleanup(&document))?)
+        }
+        Verb::Pod(PodVerb::Add {
+            name,
+            netns,
+            ips,
+            pins,
+        }) => say(&runtime()?.block_on(agent::add_pod(&pins.pin_path, &name, &netns, &ips))?),
+        Verb::Pod(PodVerb::Del { name, pins }) => {
+            say(&[runtime()?.block_on(agent::remove_pod(&pins.pin_path, &name))?])
+        }
+        Verb::Pod(PodVerb::List) => say(&runtime()?.block_on(agent::list_pods())?),
+        Verb::Decap(DecapVerb::Attach {
+            interface,
+            addresses,
+            xdp_mode,
+            pins,
+        }) => {
+            let pins = &pins.pin_path;
+            say(&[agent::attach_decap(
+                pins,
+                &interface,
+                &addresses,
+                xdp_mode.into(),
+            )?])
+        }
+        Verb::Decap(DecapVerb::Detach { interface, pins }) => {
+            say(&[agent::detach_decap(&pins.pin_path, &interface)?])
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the async runtime")
+}
+
+/// Says what is wrong with the manifests; the configuration itself has been read already.
+fn check(document: &Document) -> Result<ExitCode> {
+    let conditions = agent::check_manifests(document)?;
+    let mut lines: Vec<String> = conditions
+        .iter()
+        .map(|c| {
+            let origin = if c.origin.is_empty() {
+                &c.object
+            } else {
+                &c.origin
+            };
+            format!("{origin}: {} ({}): {}", c.object, c.reason, c.message)
+        })
+        .collect();
+    let good = lines.is_empty();
+    if good {
+        lines.push("the configuration and the manifests are good".to_owned());
+    }
+    say(&lines)?;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}
+
+fn say(lines: &[String]) -> Result<ExitCode> {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // A reader that went away has read enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+impl Overrides {
+    /// The configuration with these flags above it. A file that was named must be there; the default
+    /// one need not.
+    fn document(&self) -> Result<Document> {
+        let mut document = match &self.config {
+            Some(path) => load::load(path)?,
+            None if Path::new(DEFAULT_CONFIG).exists() => load::load(Path::new(DEFAULT_CONFIG))?,
+            None => Document::default(),
+        };
+        if let Some(name) = &self.node_name {
+            document.node_name = Some(name.clone());
+        }
+        if let Some(folder) = &self.manifests {
+            document.manifests = Some(folder.clone());
+        }
+        if !self.devices.is_empty() {
+            let uplink = |name: &String| Device {
+                name: name.clone(),
+                role: Role::Uplink,
+            };
+            document.devices = self.devices.iter().map(uplink).collect();
+        }
+        if let Some(socket) = &self.socket {
+            document.socket.clone_from(socket);
+        }
+        if let Some(path) = &self.pin_path {
+            document.bpf.pin_path.clone_from(path);
+        }
+        if let Some(mode) = self.xdp_mode {
+            document.bpf.xdp_mode = mode.into();
+        }
+        Ok(document)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn overrides(words: &[&str]) -> Overrides {
+        let words = [&["fairlead", "check-config"], words].concat();
+        match Fairlead::parse_from(words).verb {
+            Verb::CheckConfig(flags) => *flags,
+            verb => panic!("{verb:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Fairlead::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_stands_above_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, "nodeName: from-file\nsocket: /from/file\n").unwrap();
+
+        let document = overrides(&[
+            "--config",
+            file.to_str().unwrap(),
+            "--node-name",
+            "flag",
+            "--device",
+            "eth7",
+        ])
+        .document()
+        .unwrap();
+
+        assert_eq!(document.node_name.as_deref(), Some("flag"));
+        assert_eq!(document.socket, Path::new("/from/file"));
+        assert_eq!(document.devices[0].name, "eth7");
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let error = overrides(&["--config", "/nowhere/config.yaml"])
+            .document()
+            .unwrap_err();
+
+        assert!(
+            error.to_string().contains("/nowhere/config.yaml"),
+            "{error}"
+        );
+    }
+}
