@@ -193,7 +193,8 @@ fn a_device_whose_row_another_one_holds_is_not_ours() {
         let row = Device {
             ifindex: UP1.ifindex + 4096,
             mac: UP1.mac,
-            pad: [0; 2],
+            flags: 0,
+            pad: 0,
         };
         node.set::<Devices>(&UP1.ifindex, &row);
 
