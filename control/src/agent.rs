@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use fairlead_common::tables::{Services, Table};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -94,8 +95,12 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     pins.prepare()?;
     let lock = pins.lock()?;
     let listener = server::bind(&document.socket).await?;
-    let restarting = pins.exist();
     let loaded = load::load(&pins, &lock)?;
+    // An earlier agent's services are in the kernel: packets are forwarded while nobody speaks for us.
+    let restarting = loaded
+        .fresh
+        .iter()
+        .all(|table| table.table != Services::NAME);
     for table in loaded.fresh.iter().filter(|table| table.replaced.is_some()) {
         info!("{table}");
     }
