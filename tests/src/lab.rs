@@ -210,6 +210,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Waits until both nodes have learnt the way to each other's pods, to the client and to outside,
+    /// and balance to both backends in both families.
+    pub fn wait_until_settled(&self) -> Result<()> {
+        wait_for("both nodes to settle", 20, || {
+            for node in &self.nodes {
+                node.has_settled().with_context(|| node.plan.name())?;
+            }
+            Ok(Some(()))
+        })
+    }
+
     /// The folder of its files.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -374,6 +385,30 @@ impl Node {
     pub fn cleanup(&self) -> Result<String> {
         let config = self.config();
         self.fairlead(&["cleanup", "--config", &config.display().to_string()])
+    }
+
+    fn has_settled(&self) -> Result<()> {
+        let routes = self.ask(&["routes"])?;
+        let other = Plan(3 - self.plan.0).pod_cidrs();
+        let others = other.iter().map(String::as_str);
+        for prefix in others.chain(["192.0.2.0/24", "2001:db8:c::/64", "198.18.0.0/24"]) {
+            let mut found = routes.as_array().into_iter().flatten();
+            let installed = found.any(|r| r["prefix"] == prefix && r["installed"] == true);
+            ensure!(installed, "no route to {prefix}");
+        }
+        let services = self.ask(&["services"])?;
+        for backend in services
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|service| service["backends"].as_array().into_iter().flatten())
+        {
+            ensure!(
+                backend["slots"].as_u64() > Some(0),
+                "{backend} is on no ring"
+            );
+        }
+        Ok(())
     }
 
     /// Asks the agent with `dpctl` and returns what it printed; its exit code does not matter.

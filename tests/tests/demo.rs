@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use etherparse::{NetSlice, SlicedPacket};
 use fairlead_tests::lab::traffic::{fetch, fetch_many};
 use fairlead_tests::lab::{CLIENT, Lab, OUTSIDE, Plan, SERVICE, SERVICE_PORT};
@@ -20,6 +20,7 @@ fn lab(prefix: &str) -> Option<Lab> {
     }
     let mut lab = Lab::up(prefix).unwrap();
     lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
     Some(lab)
 }
 
@@ -59,8 +60,6 @@ fn a_service_is_reached_through_both_nodes_with_the_clients_own_address() {
 #[test]
 fn a_pod_reaches_a_pod_by_a_learnt_route_and_every_hop_answers() {
     let Some(lab) = lab("fl-pod") else { return };
-    wait_for_pod_routes(&lab).unwrap();
-
     for (family, address) in Plan(2).web().into_iter().enumerate() {
         let answer = fetch(&lab.nodes[0].pod, &address, SERVICE_PORT).unwrap();
 
@@ -182,23 +181,6 @@ fn an_agent_that_is_terminated_leaves_traffic_flowing() {
     lab.nodes[1].start_agent().unwrap();
     lab.wait_for_next_hops(&[1, 2], 10).unwrap();
     fetch_many(&lab.client, SERVICE[1], SERVICE_PORT, 10).unwrap();
-}
-
-fn wait_for_pod_routes(lab: &Lab) -> Result<()> {
-    wait_for("routes to the other node's pods", 10, || {
-        for node in &lab.nodes {
-            let other = Plan(3 - node.plan.0);
-            for (cidr, family) in other.pod_cidrs().iter().zip(["-4", "-6"]) {
-                let routes = node.netns.run(&format!("ip {family} route show {cidr}"))?;
-                ensure!(
-                    !routes.trim().is_empty(),
-                    "{} has no route to {cidr}",
-                    node.plan.name()
-                );
-            }
-        }
-        Ok(Some(()))
-    })
 }
 
 fn traceroute(from: &Netns, to: &str) -> Result<Vec<String>> {

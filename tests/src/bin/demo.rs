@@ -154,7 +154,10 @@ fn walk(report: &Report, lab: &mut Lab, keep: bool) -> Result<()> {
         "agents; the router has the service by both nodes, in both families",
         || lab.start_agents(),
     )?;
-    report.step("both nodes learnt each other's pods", || wait_for_pods(lab))?;
+    report.step(
+        "both nodes learnt the routes, and balance to both backends",
+        || lab.wait_until_settled(),
+    )?;
     report.show(
         "dpctl status                                   (node1)",
         &lab.nodes[0].dpctl(&["status"])?,
@@ -339,24 +342,6 @@ fn walk(report: &Report, lab: &mut Lab, keep: bool) -> Result<()> {
     );
 
     Ok(())
-}
-
-fn wait_for_pods(lab: &Lab) -> Result<()> {
-    wait_for("routes to the other node's pods", 10, || {
-        for node in &lab.nodes {
-            let routes = node.ask(&["routes"])?;
-            let other = Plan(3 - node.plan.0);
-            for cidr in other.pod_cidrs() {
-                let installed = routes.as_array().is_some_and(|routes| {
-                    routes
-                        .iter()
-                        .any(|r| r["prefix"] == cidr && r["installed"] == true)
-                });
-                ensure!(installed, "{} has no route to {cidr}", node.plan.name());
-            }
-        }
-        Ok(Some(()))
-    })
 }
 
 fn service_packets(node: &lab::Node) -> Result<u64> {
