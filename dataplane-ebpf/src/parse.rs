@@ -319,3 +319,93 @@ fn enough<const N: usize>(header: View<'_, N>, bytes: u32) -> Result<View<'_, N>
     }
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::buffer::Buffer;
+
+    /// A frame of random bytes but for what makes a whole packet of one: and often one of these is wrong.
+    fn almost_whole() -> impl Strategy<Value = Vec<u8>> {
+        let bytes = proptest::collection::vec(any::<u8>(), 74..120);
+        let spoil = proptest::option::weighted(0.3, (12_usize..60, any::<u8>()));
+        (bytes, any::<bool>(), any::<bool>(), spoil).prop_map(
+            |(mut frame, is_v4, is_tcp, spoil)| {
+                let proto = if is_tcp { 6 } else { 17 };
+                let transport = if is_v4 { 34 } else { 54 };
+                let total = frame.len() as u16 - 14;
+                if is_v4 {
+                    frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+                    frame[16..18].copy_from_slice(&total.to_be_bytes());
+                    frame[20..22].copy_from_slice(&[0x40, 0]);
+                    frame[23] = proto;
+                } else {
+                    frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                    frame[18..20].copy_from_slice(&(total - 40).to_be_bytes());
+                    frame[20] = proto;
+                }
+                if is_tcp {
+                    frame[transport + 12] = 0x50;
+                } else {
+                    let length = (frame.len() - transport) as u16;
+                    frame[transport + 4..transport + 6].copy_from_slice(&length.to_be_bytes());
+                }
+                if let Some((at, byte)) = spoil {
+                    frame[at] = byte;
+                }
+                frame
+            },
+        )
+    }
+
+    proptest! {
+        /// What we take for a whole packet with ports, etherparse takes for the same one.
+        #[test]
+        fn etherparse_reads_the_same_in_every_packet_that_we_accept(frame in almost_whole()) {
+            let buffer = Buffer(frame);
+            let network = network(&buffer);
+            prop_assume!(network.is_ok());
+            let network = network.unwrap();
+            let transport = transport(&buffer, &network);
+            prop_assume!(transport.as_ref().is_ok_and(|transport| transport.kind == Kind::Ports));
+            let transport = transport.unwrap();
+
+            // Lax: TCP options and the length of UDP are the ends' concern.
+            let sliced = LaxSlicedPacket::from_ethernet(&buffer.0).unwrap();
+            prop_assume!(sliced.stop_err.is_none());
+
+            let (src, dst) = match &sliced.net {
+                Some(LaxNetSlice::Ipv4(ip)) => (
+                    Addr::from(ip.header().source_addr()),
+                    Addr::from(ip.header().destination_addr()),
+                ),
+                Some(LaxNetSlice::Ipv6(ip)) => (
+                    Addr::from_v6_halves(halves(ip.header().source())),
+                    Addr::from_v6_halves(halves(ip.header().destination())),
+                ),
+                other => return Err(TestCaseError::fail(std::format!("{other:?}"))),
+            };
+            let ports = match &sliced.transport {
+                Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+                Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+                other => return Err(TestCaseError::fail(std::format!("{other:?}"))),
+            };
+            prop_assert_eq!((network.src, network.dst), (src, dst));
+            prop_assert_eq!(
+                (transport.src_port.number(), transport.dst_port.number()),
+                ports
+            );
+        }
+    }
+
+    fn halves(octets: [u8; 16]) -> [u64; 2] {
+        let (halves, _) = octets.as_chunks::<8>();
+        [u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1])]
+    }
+}

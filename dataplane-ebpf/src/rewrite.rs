@@ -340,3 +340,158 @@ fn set_ether_type(frame: &mut impl Frame, ip_at: usize, family: Family) -> Resul
     view_mut::<2>(frame, ip_at - 2)?.set::<u16, 0>(kind);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::buffer::Buffer;
+    use crate::parse;
+
+    const HOP: Hop = Hop {
+        ifindex: 2,
+        // As the kernel writes it: four unused bytes, 02:..:0a, 02:..:0b.
+        macs: [
+            u64::from_ne_bytes([0xee, 0xee, 0xee, 0xee, 2, 1, 1, 1]),
+            u64::from_ne_bytes([1, 0x0a, 2, 2, 2, 2, 2, 0x0b]),
+        ],
+    };
+    const HOP_MACS: [u8; 12] = [2, 2, 2, 2, 2, 0x0b, 2, 1, 1, 1, 1, 0x0a];
+
+    /// A frame by etherparse: `tags` VLAN tags, an IP header of the family, UDP.
+    fn frame(tags: usize, family: Family, ttl: u8, payload: &[u8]) -> Buffer {
+        let ethernet = PacketBuilder::ethernet2([9; 6], [8; 6]);
+        let mut bytes = Vec::new();
+        macro_rules! build {
+            ($link:expr) => {
+                match family {
+                    Family::V4 => $link
+                        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], ttl)
+                        .udp(1000, 2000)
+                        .write(&mut bytes, payload),
+                    Family::V6 => $link
+                        .ipv6([1; 16], [2; 16], ttl)
+                        .udp(1000, 2000)
+                        .write(&mut bytes, payload),
+                }
+            };
+        }
+        let vlan = |id: u16| etherparse::VlanId::try_new(id).unwrap();
+        match tags {
+            0 => build!(ethernet),
+            1 => build!(ethernet.single_vlan(vlan(7))),
+            _ => build!(ethernet.double_vlan(vlan(7), vlan(8))),
+        }
+        .unwrap();
+        Buffer(bytes)
+    }
+
+    fn family() -> impl Strategy<Value = Family> {
+        prop_oneof![Just(Family::V4), Just(Family::V6)]
+    }
+
+    /// Whether every checksum of a frame is right, by etherparse.
+    fn is_consistent(bytes: &[u8]) -> bool {
+        let sliced = SlicedPacket::from_ethernet(bytes).unwrap();
+        let Some(TransportSlice::Udp(udp)) = &sliced.transport else {
+            return false;
+        };
+        let header = udp.to_header();
+        match &sliced.net {
+            Some(etherparse::NetSlice::Ipv4(ip)) => {
+                let ip = ip.header().to_header();
+                let sum = header.calc_checksum_ipv4_raw(ip.source, ip.destination, udp.payload());
+                ip.header_checksum == ip.calc_header_checksum() && sum == Ok(header.checksum)
+            }
+            Some(etherparse::NetSlice::Ipv6(ip)) => {
+                let ip = ip.header().to_header();
+                let sum = header.calc_checksum_ipv6_raw(ip.source, ip.destination, udp.payload());
+                sum == Ok(header.checksum)
+            }
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn a_frame_is_addressed_from_the_device_to_its_neighbour() {
+        let mut buffer = frame(0, Family::V4, 64, &[]);
+
+        macs(&mut buffer, &HOP).unwrap();
+
+        assert_eq!(buffer.0[..12], HOP_MACS);
+    }
+
+    proptest! {
+        #[test]
+        fn a_decremented_ttl_leaves_every_checksum_right(
+            tags in 0_usize..3, family in family(), ttl in 1_u8.., payload in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut buffer = frame(tags, family, ttl, &payload);
+            let network = parse::network(&buffer).unwrap();
+
+            decrement_ttl(&mut buffer, &network).unwrap();
+
+            prop_assert!(is_consistent(&buffer.0));
+            prop_assert_eq!(parse::network(&buffer).unwrap().ttl, ttl - 1);
+        }
+
+        #[test]
+        fn a_changed_traffic_class_leaves_every_checksum_right(
+            family in family(), class in any::<u8>(),
+        ) {
+            let mut buffer = frame(0, family, 64, &[]);
+            let network = parse::network(&buffer).unwrap();
+
+            traffic_class(&mut buffer, &network, class).unwrap();
+
+            prop_assert!(is_consistent(&buffer.0));
+            prop_assert_eq!(parse::network(&buffer).unwrap().traffic_class, class);
+        }
+
+        #[test]
+        fn a_changed_destination_leaves_every_checksum_right(
+            addr in any::<[u8; 4]>(), port in any::<u16>(), payload in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut buffer = frame(0, Family::V4, 64, &payload);
+            let network = parse::network(&buffer).unwrap();
+            let transport = parse::transport(&buffer, &network).unwrap();
+            let addr = Addr::from_v4_word(u32::from_ne_bytes(addr));
+
+            destination(&mut buffer, &network, &transport, addr, Port::new(port)).unwrap();
+
+            prop_assert!(is_consistent(&buffer.0));
+            let network = parse::network(&buffer).unwrap();
+            prop_assert_eq!(network.dst, addr);
+            prop_assert_eq!(parse::transport(&buffer, &network).unwrap().dst_port.number(), port);
+        }
+
+        #[test]
+        fn a_packet_comes_out_of_the_tunnel_as_it_went_in(
+            tags in 0_usize..3, inner in family(), outer in family(), hash in any::<u32>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut buffer = frame(tags, inner, 64, &payload);
+            let before = buffer.0.clone();
+            let network = parse::network(&buffer).unwrap();
+            let (src, dst) = match outer {
+                Family::V4 => (Addr::from_v4_word(1), Addr::from_v4_word(2)),
+                Family::V6 => (Addr::from_v6_halves([1, 2]), Addr::from_v6_halves([3, 4])),
+            };
+
+            encapsulate(&mut buffer, &network, &Tunnel { src, dst, hash }, &HOP).unwrap();
+            let header = parse::network(&buffer).unwrap();
+            prop_assert_eq!((header.src, header.dst, header.family), (src, dst, outer));
+            prop_assert_eq!(header.total as usize, buffer.0.len() - header.at);
+            prop_assert_eq!(header.whole, Ok(()));
+            decapsulate(&mut buffer, &header, inner).unwrap();
+
+            prop_assert_eq!(&buffer.0[..12], &HOP_MACS);
+            prop_assert_eq!(&buffer.0[12..], &before[12..]);
+        }
+    }
+}

@@ -208,3 +208,52 @@ const fn is_narrow_v6(addr: Addr) -> bool {
     let first = u32::from_be(addr.halves()[0] as u32);
     first == 0 || first >> 22 == 0xfe80_0000 >> 22 || first >> 24 == 0xff
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn addresses_of_a_smaller_scope_are_narrow_and_others_are_not() {
+        let is_narrow = |text: &str| match text.parse::<Ipv4Addr>() {
+            Ok(v4) => is_narrow_v4(Addr::from(v4).v4_word()),
+            Err(_) => is_narrow_v6(Addr::from(text.parse::<Ipv6Addr>().unwrap())),
+        };
+        for narrow in [
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.0.1",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "febf::1",
+            "ff02::1",
+            "ff0e::1",
+        ] {
+            assert!(is_narrow(narrow), "{narrow}");
+        }
+        for wide in [
+            "1.0.0.1",
+            "10.0.0.1",
+            "100.64.0.1",
+            "169.253.0.1",
+            "169.255.0.1",
+            "192.168.0.1",
+            "223.255.255.255",
+            "2001:db8::1",
+            "64:ff9b::1",
+            "fd00::1",
+            "fec0::1",
+            "fe00::1",
+        ] {
+            assert!(!is_narrow(wide), "{wide}");
+        }
+    }
+}

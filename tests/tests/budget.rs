@@ -19,7 +19,7 @@ const VERIFIED: [(&str, u32); 4] = [
     ("xdp_ingress", 40_000),
 ];
 /// Bytes of stack, of 512. The verifier adds what it needs for alignment.
-const STACK_BYTES: i16 = 448;
+const STACK_BYTES: i16 = 384;
 /// Kernel memory of all tables at their full size: what they share, and what each CPU adds.
 const MAP_BYTES: u64 = 144 << 20;
 const MAP_BYTES_PER_CPU: u64 = 3 << 20;
