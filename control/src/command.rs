@@ -297,10 +297,10 @@ mod tests {
 
     fn overrides(words: &[&str]) -> Overrides {
         let words = [&["fairlead", "check-config"], words].concat();
-        match Fairlead::parse_from(words).verb {
-            Verb::CheckConfig(flags) => *flags,
-            verb => panic!("{verb:?}"),
-        }
+        let Verb::CheckConfig(flags) = Fairlead::parse_from(words).verb else {
+            panic!("another verb");
+        };
+        *flags
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -218,6 +219,21 @@ impl Lab {
                 node.has_settled().with_context(|| node.plan.name())?;
             }
             Ok(Some(()))
+        })
+    }
+
+    /// Cleans a node up and tells what was said, and how long the router still used it. The router is
+    /// watched meanwhile: cleanup removes more than announcements.
+    pub fn clean_up(&self, node: &Node, left: &[u8]) -> Result<(String, Duration)> {
+        std::thread::scope(|scope| {
+            let start = now();
+            let cleanup = scope.spawn(|| node.cleanup());
+            self.wait_for_next_hops(left, 5)?;
+            let took = now() - start;
+            let said = cleanup
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok((said, took))
         })
     }
 
@@ -508,6 +524,14 @@ fn end(dir: &Path, id: i32) {
             nix::sys::signal::Signal::SIGKILL,
         );
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an edge: it times real processes"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn folder(prefix: &str) -> PathBuf {
