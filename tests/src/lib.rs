@@ -4,6 +4,7 @@
 pub mod bpffs;
 pub mod kernel;
 pub mod lab;
+pub mod netlink;
 pub mod netns;
 pub mod packet;
 pub mod peer;

@@ -63,7 +63,7 @@ const SUITES: [Suite; 4] = [
     Suite {
         choice: Choice::Kernel,
         files: &[
-            "lb", "route", "snat", "icmp", "registry", "layout", "budget",
+            "lb", "route", "snat", "decap", "verdicts", "registry", "budget",
         ],
         needs_root: true,
         threads: None,
