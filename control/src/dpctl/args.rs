@@ -25,8 +25,9 @@ use crate::config::document::DEFAULT_SOCKET;
 
 Exit codes: 0 yes or done, 1 asked and the answer is no, 2 error.")]
 pub struct Dpctl {
+    /// Absent: the help is shown.
     #[command(subcommand)]
-    pub noun: Noun,
+    pub noun: Option<Noun>,
     #[command(flatten)]
     pub global: Global,
 }

@@ -14,7 +14,12 @@ use crate::api::types::{BgpRoute, Binding, Peer, ReasonCount, Route, Service, St
 /// Asks and prints.
 pub async fn run(typed: Dpctl) -> Result<Outcome> {
     let global = &typed.global;
-    match typed.noun {
+    let Some(noun) = typed.noun else {
+        // Clap would do this by itself, but takes a variable in the environment for an argument.
+        Dpctl::command().print_help()?;
+        return Ok(Outcome::No);
+    };
+    match noun {
         Noun::Status => status(global).await,
         Noun::Services { name } => services(global, name.as_deref()).await,
         Noun::Bgp(Bgp::Peers) => peers(global).await,

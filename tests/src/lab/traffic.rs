@@ -93,10 +93,8 @@ fn request(address: SocketAddr) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, limit)
         .with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(limit))?;
-    write!(
-        stream,
-        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
+    let question = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut text = String::new();
     stream
         .read_to_string(&mut text)
