@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::document::{DEFAULT_CONFIG, DEFAULT_PIN_PATH, Device, Document, Role, XdpMode};
 use crate::config::load::{self, Invalid};
@@ -70,30 +70,13 @@ struct Overrides {
     pin_path: Option<PathBuf>,
     /// How XDP programs run
     #[arg(long, value_enum, value_name = "MODE")]
-    xdp_mode: Option<XdpModeArg>,
+    xdp_mode: Option<XdpMode>,
     /// Announces nothing any more when the agent is stopped (default: peers keep the routes)
     #[arg(long)]
     withdraw_on_exit: bool,
     /// Log lines as JSON (default: when stdout is not a terminal)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     log_json: Option<bool>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum XdpModeArg {
-    Auto,
-    Driver,
-    Generic,
-}
-
-impl From<XdpModeArg> for XdpMode {
-    fn from(mode: XdpModeArg) -> Self {
-        match mode {
-            XdpModeArg::Auto => Self::Auto,
-            XdpModeArg::Driver => Self::Driver,
-            XdpModeArg::Generic => Self::Generic,
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,7 +116,7 @@ enum DecapVerb {
         addresses: Vec<IpAddr>,
         /// How the program runs
         #[arg(long, value_enum, value_name = "MODE", default_value = "auto")]
-        xdp_mode: XdpModeArg,
+        xdp_mode: XdpMode,
         #[command(flatten)]
         pins: Pins,
     },
@@ -198,12 +181,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             pins,
         }) => {
             let pins = &pins.pin_path;
-            say(&[agent::attach_decap(
-                pins,
-                &interface,
-                &addresses,
-                xdp_mode.into(),
-            )?])
+            say(&[agent::attach_decap(pins, &interface, &addresses, xdp_mode)?])
         }
         Verb::Decap(DecapVerb::Detach { interface, pins }) => {
             say(&[agent::detach_decap(&pins.pin_path, &interface)?])
@@ -283,7 +261,7 @@ impl Overrides {
             document.bpf.pin_path.clone_from(path);
         }
         if let Some(mode) = self.xdp_mode {
-            document.bpf.xdp_mode = mode.into();
+            document.bpf.xdp_mode = mode;
         }
         Ok(document)
     }

@@ -20,6 +20,8 @@ enum Outcome {
     Yes,
     /// Asked, and the answer is no.
     No,
+    /// Nothing was asked.
+    NotAsked,
 }
 
 /// Runs `dpctl` on the process's arguments.
@@ -28,6 +30,7 @@ pub fn main() -> ExitCode {
     match answer(typed) {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
+        Ok(Outcome::NotAsked) => ExitCode::from(2),
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to do when stderr is closed as well.

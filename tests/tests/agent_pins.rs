@@ -13,7 +13,8 @@ use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
 use fairlead_common::tables::{
     self, Backends, Layout, Reasons, Rings, Services, Table as _, TxPorts,
 };
-use fairlead_control::dataplane::attach::{self, Hook, State, XdpMode};
+use fairlead_control::config::document::XdpMode;
+use fairlead_control::dataplane::attach::{self, Hook, State};
 use fairlead_control::dataplane::decap;
 use fairlead_control::dataplane::load::{self, Fresh, Loaded};
 use fairlead_control::dataplane::mapped::Access;

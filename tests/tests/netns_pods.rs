@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fairlead_control::cleanup::{self, cleanup};
-use fairlead_control::dataplane::attach::{self, Hook, State, XdpMode};
+use fairlead_control::config::document::XdpMode;
+use fairlead_control::dataplane::attach::{self, Hook, State};
 use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::dataplane::{apply, dump, load};
 use fairlead_control::host::links::XdpRun;

@@ -104,7 +104,7 @@ impl Devices {
                 ))
             }
             (Some(index), Some((same, how))) if same == index => Ok(how),
-            (Some(index), _) => match self.loaded.attach(hook, &key.0, mode_of(mode)) {
+            (Some(index), _) => match self.loaded.attach(hook, &key.0, mode) {
                 Ok(State::Missing) => Err((
                     "DeviceMissing",
                     "it vanished while it was set up; it is waited for".to_owned(),
@@ -144,15 +144,6 @@ impl Devices {
             state,
             attached,
         });
-    }
-}
-
-/// The configured mode in the words of the datapath's edge.
-pub fn mode_of(mode: XdpMode) -> attach::XdpMode {
-    match mode {
-        XdpMode::Auto => attach::XdpMode::Auto,
-        XdpMode::Driver => attach::XdpMode::Driver,
-        XdpMode::Generic => attach::XdpMode::Generic,
     }
 }
 

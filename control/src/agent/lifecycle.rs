@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::devices::mode_of;
 use super::node_name;
 use crate::api::client;
 use crate::cleanup;
@@ -113,7 +112,7 @@ pub fn attach_decap(
     mode: XdpMode,
 ) -> Result<String> {
     let addresses = addresses.iter().copied().collect();
-    let state = decap::attach(&Pins::new(pin_path), interface, &addresses, mode_of(mode))?;
+    let state = decap::attach(&Pins::new(pin_path), interface, &addresses, mode)?;
     if !state.is_attached() {
         bail!("there is no interface {interface} here; `ip link` lists what there is");
     }

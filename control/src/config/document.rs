@@ -101,7 +101,7 @@ impl Default for Bpf {
 }
 
 /// How XDP programs are attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpMode {
     /// In the driver, or generic where the driver cannot.

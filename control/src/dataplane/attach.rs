@@ -30,6 +30,7 @@ use super::clsact;
 use super::link::Link;
 use super::load::Loaded;
 use super::pins::{self, Pins};
+use crate::config::document::XdpMode;
 
 /// Why a program could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -110,19 +111,6 @@ impl Hook {
             Self::TcIngress | Self::XdpIngress | Self::XdpDecap => TcAttachType::Ingress,
         }
     }
-}
-
-/// Which way XDP programs run on a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum XdpMode {
-    /// In the driver where it can, by the stack otherwise.
-    #[default]
-    Auto,
-    /// In the driver only.
-    Driver,
-    /// By the stack only.
-    Generic,
 }
 
 /// How a program came to be on its device.

@@ -9,10 +9,11 @@ use std::net::IpAddr;
 use fairlead_common::addr::Addr;
 use fairlead_common::tables::DecapAddrs;
 
-use super::attach::{self, Hook, State, XdpMode};
+use super::attach::{self, Hook, State};
 use super::load::{self, Part};
 use super::pins::{self, Pins};
 use super::table::{self, Pinned};
+use crate::config::document::XdpMode;
 
 /// Why decapsulation could not be switched on or off.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ pub async fn run(typed: Dpctl) -> Result<Outcome> {
     let Some(noun) = typed.noun else {
         // Clap would do this by itself, but takes a variable in the environment for an argument.
         Dpctl::command().print_help()?;
-        return Ok(Outcome::No);
+        return Ok(Outcome::NotAsked);
     };
     match noun {
         Noun::Status => status(global).await,
