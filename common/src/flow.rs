@@ -50,10 +50,21 @@ impl FlowKey {
         Self::new(self.dst, self.dst_port, self.src, self.src_port, self.proto)
     }
 
-    /// The flow hash: equal on every node and in userspace (see [`hash::flow`]).
+    /// The hash that selects the flow's ring slot: equal on every node and in userspace.
     #[inline(always)]
     pub const fn hash(&self) -> u32 {
-        hash::flow(self)
+        (self.hash_keyed(hash::K) >> 32) as u32
+    }
+
+    /// A hash that outsiders cannot predict without `secret`.
+    #[inline(always)]
+    pub const fn hash_keyed(&self, secret: u64) -> u64 {
+        let [a, b] = self.src.halves();
+        let [c, d] = self.dst.halves();
+        let ports = (self.src_port.wire() as u64) | ((self.dst_port.wire() as u64) << 16);
+        let hash = hash::fold(hash::fold(secret, a), b);
+        let hash = hash::fold(hash::fold(hash, c), d);
+        hash::finish(hash::fold(hash, ports | ((self.proto.0 as u64) << 32)))
     }
 }
 
@@ -89,4 +100,54 @@ pub struct Flow {
     pub backend: u32,
     /// Coarse monotonic time of its last packet, in seconds.
     pub last_seen_s: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::net::Ipv4Addr;
+    use std::vec;
+
+    use super::*;
+
+    fn key(client: u32, port: u16) -> FlowKey {
+        FlowKey::new(
+            Addr::from(Ipv4Addr::from(client)),
+            Port::new(port),
+            Addr::from(Ipv4Addr::new(192, 0, 2, 1)),
+            Port::new(80),
+            Proto::TCP,
+        )
+    }
+
+    /// Chi-square over 256 cells; the 99.999 % quantile for 255 degrees of freedom is 360.
+    fn chi_square(hashes: impl Iterator<Item = u32>) -> f64 {
+        let mut cells = vec![0_u32; 256];
+        let mut total = 0_u32;
+        for hash in hashes {
+            cells[hash::slot(hash, 256) as usize] += 1;
+            total += 1;
+        }
+        let expected = f64::from(total) / 256.0;
+        cells
+            .iter()
+            .map(|&cell| (f64::from(cell) - expected).powi(2) / expected)
+            .sum()
+    }
+
+    #[test]
+    fn consecutive_ports_of_one_client_spread_evenly() {
+        assert!(chi_square((1024..=65535).map(|port| key(0x0a00_0001, port).hash())) < 360.0);
+    }
+
+    #[test]
+    fn consecutive_clients_with_one_port_spread_evenly() {
+        assert!(chi_square((0..65536).map(|i| key(0x0a00_0000 + i, 40000).hash())) < 360.0);
+    }
+
+    #[test]
+    fn the_value_is_part_of_the_contract() {
+        // Other nodes may run another version: a change here moves every flow of the fleet.
+        assert_eq!(key(0x0a00_0001, 40000).hash(), 760_902_233);
+    }
 }

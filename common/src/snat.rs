@@ -13,7 +13,6 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, Port, Proto};
 use crate::flow::FlowKey;
-use crate::hash;
 
 /// Ports per bucket.
 pub const BUCKET_PORTS: u16 = 1024;
@@ -181,7 +180,7 @@ pub const fn bucket(port: Port) -> u8 {
 /// The hash of a flow as it looks inside; `secret` is the node's.
 #[inline(always)]
 pub const fn port_hash(inside: &FlowKey, secret: u64) -> u64 {
-    hash::flow_keyed(inside, secret)
+    inside.hash_keyed(secret)
 }
 
 /// The `probe`-th port that a flow tries in its bucket. Double hashing: the step is odd, so all 1024
