@@ -293,6 +293,23 @@ fn a_next_hop_of_another_family_is_refused_for_its_route_alone() {
 }
 
 #[test]
+fn a_device_that_hears_router_advertisements_goes_on_hearing_them() {
+    if !is_root() {
+        return;
+    }
+    let (node, _router) = node_and_router();
+    node.sysctl("net.ipv6.conf.all.forwarding", "0").unwrap();
+    node.sysctl("net.ipv6.conf.eth0.accept_ra", "1").unwrap();
+
+    let told = node.enter(|| sysctl::forwarding().unwrap()).unwrap();
+
+    let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(told[0], "net/ipv6/conf/eth0/accept_ra = 2 (was 1)");
+    let again = node.enter(|| sysctl::forwarding().unwrap()).unwrap();
+    assert_eq!(again, []);
+}
+
+#[test]
 fn forwarding_is_switched_on_once_and_said_once() {
     if !is_root() {
         return;

@@ -26,11 +26,44 @@ impl fmt::Display for Change {
 }
 
 /// Makes this node forward IPv4 and IPv6; returns what was different.
+///
+/// A device that learns its routes from router advertisements goes on doing so: the kernel stops
+/// listening, and forgets what it heard, on a node that begins to forward, unless `accept_ra` is 2
+/// (Documentation/networking/ip-sysctl.rst).
 pub fn forwarding() -> Result<Vec<Change>, Error> {
-    set_all(&[
+    let mut changes = Vec::new();
+    if !is("net/ipv6/conf/all/forwarding", "1") {
+        for device in listening_devices()? {
+            changes.extend(set(&format!("net/ipv6/conf/{device}/accept_ra"), "2")?);
+        }
+    }
+    changes.extend(set_all(&[
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
-    ])
+    ])?);
+    Ok(changes)
+}
+
+/// The devices that listen to router advertisements as long as this node does not forward.
+fn listening_devices() -> Result<Vec<String>, Error> {
+    let folder = Path::new("/proc/sys/net/ipv6/conf");
+    let doing = || format!("listing {}", folder.display());
+    let mut devices = Vec::new();
+    for device in fs::read_dir(folder).map_err(Error::new(doing()))? {
+        let device = device.map_err(Error::new(doing()))?.file_name();
+        let device = device.to_string_lossy().into_owned();
+        let is_device = !["all", "default", "lo"].contains(&device.as_str());
+        if is_device && is(&format!("net/ipv6/conf/{device}/accept_ra"), "1") {
+            devices.push(device);
+        }
+    }
+    devices.sort();
+    Ok(devices)
+}
+
+/// Whether a parameter has this value; one that cannot be read has not.
+fn is(key: &str, value: &str) -> bool {
+    fs::read_to_string(Path::new("/proc/sys").join(key)).is_ok_and(|found| found.trim() == value)
 }
 
 /// The ports that the host's own connections take theirs from (`ip_local_port_range`).
