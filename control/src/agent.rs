@@ -52,6 +52,8 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 /// How long routes of an earlier agent stay when the peers do not say that they have told theirs (RFC
 /// 4724 §4.1's deferral).
 const DEFERRAL: Duration = Duration::from_secs(30);
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long changes are collected before a round, so that a burst makes one.
 const GATHER: Duration = Duration::from_millis(2);
 /// How often translations that have ended are cleared away, and how many are looked at each time.

@@ -11,9 +11,9 @@ use std::time::Duration;
 use fairlead_common::addr::Port;
 use fairlead_common::service::ServiceKey;
 use ipnetwork::IpNetwork;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
-use super::{Agent, DEFERRAL, LOOK_ANYWAY, now};
+use super::{Agent, DEFERRAL, LOOK_ANYWAY, RETRY, now};
 use crate::api::types;
 use crate::dataplane::apply::{self, Outcome};
 use crate::desired::announce::{Programmed, announcements};
@@ -21,7 +21,7 @@ use crate::desired::merge::merge;
 use crate::desired::{Condition, Desired};
 use crate::host::links::Link;
 use crate::host::reach::Reach;
-use crate::host::{pods, sysctl};
+use crate::host::{self, pods, sysctl};
 use crate::plan::routes::{NextHop, RouteStep, Routes};
 use crate::plan::{self, Actual, Plan, Store, Wanted};
 use crate::view::State;
@@ -38,19 +38,27 @@ impl Agent {
     /// Does one round; returns how long the next may wait when nothing happens.
     pub(super) async fn round(&mut self) -> Duration {
         let began = now();
+        let links = match self.links().await {
+            Ok(links) => links,
+            Err(error) => {
+                // Nothing is concluded from not seeing: programs stay where they are.
+                warn!(%error, "this round is left out");
+                return RETRY;
+            }
+        };
         let desired = Arc::new(merge(&self.resources, &self.document, &self.node_name));
         let mut conditions = desired.conditions.clone();
-        let links = self.links(&mut conditions).await;
-        let found = self
-            .devices
-            .follow(&self.document.devices, self.document.bpf.xdp_mode, &links);
-        conditions.extend(found.conditions.iter().cloned());
         conditions.extend(self.speakers.follow(&desired, &self.document.bgp).await);
         // Before the tables: a backend may be behind a route that has just been learnt.
         let routes = self.route(&mut conditions).await;
+        // Before the programs: one that is attached to empty tables would let pods leave untranslated.
         let tables = self
             .program(&desired, &links, began - self.started, &mut conditions)
             .await;
+        let found = self
+            .devices
+            .follow(&self.document.devices, self.document.bpf.xdp_mode, &links);
+        conditions.extend(found.conditions);
         let programmed = Programmed {
             services: tables.programmed,
             attached: found.uplink_attached,
@@ -58,6 +66,7 @@ impl Agent {
         let announcements = announcements(&desired, &programmed);
         self.speakers.announce(&announcements).await;
 
+        let pods = self.pods(&mut conditions).await;
         self.say(&conditions);
         self.view.publish(State {
             actual: tables.actual,
@@ -65,7 +74,7 @@ impl Agent {
             attachments: found.attachments,
             announcements,
             routes,
-            pods: self.pods(&mut conditions).await,
+            pods,
             conditions,
             speakers: self.speakers.handles(),
             desired,
@@ -77,17 +86,9 @@ impl Agent {
         wake.unwrap_or(LOOK_ANYWAY).min(LOOK_ANYWAY)
     }
 
-    async fn links(&self, conditions: &mut Vec<Condition>) -> BTreeMap<String, Link> {
-        match self.netlink.links().await {
-            Ok(links) => links
-                .into_values()
-                .map(|link| (link.name.clone(), link))
-                .collect(),
-            Err(error) => {
-                conditions.push(trouble("host", "LinksUnreadable", &error));
-                BTreeMap::new()
-            }
-        }
+    async fn links(&self) -> Result<BTreeMap<String, Link>, host::Error> {
+        let links = self.netlink.links().await?.into_values();
+        Ok(links.map(|link| (link.name.clone(), link)).collect())
     }
 
     async fn pods(&self, conditions: &mut Vec<Condition>) -> Vec<types::Pod> {
@@ -155,7 +156,7 @@ impl Agent {
                 return Tables {
                     actual: Arc::default(),
                     programmed: BTreeMap::new(),
-                    wake: Some(now + Duration::from_secs(1)),
+                    wake: Some(now + RETRY),
                     in_sync: false,
                 };
             }
@@ -219,7 +220,7 @@ impl Agent {
             wake: if in_sync {
                 plan.wake
             } else {
-                Some(now + Duration::from_secs(1))
+                Some(now + RETRY)
             },
             in_sync,
         }
