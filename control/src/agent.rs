@@ -45,6 +45,7 @@ use crate::host::{Netlink, sysctl};
 use crate::plan::{Actual, Memory};
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
+use crate::telemetry::cause;
 use crate::view::View;
 
 /// How often the host is looked at though nothing was heard: netlink may lose a message.
@@ -189,7 +190,6 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     );
     agent.speakers.stop(farewell).await;
     stop.cancel();
-    drop(lock);
     // A client may hold its connection open: it is not waited for.
     if let Ok(served) = tokio::time::timeout(Duration::from_millis(200), api).await {
         served.context("the API's task")??;
@@ -197,6 +197,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     if let Err(error) = std::fs::remove_file(&agent.document.socket) {
         warn!(%error, "removing the socket");
     }
+    // Last: the next agent, which may wait for the lock, would lose its socket above.
+    drop(lock);
     Ok(())
 }
 
@@ -207,7 +209,7 @@ impl Agent {
             .map_err(anyhow::Error::from)
             .and_then(|now_s| Ok(self.bindings.clear_expired(now_s, CLEAR_BUDGET)?));
         if let Err(error) = cleared {
-            error!(error = format!("{error:#}"), "clearing translations");
+            error!(error = cause::line(&error), "clearing translations");
         }
     }
 

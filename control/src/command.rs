@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::document::{DEFAULT_CONFIG, DEFAULT_PIN_PATH, Device, Document, Role, XdpMode};
 use crate::config::load::{self, Invalid};
+use crate::desired::Condition;
 use crate::{agent, telemetry};
 
 /// `EX_CONFIG` of sysexits.h.
@@ -89,7 +90,7 @@ enum PodVerb {
         #[arg(long)]
         netns: String,
         /// An address of the pod, IPv4 or IPv6; may be given several times
-        #[arg(long = "ip", required = true)]
+        #[arg(long = "ip", required = true, value_name = "ADDRESS")]
         ips: Vec<IpAddr>,
         #[command(flatten)]
         pins: Pins,
@@ -142,7 +143,11 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Nothing is left to do when stderr is closed as well.
-            let _ = writeln!(std::io::stderr(), "fairlead: {error:#}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "fairlead: {}",
+                telemetry::cause::line(&error)
+            );
             match error.downcast_ref::<Invalid>() {
                 Some(_) => ExitCode::from(BAD_CONFIG),
                 None => ExitCode::from(2),
@@ -173,7 +178,17 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Pod(PodVerb::Del { name, pins }) => {
             say(&[runtime()?.block_on(agent::remove_pod(&pins.pin_path, &name))?])
         }
-        Verb::Pod(PodVerb::List) => say(&runtime()?.block_on(agent::list_pods())?),
+        Verb::Pod(PodVerb::List) => {
+            let pods = runtime()?.block_on(agent::list_pods())?;
+            if pods.is_empty() {
+                // Nothing is left to do when stderr is closed.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "no pods; `fairlead pod add` joins a network namespace"
+                );
+            }
+            say(&pods)
+        }
         Verb::Decap(DecapVerb::Attach {
             interface,
             addresses,
@@ -200,20 +215,17 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Says what is wrong with the manifests; the configuration itself has been read already.
 fn check(document: &Document) -> Result<ExitCode> {
     let conditions = agent::check_manifests(document)?;
-    let mut lines: Vec<String> = conditions
-        .iter()
-        .map(|c| {
-            let origin = if c.origin.is_empty() {
-                &c.object
-            } else {
-                &c.origin
-            };
-            format!("{origin}: {} ({}): {}", c.object, c.reason, c.message)
-        })
-        .collect();
+    let mut lines: Vec<String> = conditions.iter().map(fault).collect();
+    lines.sort();
     let good = lines.is_empty();
     if good {
-        lines.push("the configuration and the manifests are good".to_owned());
+        lines.push(match &document.manifests {
+            Some(folder) => format!(
+                "the configuration and the manifests in {} are good",
+                folder.display()
+            ),
+            None => "the configuration is good; it names no folder of manifests".to_owned(),
+        });
     }
     say(&lines)?;
     Ok(if good {
@@ -221,6 +233,19 @@ fn check(document: &Document) -> Result<ExitCode> {
     } else {
         ExitCode::from(1)
     })
+}
+
+/// Where, what, why: `web.yaml:6: Service default/web (UnknownField): …`.
+fn fault(c: &Condition) -> String {
+    let what = format!("{} ({}): {}", c.object, c.reason, c.message);
+    if c.origin.is_empty() {
+        what
+    } else if c.origin.starts_with(&c.object) {
+        // A whole file: its name is not said twice.
+        format!("{}: {}: {}", c.origin, c.reason, c.message)
+    } else {
+        format!("{}: {what}", c.origin)
+    }
 }
 
 fn say(lines: &[String]) -> Result<ExitCode> {
@@ -263,7 +288,14 @@ impl Overrides {
         if let Some(mode) = self.xdp_mode {
             document.bpf.xdp_mode = mode;
         }
-        Ok(document)
+        match load::contradiction(&document) {
+            None => Ok(document),
+            Some(message) => Err(Invalid::Contradictory {
+                path: PathBuf::from("command line"),
+                message,
+            }
+            .into()),
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+
+use crate::telemetry::cause;
 
 mod args;
 mod render;
@@ -26,6 +28,13 @@ enum Outcome {
 
 /// Runs `dpctl` on the process's arguments.
 pub fn main() -> ExitCode {
+    if std::env::args_os().len() < 2 {
+        // Flags that come from the environment would make clap believe that something was asked.
+        let help = args::Dpctl::command().render_help();
+        // Nothing is left to do when stderr is closed.
+        let _ = write!(std::io::stderr(), "{help}");
+        return ExitCode::from(2);
+    }
     let typed = args::Dpctl::parse();
     match answer(typed) {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
@@ -34,7 +43,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to do when stderr is closed as well.
-            let _ = writeln!(std::io::stderr(), "dpctl: {error:#}");
+            let _ = writeln!(std::io::stderr(), "dpctl: {}", cause::line(&error));
             ExitCode::from(2)
         }
     }

@@ -1,3 +1,4 @@
 //! What the agent says of itself.
 
+pub mod cause;
 pub mod logs;

@@ -128,12 +128,16 @@ impl Devices {
         let (state, attached) = match outcome {
             Ok(how) => (how.to_owned(), true),
             Err((reason, message)) => {
-                found.conditions.push(Condition {
+                let condition = Condition {
                     object: format!("device {}", key.0),
                     origin: String::new(),
                     reason: reason.to_owned(),
                     message: message.clone(),
-                });
+                };
+                // Said once of a device that several programs wait for.
+                if !found.conditions.contains(&condition) {
+                    found.conditions.push(condition);
+                }
                 (format!("not attached: {message}"), false)
             }
         };

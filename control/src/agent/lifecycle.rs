@@ -5,14 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use caps::Capability;
 
 use super::node_name;
 use crate::api::client;
 use crate::cleanup;
 use crate::config::Document;
 use crate::config::document::XdpMode;
-use crate::dataplane::decap;
 use crate::dataplane::pins::Pins;
+use crate::dataplane::{decap, load};
 use crate::desired::Condition;
 use crate::desired::merge::merge;
 use crate::host::pods::Wanted;
@@ -26,6 +27,7 @@ const LEAVE: Duration = Duration::from_secs(10);
 /// Stops the agent if one runs, so that it withdraws what it announced, and removes everything that
 /// agents left. Says what was removed; nothing there is fine.
 pub async fn cleanup(document: &Document) -> Result<Vec<String>> {
+    load::require(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN])?;
     let pins = Pins::new(&document.bpf.pin_path);
     let mut said = Vec::new();
     if let Some(owner) = pins.owner() {
@@ -69,6 +71,8 @@ pub async fn add_pod(
     netns: &str,
     ips: &[IpAddr],
 ) -> Result<Vec<String>> {
+    // CAP_SYS_ADMIN: it enters the pod's namespace.
+    load::require(&[Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN])?;
     let wanted = Wanted {
         name: name.to_owned(),
         namespace: namespace::path(netns),
@@ -86,6 +90,7 @@ pub async fn add_pod(
 
 /// Takes a pod's link away; one that is gone is fine.
 pub async fn remove_pod(pin_path: &Path, name: &str) -> Result<String> {
+    load::require(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN])?;
     let was = pod::del(&Netlink::open()?, &Pins::new(pin_path), name).await?;
     Ok(if was {
         format!("pod {name} is no longer joined")
@@ -111,6 +116,7 @@ pub fn attach_decap(
     addresses: &[IpAddr],
     mode: XdpMode,
 ) -> Result<String> {
+    load::check_capabilities()?;
     let addresses = addresses.iter().copied().collect();
     let state = decap::attach(&Pins::new(pin_path), interface, &addresses, mode)?;
     if !state.is_attached() {
@@ -125,6 +131,7 @@ pub fn attach_decap(
 
 /// Stops unwrapping; not attached is fine.
 pub fn detach_decap(pin_path: &Path, interface: &str) -> Result<String> {
+    load::require(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN])?;
     let was = decap::detach(&Pins::new(pin_path), interface)?;
     Ok(if was {
         format!("{interface}: packets of balancers are no longer unwrapped")

@@ -23,6 +23,7 @@ use crate::bgp_io::{self, BgpHandle, LearntRoutes};
 use crate::config::document::{Bgp, Import};
 use crate::desired::announce::Announcement;
 use crate::desired::{self, Condition, Desired, NodeState, VirtualRouter};
+use crate::telemetry::cause;
 
 /// How many equal paths are used together, as routers of this class do.
 const MULTIPATH: usize = 64;
@@ -77,14 +78,14 @@ impl Speakers {
             if let Err(error) = self.follow_one(asn, router, &desired.node, bgp).await {
                 warn!(
                     asn,
-                    error = format!("{error:#}"),
+                    error = cause::line(&error),
                     "no BGP for this virtual router"
                 );
                 conditions.push(Condition {
                     object: format!("CiliumBGPPeeringPolicy {}", router.object),
                     origin: String::new(),
                     reason: "SpeakerFailed".to_owned(),
-                    message: format!("{error:#}"),
+                    message: cause::line(&error),
                 });
             }
         }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::types::{Refusal, RouteSet};
+use crate::telemetry::cause;
 use crate::view::View;
 
 #[derive(Deserialize)]
@@ -126,7 +127,7 @@ fn answer<T: Serialize>(answer: Result<T>) -> Response {
     match answer {
         Ok(value) => Json(value).into_response(),
         Err(error) => {
-            let error = format!("{error:#}");
+            let error = cause::line(&error);
             (StatusCode::INTERNAL_SERVER_ERROR, Json(Refusal { error })).into_response()
         }
     }

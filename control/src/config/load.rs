@@ -82,7 +82,12 @@ fn message_and_lines(error: &serde_saphyr::Error) -> String {
         _ => first,
     };
     std::iter::once(what)
-        .chain(lines.filter(|line| !line.trim_start().starts_with("-->")))
+        .chain(
+            lines
+                .filter(|line| !line.trim_start().starts_with("-->"))
+                // Beside the caret stands once more what is wrong.
+                .map(|line| line.strip_suffix(what).unwrap_or(line).trim_end()),
+        )
         .collect::<Vec<_>>()
         .join("\n")
 }

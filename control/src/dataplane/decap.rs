@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use fairlead_common::addr::Addr;
 use fairlead_common::tables::DecapAddrs;
+use nix::net::if_::if_nametoindex;
 
 use super::attach::{self, Hook, State};
 use super::load::{self, Part};
@@ -40,6 +41,10 @@ pub fn attach(
     addresses: &BTreeSet<IpAddr>,
     mode: XdpMode,
 ) -> Result<State, Error> {
+    // Before anything is made: for a device that is not there nothing is left behind.
+    if if_nametoindex(device).is_err() {
+        return Ok(State::Missing);
+    }
     pins.prepare()?;
     let add = || -> Result<(), table::Error> {
         let mut table = Pinned::<DecapAddrs>::open(pins)?;

@@ -149,8 +149,13 @@ pub struct LoadedProgram {
 
 /// Fails with one line when this process lacks a capability that loading or attaching needs.
 pub fn check_capabilities() -> Result<(), Error> {
+    require(&NEEDED)
+}
+
+/// Fails with one line when this process lacks one of these capabilities.
+pub fn require(needed: &[Capability]) -> Result<(), Error> {
     let held = caps::read(None, CapSet::Effective)?;
-    let missing = missing(|capability| held.contains(&capability));
+    let missing = missing(needed, |capability| held.contains(&capability));
     if missing.is_empty() {
         Ok(())
     } else {
@@ -159,9 +164,10 @@ pub fn check_capabilities() -> Result<(), Error> {
 }
 
 /// CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON (capabilities(7)), not for CAP_NET_ADMIN.
-fn missing(held: impl Fn(Capability) -> bool) -> Vec<Capability> {
-    NEEDED
-        .into_iter()
+fn missing(needed: &[Capability], held: impl Fn(Capability) -> bool) -> Vec<Capability> {
+    needed
+        .iter()
+        .copied()
         .filter(|&needed| {
             let covered = needed != Capability::CAP_NET_ADMIN && held(Capability::CAP_SYS_ADMIN);
             !held(needed) && !covered
@@ -381,7 +387,9 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named_with_what_to_do() {
-        let missing = missing(|capability| capability == Capability::CAP_NET_ADMIN);
+        let missing = missing(&NEEDED, |capability| {
+            capability == Capability::CAP_NET_ADMIN
+        });
 
         assert_eq!(
             Error::Capabilities { missing }.to_string(),
@@ -392,7 +400,9 @@ mod tests {
 
     #[test]
     fn an_administrator_needs_only_the_network_besides() {
-        let missing = missing(|capability| capability == Capability::CAP_SYS_ADMIN);
+        let missing = missing(&NEEDED, |capability| {
+            capability == Capability::CAP_SYS_ADMIN
+        });
 
         assert_eq!(missing, [Capability::CAP_NET_ADMIN]);
     }

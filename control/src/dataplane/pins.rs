@@ -30,13 +30,11 @@ const BPFFS: &str = "/sys/fs/bpf";
 pub enum Error {
     /// The path is not on a BPF file system.
     #[error(
-        "{} is not on a BPF file system: `mount -t bpf bpf {}` (as root) makes one", path.display(), mount_point.display()
+        "{} is not on a BPF file system: {}", path.display(), where_one_is(path)
     )]
     NotBpf {
         /// The pin path.
         path: PathBuf,
-        /// Where one should be mounted.
-        mount_point: PathBuf,
         /// Why mounting it here failed, when it was tried.
         source: Option<io::Error>,
     },
@@ -61,6 +59,22 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// Mounting over files would hide them: it is proposed only for a folder that is empty or not there.
+fn where_one_is(path: &Path) -> String {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let is_empty = fs::read_dir(parent).is_ok_and(|mut files| files.next().is_none());
+    if is_empty {
+        format!(
+            "`mount -t bpf bpf {}` (as root) makes one",
+            parent.display()
+        )
+    } else {
+        format!(
+            "keep the pins below {BPFFS}, or mount one (`mount -t bpf bpf FOLDER`) and keep them there"
+        )
+    }
 }
 
 impl Error {
@@ -157,7 +171,6 @@ impl Pins {
         if !self.root.starts_with(usual) {
             return Err(Error::NotBpf {
                 path: self.root.clone(),
-                mount_point: existing.to_owned(),
                 source: None,
             });
         }
@@ -170,7 +183,6 @@ impl Pins {
         )
         .map_err(|errno| Error::NotBpf {
             path: self.root.clone(),
-            mount_point: usual.to_owned(),
             source: Some(errno.into()),
         })
     }

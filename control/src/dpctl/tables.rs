@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Outcome;
@@ -49,7 +49,13 @@ async fn pins(global: &Global) -> Result<Pins> {
             Err(_) => Pins::new(Path::new(DEFAULT_PIN_PATH)),
         },
     };
-    if !pins.exist() {
+    let is_there = pins.maps().try_exists();
+    if !is_there.with_context(|| {
+        format!(
+            "looking for tables in {}; run as root",
+            pins.root().display()
+        )
+    })? {
         bail!(
             "no tables are pinned under {}; an agent makes them (`fairlead run`), another place is named by --pin-path or FAIRLEAD_PIN_PATH",
             pins.root().display()

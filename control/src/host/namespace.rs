@@ -24,10 +24,15 @@ pub fn path(path_or_name: &str) -> PathBuf {
 
 /// Opens the file that stands for a namespace.
 pub fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(Error::new(format!(
-        "opening the network namespace {}",
-        path.display()
-    )))
+    File::open(path).map_err(|error| {
+        let doing = format!("opening the network namespace {}", path.display());
+        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+        Error::new(doing)(if is_missing {
+            std::io::Error::other("there is none; `ip netns list` shows those with a name")
+        } else {
+            error
+        })
+    })
 }
 
 /// Runs asynchronous work inside a namespace, on a runtime of its own, and waits for it.

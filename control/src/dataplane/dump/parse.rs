@@ -30,17 +30,16 @@ pub(super) fn parse_key<K: FromText>(text: &str) -> Result<K, String> {
         let fields = serde_json::from_str(text).map_err(|error| error.to_string())?;
         return K::from_fields(&fields);
     }
-    let fields = text
+    let fields: Option<Map<_, _>> = text
         .split([' ', ','])
         .filter(|word| !word.is_empty())
         .map(|word| {
-            let (name, value) = word
-                .split_once('=')
-                .ok_or_else(|| format!("{word:?} is not FIELD=VALUE"))?;
-            Ok((name.to_owned(), Value::from(value)))
+            let (name, value) = word.split_once('=')?;
+            Some((name.to_owned(), Value::from(value)))
         })
-        .collect::<Result<_, String>>()?;
-    K::from_fields(&fields)
+        .collect();
+    // Without fields the answer is how a key is written.
+    K::from_fields(&fields.unwrap_or_default())
 }
 
 fn known(fields: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
@@ -186,6 +185,11 @@ mod tests {
         let wrong = |text| parse_key::<ServiceKey>(text).unwrap_err();
 
         assert_eq!(wrong("3"), "the key is addr, port, proto");
+        assert_eq!(
+            wrong("web"),
+            "field addr is missing; the key is addr, port, proto"
+        );
+        assert_eq!(parse_key::<u32>("web").unwrap_err(), "the key is a number");
         assert_eq!(
             wrong("addr=192.0.2.1 port=80"),
             "field proto is missing; the key is addr, port, proto"
