@@ -5,7 +5,8 @@
 //!  netlink ─> host/links ───────┤                        ┌─> dataplane (pinned tables, links)
 //!  bgp_io ──> learnt routes ────┼─> Agent: one round ────┼─> host (routes, neighbours)
 //!  clock ───> ends of windows ──┤   after another        ├─> bgp_io (peers, announcements)
-//!  api ─────> stop ─────────────┘                        └─> view (what dpctl asks)
+//!  api ─────> stop ─────────────┘                        ├─> view (what dpctl and scrapers ask)
+//!                                                        └─> telemetry (health, meter)
 //! ```
 //!
 //! One task owns all state and does one round at a time: read what is wanted, plan, carry out, tell.
@@ -46,6 +47,9 @@ use crate::plan::{Actual, Memory};
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
 use crate::telemetry::cause;
+use crate::telemetry::exporter::{Exporter, Told};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Meter;
 use crate::view::View;
 
 /// How often the host is looked at though nothing was heard: netlink may lose a message.
@@ -86,6 +90,9 @@ struct Agent {
     /// What the last round found wrong, so that a log line is written once.
     said: Vec<Condition>,
     view: Arc<View>,
+    health: Arc<Health>,
+    meter: Meter,
+    exporter: Exporter,
 }
 
 /// Runs until a signal or an order; leaves the datapath in place.
@@ -121,6 +128,13 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     let (learnt_changed, mut learnt_changes) = mpsc::channel(1);
     let (orders_in, mut orders) = mpsc::channel(1);
     let view = Arc::new(View::new(pins.clone(), observe::now_s()?));
+    let stop = CancellationToken::new();
+    let told = Told {
+        view: view.clone(),
+        meter: Meter::new(sysctl::kernel_release()?),
+        health: Arc::new(Health::new(now())),
+        now,
+    };
     let mut agent = Agent {
         node_name: node_name(&document)?,
         started: now(),
@@ -136,12 +150,14 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         settled: !restarting,
         said: Vec::new(),
         view: view.clone(),
+        health: told.health.clone(),
+        meter: told.meter.clone(),
+        exporter: Exporter::new(document.telemetry.listen, told, stop.clone()),
         pins,
         document,
     };
     info!(node = agent.node_name, pins = %agent.pins.root().display(), restarting, "agent started");
 
-    let stop = CancellationToken::new();
     let api = tokio::spawn(server::serve(listener, view, orders_in, stop.clone()));
     let mut manifests = match &agent.document.manifests {
         Some(folder) => Some(Manifests::open(folder.clone()).context("watching the manifests")?),
@@ -160,6 +176,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     let mut next_look = agent.round().await;
     tell_service_manager(&agent.node_name);
     let farewell = loop {
+        agent.health.beat(now());
         let is_round_due = tokio::select! {
             resources = next_resources(&mut manifests) => {
                 agent.resources = resources;
@@ -173,6 +190,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
             () = tokio::time::sleep(next_look) => true,
             _ = clear.tick() => {
                 agent.clear_translations();
+                ping_watchdog();
                 false
             }
             order = orders.recv() => break order.map(|Stop| FAREWELL),
@@ -208,6 +226,9 @@ impl Agent {
         let cleared = observe::now_s()
             .map_err(anyhow::Error::from)
             .and_then(|now_s| Ok(self.bindings.clear_expired(now_s, CLEAR_BUDGET)?));
+        if let Some(alive) = self.bindings.alive() {
+            self.meter.bindings(alive);
+        }
         if let Err(error) = cleared {
             error!(error = cause::line(&error), "clearing translations");
         }
@@ -271,6 +292,14 @@ fn random_u64() -> Result<u64> {
         &mut bytes,
     )?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Tells the service manager that the loop turns, when it wants to know (`WatchdogSec=`).
+fn ping_watchdog() {
+    if sd_notify::watchdog_enabled().is_some() {
+        // A manager that cannot be told restarts the agent; traffic goes on.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
 }
 
 fn tell_service_manager(node: &str) {

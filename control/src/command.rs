@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::document::{DEFAULT_CONFIG, DEFAULT_PIN_PATH, Device, Document, Role, XdpMode};
+use crate::config::listen::Listen;
 use crate::config::load::{self, Invalid};
 use crate::desired::Condition;
 use crate::{agent, telemetry};
@@ -72,6 +73,9 @@ struct Overrides {
     /// How XDP programs run
     #[arg(long, value_enum, value_name = "MODE")]
     xdp_mode: Option<XdpMode>,
+    /// Where probes and metrics are served: an address and port, or `none`
+    #[arg(long, env = "FAIRLEAD_TELEMETRY_LISTEN", value_name = "ADDR:PORT")]
+    telemetry_listen: Option<Listen>,
     /// Announces nothing any more when the agent is stopped (default: peers keep the routes)
     #[arg(long)]
     withdraw_on_exit: bool,
@@ -287,6 +291,9 @@ impl Overrides {
         }
         if let Some(mode) = self.xdp_mode {
             document.bpf.xdp_mode = mode;
+        }
+        if let Some(listen) = self.telemetry_listen {
+            document.telemetry.listen = listen;
         }
         match load::contradiction(&document) {
             None => Ok(document),

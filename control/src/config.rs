@@ -3,6 +3,7 @@
 //! Not here: which of flag, environment and file wins (`agent`), and Kubernetes objects (`source`).
 
 pub mod document;
+pub mod listen;
 pub mod load;
 
 pub use document::Document;

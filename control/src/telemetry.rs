@@ -1,4 +1,14 @@
 //! What the agent says of itself.
+//!
+//! ```text
+//!   tracing ──> logs ──> stdout
+//!   agent ───> health (beats, latches) ──┐
+//!   agent ───> metrics::Meter ───────────┼─> exporter ──> /livez /readyz /metrics
+//!   view ────> metrics::Figures ─────────┘
+//! ```
 
 pub mod cause;
+pub mod exporter;
+pub mod health;
 pub mod logs;
+pub mod metrics;

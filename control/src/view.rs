@@ -4,6 +4,8 @@
 //! counters and translations from the pinned tables when it is asked. Not here: who asks
 //! (`api::server`) and how it is printed (`dpctl`).
 
+mod figures;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +27,7 @@ use crate::dataplane::observe;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::table::Pinned;
 use crate::desired::announce::Announcement;
-use crate::desired::{Condition, Desired, Frontend};
+use crate::desired::{self, Condition, Desired, Frontend};
 use crate::plan::Actual;
 
 /// What the agent publishes after each round.
@@ -154,12 +156,7 @@ impl View {
                         Ok(types::Backend {
                             address: at.addr.to_string(),
                             port: at.port,
-                            state: match (backend.ready, backend.serving) {
-                                (true, _) => "ready",
-                                (false, true) => "draining",
-                                (false, false) => "down",
-                            }
-                            .to_owned(),
+                            state: backend_state(backend).to_owned(),
                             forward: match found.map(|(_, row)| row.forward) {
                                 Some(forward::L2) => "l2",
                                 Some(forward::ENCAPSULATE) => "encapsulate",
@@ -299,6 +296,17 @@ fn announcement(state: &State, frontend: &Frontend) -> (bool, String) {
     match found.iter().min() {
         Some(best) => (best.is_announced(), best.to_string()),
         None => (false, "no BGP peering policy selects this node".to_owned()),
+    }
+}
+
+/// Every state that [`backend_state`] says.
+const BACKEND_STATES: [&str; 3] = ["ready", "draining", "down"];
+
+fn backend_state(backend: &desired::Backend) -> &'static str {
+    match (backend.ready, backend.serving) {
+        (true, _) => "ready",
+        (false, true) => "draining",
+        (false, false) => "down",
     }
 }
 

@@ -31,6 +31,21 @@ pub struct Found {
     pub conditions: Vec<Condition>,
 }
 
+impl Found {
+    /// Whether all of these devices have all of their programs.
+    pub fn covers(&self, devices: &[Device]) -> bool {
+        let has_all = |device: &Device| {
+            let mut hooks = self
+                .attachments
+                .iter()
+                .filter(|found| found.device == device.name)
+                .peekable();
+            hooks.peek().is_some() && hooks.all(|hook| hook.attached)
+        };
+        devices.iter().all(has_all)
+    }
+}
+
 impl Devices {
     /// Nothing is attached by this agent yet.
     pub fn new(loaded: Loaded) -> Self {

@@ -24,6 +24,7 @@ use crate::host::reach::Reach;
 use crate::host::{self, pods, sysctl};
 use crate::plan::routes::{NextHop, RouteStep, Routes};
 use crate::plan::{self, Actual, Plan, Store, Wanted};
+use crate::telemetry::health::Latch;
 use crate::view::State;
 
 /// What became of the tables in a round.
@@ -48,7 +49,10 @@ impl Agent {
         };
         let desired = Arc::new(merge(&self.resources, &self.document, &self.node_name));
         let mut conditions = desired.conditions.clone();
-        conditions.extend(self.speakers.follow(&desired, &self.document.bgp).await);
+        conditions.extend(self.exporter.follow().await);
+        let without_speaker = self.speakers.follow(&desired, &self.document.bgp).await;
+        let has_speakers = without_speaker.is_empty();
+        conditions.extend(without_speaker);
         // Before the tables: a backend may be behind a route that has just been learnt.
         let routes = self.route(&mut conditions).await;
         // Before the programs: one that is attached to empty tables would let pods leave untranslated.
@@ -58,6 +62,7 @@ impl Agent {
         let found = self
             .devices
             .follow(&self.document.devices, self.document.bpf.xdp_mode, &links);
+        let has_programs = found.covers(&self.document.devices);
         conditions.extend(found.conditions);
         let programmed = Programmed {
             services: tables.programmed,
@@ -65,6 +70,9 @@ impl Agent {
         };
         let announcements = announcements(&desired, &programmed);
         self.speakers.announce(&announcements).await;
+        self.health.open_when(Latch::Tables, tables.in_sync);
+        self.health.open_when(Latch::Programs, has_programs);
+        self.health.open_when(Latch::Speakers, has_speakers);
 
         let pods = self.pods(&mut conditions).await;
         self.say(&conditions);
@@ -161,9 +169,14 @@ impl Agent {
                 };
             }
         };
+        let began = super::now();
         let plan = plan::plan(&wanted, &actual, &self.memory, now);
         conditions.extend(plan.conditions.iter().cloned());
         let outcome = apply::run(&plan.steps, &mut self.store);
+        let left_out = outcome.obstacles.iter().filter(|o| o.left_out).count();
+        let failed = outcome.obstacles.len() - left_out;
+        self.meter
+            .planned(super::now() - began, outcome.done, failed, left_out);
         conditions.extend(outcome.obstacles.iter().map(|obstacle| {
             Condition {
                 object: "tables".to_owned(),

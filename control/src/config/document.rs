@@ -10,6 +10,8 @@ use std::time::Duration;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::listen::Listen;
+
 /// Where the configuration is read from unless another file is named.
 pub const DEFAULT_CONFIG: &str = "/etc/fairlead/config.yaml";
 /// Default of [`Document::socket`].
@@ -43,6 +45,8 @@ pub struct Document {
     pub bgp: Bgp,
     /// How services are balanced.
     pub load_balancer: LoadBalancer,
+    /// What the agent tells of itself.
+    pub telemetry: Telemetry,
 }
 
 impl Default for Document {
@@ -57,6 +61,7 @@ impl Default for Document {
             socket: PathBuf::from(DEFAULT_SOCKET),
             bgp: Bgp::default(),
             load_balancer: LoadBalancer::default(),
+            telemetry: Telemetry::default(),
         }
     }
 }
@@ -235,6 +240,15 @@ impl Default for LoadBalancer {
             drain_window: Duration::from_mins(1),
         }
     }
+}
+
+/// What the agent tells of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Telemetry {
+    /// Where `/livez`, `/readyz` and `/metrics` are served: an address and port, or `none`. Default:
+    /// `127.0.0.1:7179`.
+    pub listen: Listen,
 }
 
 /// The greatest ring; a prime.

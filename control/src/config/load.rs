@@ -137,6 +137,7 @@ mod tests {
 
     use super::*;
     use crate::config::document::{Import, Role, XdpMode};
+    use crate::config::listen::Listen;
 
     fn read(text: &str) -> Document {
         parse(text, Path::new("config.yaml")).unwrap()
@@ -174,6 +175,7 @@ bgp:
   listenAddress: '::'
   hostname: node1.example
 loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
+telemetry: {listen: '[::1]:7000'}
 ",
         );
 
@@ -186,6 +188,7 @@ loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
         );
         assert!(document.masquerade.enabled);
         assert_eq!(document.load_balancer.drain_window, Duration::from_secs(90));
+        assert_eq!(document.telemetry.listen.to_string(), "[::1]:7000");
         assert!(document.bgp.import.accepts("10.1.0.0/16".parse().unwrap()));
         assert!(!document.bgp.import.accepts("10.0.0.0/8".parse().unwrap()));
         assert!(!document.bgp.import.accepts("10.1.1.1/32".parse().unwrap()));
@@ -201,6 +204,14 @@ loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
     }
 
     #[test]
+    fn telemetry_may_be_off() {
+        let document = read("telemetry: {listen: none}");
+
+        assert_eq!(document.telemetry.listen, Listen::None);
+        assert_eq!(read("").telemetry.listen.to_string(), "127.0.0.1:7179");
+    }
+
+    #[test]
     fn native_cidrs_may_be_a_list() {
         let document = read("ipv4NativeRoutingCIDR: [10.0.0.0/8, 172.16.0.0/12]");
 
@@ -209,7 +220,9 @@ loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
 
     #[test]
     fn a_written_document_reads_back_equal() {
-        let document = read("devices: [{name: eth0, role: uplink}]\nbgp: {import: all}");
+        let document = read(
+            "devices: [{name: eth0, role: uplink}]\nbgp: {import: all}\ntelemetry: {listen: none}",
+        );
 
         let text = serde_saphyr::to_string(&document).unwrap();
 
@@ -256,6 +269,11 @@ loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
                 "bgp:\n  import:\n    prefixes:\n    - {prefix: 10.0.0.0/8, ge: 4}\n",
                 4,
                 "lengths 4 to 32 do not fit 10.0.0.0/8: choose 8 <= ge <= le <= 32",
+            ),
+            (
+                "telemetry:\n  listen: 7179\n",
+                2,
+                "\"7179\" is no address with a port, such as 127.0.0.1:7179",
             ),
             ("nodeName: a\nnodeName: b\n", 2, "duplicate"),
             ("nodeName: [\n", 1, ""),

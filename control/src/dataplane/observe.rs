@@ -72,6 +72,9 @@ pub struct Bindings {
     outside: Pinned<SnatRev>,
     cache: Pinned<SnatFwd>,
     place: Place,
+    /// Those that this walk has found alive so far.
+    met: usize,
+    alive: Option<usize>,
 }
 
 /// What one slice of clearing did.
@@ -92,7 +95,14 @@ impl Bindings {
             outside: Pinned::open(pins)?,
             cache: Pinned::open(pins)?,
             place: Place::default(),
+            met: 0,
+            alive: None,
         })
+    }
+
+    /// How many the last complete walk of [`Self::clear_expired`] left; `None` before its end.
+    pub fn alive(&self) -> Option<usize> {
+        self.alive
     }
 
     /// Walks the bindings, by the flow as it looks outside.
@@ -121,6 +131,10 @@ impl Bindings {
             }
             cleared.removed += usize::from(self.outside.remove(&outside)?);
             self.cache.remove(&inside(&outside, &binding))?;
+        }
+        self.met += cleared.examined - cleared.removed;
+        if cleared.is_round_complete {
+            self.alive = Some(std::mem::take(&mut self.met));
         }
         Ok(cleared)
     }

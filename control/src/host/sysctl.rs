@@ -80,6 +80,14 @@ pub fn local_ports() -> Result<RangeInclusive<u16>, Error> {
     }
 }
 
+/// The release of the running kernel, such as `6.12.48`.
+pub fn kernel_release() -> Result<String, Error> {
+    let key = "kernel/osrelease";
+    let text = fs::read_to_string(Path::new("/proc/sys").join(key))
+        .map_err(Error::new(format!("reading {key}")))?;
+    Ok(text.trim().to_owned())
+}
+
 /// Sets parameters by their path below `/proc/sys`; returns those that were different.
 pub fn set_all(wanted: &[(&str, &str)]) -> Result<Vec<Change>, Error> {
     let mut changes = Vec::new();

@@ -1,0 +1,97 @@
+use super::*;
+use crate::api::types::PeerFamily;
+
+fn figures() -> Figures {
+    let reason = |reason: &str, verdict: &str, packets, bytes| ReasonCount {
+        reason: reason.to_owned(),
+        verdict: verdict.to_owned(),
+        packets,
+        bytes,
+        about: String::new(),
+    };
+    let attachment = |device: &str, program: &str, state: &str, attached| Attachment {
+        device: device.to_owned(),
+        program: program.to_owned(),
+        state: state.to_owned(),
+        attached,
+    };
+    let route = |installed| Route {
+        prefix: "10.1.2.0/24".to_owned(),
+        next_hops: Vec::new(),
+        installed,
+        reason: String::new(),
+    };
+    Figures {
+        reasons: vec![
+            reason("no-binding", "drop", 3, 180),
+            reason("service-l2", "forward", 42, 4200),
+        ],
+        services: vec![Service {
+            name: "default/web".to_owned(),
+            address: "2001:db8::1".to_owned(),
+            port: 80,
+            protocol: "tcp".to_owned(),
+            packets: 42,
+            bytes: 4200,
+            announced: true,
+            backends: [("draining", 0), ("ready", 2)].into(),
+        }],
+        peers: vec![Peer {
+            local_asn: 65001,
+            peer_asn: 65000,
+            address: "10.0.1.1".to_owned(),
+            port: 179,
+            state: "Established".to_owned(),
+            since_s: 7,
+            hostname: None,
+            families: vec![PeerFamily {
+                family: "ipv4".to_owned(),
+                received: 5,
+                accepted: 4,
+                advertised: 2,
+            }],
+            hold_s: 9,
+            keepalive_s: 3,
+            messages_received: 1,
+            messages_sent: 1,
+            last_error: None,
+            hint: None,
+        }],
+        routes: vec![route(true), route(true), route(false)],
+        tables: vec![Table {
+            name: "SERVICES",
+            entries: 1,
+            capacity: 65536,
+        }],
+        attachments: vec![
+            attachment("eth0", "xdp_ingress", "driver", true),
+            attachment("eth0", "tc_egress", "tcx", true),
+            attachment("eth1", "xdp_ingress", "not attached: no such device", false),
+        ],
+        conditions: [("DeviceMissing".to_owned(), 1)].into(),
+    }
+}
+
+#[test]
+fn a_scrape_names_everything_once_with_its_unit_and_labels() {
+    let meter = Meter::new("6.12.48".to_owned());
+    meter.planned(Duration::from_millis(2), 12, 1, 3);
+    meter.bindings(7);
+
+    let text = text(figures(), &meter).unwrap();
+
+    let version = env!("CARGO_PKG_VERSION");
+    let wanted = include_str!("tests/scrape.txt").replace("VERSION", version);
+    assert_eq!(text, wanted);
+}
+
+#[test]
+fn before_the_first_round_a_scrape_says_only_what_is_known() {
+    let text = text(Figures::default(), &Meter::new("6.12.48".to_owned())).unwrap();
+
+    assert!(text.contains("fairlead_build_info{"), "{text}");
+    assert!(text.contains("fairlead_plan_steps_total{result=\"failed\"} 0\n"));
+    for absent in ["snat_bindings", "map_entries", "session_up", "conditions"] {
+        assert!(!text.contains(absent), "{text}");
+    }
+}
