@@ -311,6 +311,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::config::document::DEFAULT_SOCKET;
 
     fn overrides(words: &[&str]) -> Overrides {
         let words = [&["fairlead", "check-config"], words].concat();
@@ -345,6 +346,45 @@ mod tests {
         assert_eq!(document.node_name.as_deref(), Some("flag"));
         assert_eq!(document.socket, Path::new("/from/file"));
         assert_eq!(document.devices[0].name, "eth7");
+    }
+
+    #[test]
+    fn the_unit_starts_what_this_command_line_means() {
+        let unit = include_str!("../packaging/fairlead.service");
+        let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key));
+
+        let words: Vec<_> = value("ExecStart=").unwrap().split(' ').collect();
+        assert_eq!(
+            Path::new(words[0]).file_name().unwrap(),
+            Fairlead::command().get_name()
+        );
+        let verb = Fairlead::try_parse_from(&words).unwrap().verb;
+        assert!(matches!(verb, Verb::Run(_)), "{verb:?}");
+        let fatal = value("RestartPreventExitStatus=").unwrap();
+        assert_eq!(fatal, BAD_CONFIG.to_string());
+        // Relative to /etc and /run.
+        for (key, default) in [
+            ("ConfigurationDirectory=", DEFAULT_CONFIG),
+            ("RuntimeDirectory=", DEFAULT_SOCKET),
+        ] {
+            let folder = Path::new(default).parent().unwrap();
+            assert_eq!(folder.file_name().unwrap(), value(key).unwrap());
+        }
+        assert_eq!(value("Type="), Some("notify"));
+
+        // systemd's own opinion, where it is installed; the binary is not, so another stands for it.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fairlead.service");
+        let here = std::env::current_exe().unwrap();
+        std::fs::write(&file, unit.replace(words[0], here.to_str().unwrap())).unwrap();
+        let verify = std::process::Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(&file)
+            .output();
+        match verify {
+            Ok(said) => assert!(said.status.success() && said.stderr.is_empty(), "{said:?}"),
+            Err(error) => println!("systemd has not verified the unit: {error}"),
+        }
     }
 
     #[test]
