@@ -173,7 +173,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     let mut clear = tokio::time::interval(CLEAR_EVERY);
     clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-    let mut next_look = agent.round().await;
+    // A moment, not a time to wait: the loop turns for other reasons meanwhile.
+    let mut next_look = moment_after(agent.round().await);
     tell_service_manager(&agent.node_name);
     let farewell = loop {
         agent.health.beat(now());
@@ -187,7 +188,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
                 true
             }
             _ = learnt_changes.recv() => true,
-            () = tokio::time::sleep(next_look) => true,
+            () = tokio::time::sleep_until(next_look.into()) => true,
             _ = clear.tick() => {
                 agent.clear_translations();
                 ping_watchdog();
@@ -199,7 +200,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         };
         if is_round_due {
             tokio::time::sleep(GATHER).await;
-            next_look = agent.round().await;
+            next_look = moment_after(agent.round().await);
         }
     };
     info!(
@@ -267,6 +268,10 @@ async fn next_resources(manifests: &mut Option<Manifests>) -> Resources {
 #[expect(clippy::disallowed_methods, reason = "the edge where time comes in")]
 fn now() -> Instant {
     Instant::now()
+}
+
+fn moment_after(wait: Duration) -> Instant {
+    now() + wait
 }
 
 fn node_name(document: &Document) -> Result<String> {
