@@ -156,7 +156,7 @@ impl View {
                         Ok(types::Backend {
                             address: at.addr.to_string(),
                             port: at.port,
-                            state: backend_state(backend).to_owned(),
+                            state: backend_state(*backend).to_owned(),
                             forward: match found.map(|(_, row)| row.forward) {
                                 Some(forward::L2) => "l2",
                                 Some(forward::ENCAPSULATE) => "encapsulate",
@@ -302,7 +302,7 @@ fn announcement(state: &State, frontend: &Frontend) -> (bool, String) {
 /// Every state that [`backend_state`] says.
 const BACKEND_STATES: [&str; 3] = ["ready", "draining", "down"];
 
-fn backend_state(backend: &desired::Backend) -> &'static str {
+fn backend_state(backend: desired::Backend) -> &'static str {
     match (backend.ready, backend.serving) {
         (true, _) => "ready",
         (false, true) => "draining",

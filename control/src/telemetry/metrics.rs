@@ -118,7 +118,7 @@ impl Meter {
 
     /// So many translations are alive.
     pub fn bindings(&self, alive: usize) {
-        self.bindings.set(alive as i64);
+        self.bindings.set(i64::try_from(alive).unwrap_or(i64::MAX));
     }
 }
 

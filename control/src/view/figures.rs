@@ -33,7 +33,7 @@ impl View {
             };
             let mut backends: BTreeMap<_, _> = BACKEND_STATES.map(|state| (state, 0)).into();
             for backend in service.backends.values() {
-                *backends.entry(backend_state(backend)).or_default() += 1;
+                *backends.entry(backend_state(*backend)).or_default() += 1;
             }
             Ok(Service {
                 name: service.object.to_string(),
