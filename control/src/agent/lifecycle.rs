@@ -1,13 +1,17 @@
 //! What is done beside a running agent, or without one: cleanup, pods, decapsulation, checks.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use caps::Capability;
+use fairlead_bgp::fsm::State;
+use tokio::sync::mpsc;
 
-use super::node_name;
+use super::speakers::Speakers;
+use super::{FAREWELL, node_name};
 use crate::api::client;
 use crate::cleanup;
 use crate::config::Document;
@@ -23,6 +27,11 @@ use crate::source::manifests::{self, Folder};
 
 /// How long a running agent may take to leave.
 const LEAVE: Duration = Duration::from_secs(10);
+
+/// How long peers may take to be told when no agent runs.
+const TELL: Duration = Duration::from_secs(3);
+/// How often is looked.
+const STEP: Duration = Duration::from_millis(10);
 
 /// Stops the agent if one runs, so that it withdraws what it announced, and removes everything that
 /// agents left. Says what was removed; nothing there is fine.
@@ -44,13 +53,62 @@ pub async fn cleanup(document: &Document) -> Result<Vec<String>> {
     } else {
         None
     };
+    if owner.is_some() && said.is_empty() {
+        said.extend(take_leave(document).await?);
+    }
     let removed = cleanup::cleanup(&Netlink::open()?, &pins, owner).await?;
     said.push(removed.to_string());
     Ok(said)
 }
 
+/// Tells peers that keep the routes of an agent which has ended (graceful restart) to drop them: a
+/// short session that says so, before nobody forwards any more.
+async fn take_leave(document: &Document) -> Result<Vec<String>> {
+    let Some(folder) = &document.manifests else {
+        return Ok(Vec::new());
+    };
+    let Ok(listing) = manifests::list(folder) else {
+        return Ok(vec![format!(
+            "{} cannot be read, so peers were not told; they drop our routes when their restart time ends",
+            folder.display()
+        )]);
+    };
+    let resources = Folder::default().update(listing);
+    let desired = merge(&resources, document, &node_name(document)?);
+    let (changed, _) = mpsc::channel(1);
+    let mut speakers = Speakers::new(changed, false);
+    speakers.follow(&desired, &document.bgp).await;
+    // Nothing, and End-of-RIB: what the peer kept is stale at once.
+    speakers.announce(&BTreeMap::new()).await;
+    let mut silent = silent_peers(&speakers).await;
+    let mut waited = Duration::ZERO;
+    while !silent.is_empty() && waited < TELL {
+        tokio::time::sleep(STEP).await;
+        waited += STEP;
+        silent = silent_peers(&speakers).await;
+    }
+    speakers.stop(Some(FAREWELL)).await;
+    let said = silent.into_iter().map(|peer| {
+        format!("{peer} was not reached; it drops our routes when its restart time ends")
+    });
+    Ok(said.collect())
+}
+
+/// The peers whose session is not up.
+async fn silent_peers(speakers: &Speakers) -> Vec<String> {
+    let mut silent = Vec::new();
+    for handle in speakers.handles().into_values() {
+        // A speaker that has stopped has no peers.
+        let peers = handle.peers().await.unwrap_or_default();
+        let down = peers
+            .into_iter()
+            .filter(|peer| peer.state != State::Established);
+        silent.extend(down.map(|peer| format!("peer {}", peer.address)));
+    }
+    silent
+}
+
 async fn wait_until_free(pins: &Pins) -> Result<()> {
-    let step = Duration::from_millis(10);
     let mut waited = Duration::ZERO;
     while let Some(owner) = pins.owner() {
         if waited > LEAVE {
@@ -58,8 +116,8 @@ async fn wait_until_free(pins: &Pins) -> Result<()> {
                 "the agent (pid {owner}) was asked to stop and has not; end it and run cleanup again"
             );
         }
-        tokio::time::sleep(step).await;
-        waited += step;
+        tokio::time::sleep(STEP).await;
+        waited += STEP;
     }
     Ok(())
 }

