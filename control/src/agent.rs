@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fairlead_common::tables::{Services, Table};
+use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -200,6 +201,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         };
         if is_round_due {
             tokio::time::sleep(GATHER).await;
+            // The round looks at everything: what was heard until now is in it.
+            while links.next().now_or_never().flatten().is_some() {}
             next_look = moment_after(agent.round().await);
         }
     };
