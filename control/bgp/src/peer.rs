@@ -130,10 +130,19 @@ impl Peer {
         let reset = self.config.needs_reset(&config);
         let stop_dialling = config.passive && !self.config.passive;
         let start_dialling = !config.passive && self.config.passive;
-        let judge_again = self.config.import != config.import;
+        let judge_again = self.config.import != config.import
+            || self.config.next_hop_v4 != config.next_hop_v4
+            || self.config.next_hop_v6 != config.next_hop_v6;
+        let is_another = self.config.address != config.address
+            || self.config.remote_as != config.remote_as
+            || config.graceful_restart.is_none();
         self.config = config;
         if reset {
             self.stop(&Notification::CONFIGURATION_CHANGED, now, shared);
+            if is_another {
+                // Nobody is coming back for what was kept over a restart.
+                self.forget_routes(shared);
+            }
             self.start(now, shared);
             return;
         }
@@ -153,6 +162,7 @@ impl Peer {
         if judge_again {
             self.judge_all_again(shared);
         }
+        self.limit_prefixes(now, shared);
         self.advertise(now, shared);
     }
 

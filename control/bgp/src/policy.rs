@@ -26,7 +26,7 @@ pub enum Rejection {
     OwnPrefix,
     /// The prefix is never routed: loopback, link-local, multicast, reserved.
     Martian,
-    /// The next hop cannot be one: ours, unspecified, mapped.
+    /// The next hop cannot be one: ours, unspecified, mapped, of the other family.
     BadNextHop,
     /// The import policy does not name it.
     NotImported,
@@ -92,7 +92,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) own: &'a OwnPrefixes,
     pub(crate) local_as: u32,
     pub(crate) router_id: Ipv4Addr,
-    pub(crate) local_address: Option<IpAddr>,
+    /// Our end of the connection, and the next hops that we tell the peer.
+    pub(crate) local_addresses: [Option<IpAddr>; 3],
     pub(crate) remote_as: u32,
     pub(crate) internal: bool,
 }
@@ -111,14 +112,19 @@ impl Judge<'_> {
         }
         let next_hop = attributes.next_hop;
         let mapped = matches!(next_hop, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-        if mapped || next_hop.is_unspecified() || Some(next_hop) == self.local_address {
+        let is_ours = self.local_addresses.contains(&Some(next_hop));
+        if mapped || next_hop.is_unspecified() || is_ours {
             return Some(Rejection::BadNextHop);
         }
         None
     }
 
-    /// What is wrong with a prefix.
-    pub(crate) fn prefix(&self, prefix: &IpNetwork) -> Option<Rejection> {
+    /// What is wrong with a prefix, or with a next hop for it: one of the other family needs what
+    /// RFC 8950 negotiates, and we do not.
+    pub(crate) fn prefix(&self, prefix: &IpNetwork, next_hop: IpAddr) -> Option<Rejection> {
+        if prefix.is_ipv4() != next_hop.is_ipv4() {
+            return Some(Rejection::BadNextHop);
+        }
         if is_martian(prefix) {
             return Some(Rejection::Martian);
         }
@@ -215,10 +221,18 @@ mod tests {
             own,
             local_as: 65001,
             router_id: Ipv4Addr::new(10, 0, 0, 1),
-            local_address: Some(IpAddr::from([192, 0, 2, 1])),
+            local_addresses: [Some(IpAddr::from([192, 0, 2, 1])), None, None],
             remote_as: 65002,
             internal: false,
         }
+    }
+
+    fn verdict(judge: &Judge<'_>, prefix: &str) -> Option<Rejection> {
+        let next_hop = match net(prefix) {
+            IpNetwork::V4(_) => IpAddr::from([192, 0, 2, 2]),
+            IpNetwork::V6(_) => "2001:db8::2".parse().unwrap(),
+        };
+        judge.prefix(&net(prefix), next_hop)
     }
 
     #[test]
@@ -239,13 +253,13 @@ mod tests {
             "::ffff:10.0.0.0/104",
         ] {
             assert_eq!(
-                judge.prefix(&net(martian)),
+                verdict(&judge, martian),
                 Some(Rejection::Martian),
                 "{martian}"
             );
         }
         for routed in ["0.0.0.0/0", "::/0", "10.0.0.0/8", "2001:db8::/32"] {
-            assert_eq!(judge.prefix(&net(routed)), None, "{routed}");
+            assert_eq!(verdict(&judge, routed), None, "{routed}");
         }
     }
 
@@ -263,14 +277,10 @@ mod tests {
             "2001:db8:1::7/128",
             "0.0.0.0/0",
         ] {
-            assert_eq!(
-                judge.prefix(&net(ours)),
-                Some(Rejection::OwnPrefix),
-                "{ours}"
-            );
+            assert_eq!(verdict(&judge, ours), Some(Rejection::OwnPrefix), "{ours}");
         }
         for others in ["10.1.0.0/16", "10.1.1.0/24", "2001:db8::/32"] {
-            assert_eq!(judge.prefix(&net(others)), None, "{others}");
+            assert_eq!(verdict(&judge, others), None, "{others}");
         }
     }
 
@@ -279,7 +289,7 @@ mod tests {
         let own = OwnPrefixes::default();
         let policy = ImportPolicy::default();
         assert_eq!(
-            judge(&policy, &own).prefix(&net("10.0.0.0/8")),
+            verdict(&judge(&policy, &own), "10.0.0.0/8"),
             Some(Rejection::NotImported)
         );
     }

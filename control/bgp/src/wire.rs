@@ -11,6 +11,7 @@
 //! subcode and data. Its version is pinned exactly; `UpdateMessage::build` panics and is not
 //! used, `try_build` is.
 
+mod families;
 mod notification;
 mod open;
 mod update;
@@ -25,6 +26,7 @@ use rustbgpd_wire::{
 use serde::{Deserialize, Serialize};
 
 pub use notification::Notification;
+pub(crate) use open::AS_TRANS;
 pub use open::{GracefulRestartOffer, Open};
 pub use update::{
     Attributes, Fault, FaultAction, LargeCommunity, Origin, Reach, TooLong, Update,
@@ -58,12 +60,21 @@ impl Family {
         }
     }
 
+    /// AFI and SAFI (RFC 4760 §3).
+    const fn numbers(self) -> (u16, u8) {
+        match self {
+            Self::Ipv4Unicast => (1, 1),
+            Self::Ipv6Unicast => (2, 1),
+        }
+    }
+
     const fn afi(self) -> Afi {
         match self {
             Self::Ipv4Unicast => Afi::Ipv4,
             Self::Ipv6Unicast => Afi::Ipv6,
         }
     }
+
     fn from_codec(afi: Afi, safi: Safi) -> Option<Self> {
         match (afi, safi) {
             (Afi::Ipv4, Safi::Unicast) => Some(Self::Ipv4Unicast),
@@ -273,7 +284,9 @@ mod tests {
                 && let Ok(Message::Update(raw)) = decode(bytes.into())
             {
                 for (four_octet_as, internal) in [(true, true), (true, false), (false, false)] {
-                    let _ = decode_update(&raw, four_octet_as, internal);
+                    for families in [&BTreeSet::from(Family::ALL), &BTreeSet::from([Family::Ipv4Unicast])] {
+                        let _ = decode_update(&raw, four_octet_as, internal, families);
+                    }
                 }
             }
         }

@@ -101,16 +101,12 @@ impl Peer {
         now: Instant,
         shared: &mut Shared,
     ) {
-        let Some((four_octet_as, internal)) = self
-            .session(direction)
-            .negotiated
-            .as_ref()
-            .map(|terms| (terms.four_octet_as, terms.internal))
-        else {
+        let Some(terms) = &self.session(direction).negotiated else {
             self.step(direction, Trigger::of(Event::Update), now, shared);
             return;
         };
-        match wire::decode_update(raw, four_octet_as, internal) {
+        let (four_octet_as, internal) = (terms.four_octet_as, terms.internal);
+        match wire::decode_update(raw, four_octet_as, internal, &terms.families) {
             Ok(update) => {
                 let outputs = self.outputs_of(direction, Trigger::of(Event::Update), now, shared);
                 let deliver = outputs
@@ -158,7 +154,7 @@ impl Peer {
             let verdicts: Vec<_> = reach
                 .prefixes
                 .iter()
-                .map(|prefix| refused.or_else(|| judge.prefix(prefix)))
+                .map(|prefix| refused.or_else(|| judge.prefix(prefix, reach.attributes.next_hop)))
                 .collect();
             for (prefix, rejection) in reach.prefixes.into_iter().zip(verdicts) {
                 if negotiated(&prefix) {
@@ -179,6 +175,14 @@ impl Peer {
                 family,
             });
         }
+        self.limit_prefixes(now, shared);
+    }
+
+    /// Ends a session in which the peer told more prefixes of a family than it may (RFC 4486 §4).
+    pub(super) fn limit_prefixes(&mut self, now: Instant, shared: &mut Shared) {
+        let Some(direction) = self.established.as_ref().map(|e| e.direction) else {
+            return;
+        };
         let too_many = self.config.max_prefixes.is_some_and(|limit| {
             Family::ALL
                 .into_iter()
@@ -186,7 +190,7 @@ impl Peer {
         });
         if too_many {
             let trigger = Trigger::answered(Event::UpdateError, Notification::MAX_PREFIXES);
-            self.step(established.direction, trigger, now, shared);
+            self.step(direction, trigger, now, shared);
         }
     }
 
@@ -198,7 +202,7 @@ impl Peer {
             rib.judge_again_within(self.id, outer, |prefix, attributes| {
                 judge
                     .attributes(attributes)
-                    .or_else(|| judge.prefix(prefix))
+                    .or_else(|| judge.prefix(prefix, attributes.next_hop))
             });
         }
     }
@@ -210,7 +214,7 @@ impl Peer {
             rib.judge_again(self.id, |prefix, attributes| {
                 judge
                     .attributes(attributes)
-                    .or_else(|| judge.prefix(prefix))
+                    .or_else(|| judge.prefix(prefix, attributes.next_hop))
             });
         }
     }
@@ -239,7 +243,11 @@ fn judge<'a>(
         own,
         local_as: speaker.local_as,
         router_id: speaker.router_id,
-        local_address: established.local_address,
+        local_addresses: [
+            established.local_address,
+            config.next_hop_v4.map(Into::into),
+            config.next_hop_v6.map(Into::into),
+        ],
         remote_as: established.terms.asn,
         internal: established.terms.internal,
     }

@@ -8,7 +8,7 @@ use crate::best_path::Source;
 use crate::fsm::{Event, State};
 use crate::session::{Direction, Trigger};
 use crate::speaker::{self, DownReason, Shared};
-use crate::wire::Notification;
+use crate::wire::{Family, Notification};
 
 /// First rest after a fault; doubled with each further one.
 const FIRST_REST: Duration = Duration::from_secs(5);
@@ -33,6 +33,16 @@ impl Peer {
             terms: Arc::clone(&terms),
             local_address,
         });
+        // RFC 4724 §4.2 keeps the routes of the router that restarted, not those of another one
+        // at its address.
+        let is_another = self.latest.as_ref().is_some_and(|latest| {
+            (latest.terms.router_id, latest.terms.asn) != (terms.router_id, terms.asn)
+        });
+        if is_another {
+            for family in Family::ALL {
+                self.end_stale(family, shared);
+            }
+        }
         self.latest.clone_from(&self.established);
         self.established_count += 1;
         self.last_error = None;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::config::{PeerConfig, SpeakerConfig};
-use crate::wire::{Family, GracefulRestartOffer, Notification, Open};
+use crate::wire::{AS_TRANS, Family, GracefulRestartOffer, Notification, Open};
 
 /// The terms of a session.
 #[derive(Debug, Clone)]
@@ -55,8 +55,9 @@ pub(crate) fn negotiate(
     speaker: &SpeakerConfig,
     peer: &PeerConfig,
 ) -> Result<Negotiated, Notification> {
-    // RFC 7607: AS 0 is nobody.
-    if open.asn == 0 || (peer.remote_as != 0 && peer.remote_as != open.asn) {
+    // RFC 7607: AS 0 is nobody. RFC 6793 §9: nor is the stand-in of those with four octets.
+    let is_nobody = open.asn == 0 || open.asn == u32::from(AS_TRANS);
+    if is_nobody || (peer.remote_as != 0 && peer.remote_as != open.asn) {
         return Err(Notification::BAD_PEER_AS);
     }
     let internal = open.asn == speaker.local_as;
@@ -171,6 +172,7 @@ mod tests {
     fn an_unexpected_as_is_a_bad_peer_as() {
         assert_eq!(refused(65003, |_| {}), (2, 2));
         assert_eq!(refused(0, |open| open.asn = 0), (2, 2));
+        assert_eq!(refused(0, |open| open.asn = 23456), (2, 2));
     }
 
     #[test]

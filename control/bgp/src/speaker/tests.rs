@@ -39,7 +39,17 @@ fn toward(index: u8, remote_as: u32) -> PeerConfig {
     peer.connect_retry_time = 5 * SECOND;
     peer.hold_time = 9 * SECOND;
     peer.keepalive_time = 3 * SECOND;
-    peer.next_hop_v6 = Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 99));
+    // Of whoever speaks to this peer: not what the peer itself says.
+    peer.next_hop_v6 = Some(Ipv6Addr::new(
+        0xfd00,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        100 + u16::from(index),
+    ));
     peer
 }
 
@@ -93,7 +103,7 @@ fn two_speakers_that_dial_each_other_end_with_one_session_and_each_others_routes
     assert_eq!(state(&mut network, 1), State::Established);
     assert_eq!(state(&mut network, 2), State::Established);
     assert_eq!(network.open_connections(), 1);
-    let v6_hop = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 99));
+    let v6_hop = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 102));
     assert_eq!(
         hops(&mut network, 2),
         BTreeMap::from([
@@ -428,6 +438,22 @@ fn too_many_prefixes_end_the_session_with_cease() {
         network.speaker(1).peers(now)[0].last_error.as_deref(),
         Some("sent 6/1 Maximum Number of Prefixes Reached")
     );
+    assert!(hops(&mut network, 1).is_empty());
+}
+
+#[test]
+fn a_lowered_limit_of_prefixes_counts_at_once() {
+    let mut network = pair(65001, 65002, |_| {});
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.0.0/24", "10.2.1.0/24"]), now);
+    network.run(20 * SECOND);
+    let mut changed = toward(2, 65002);
+    changed.max_prefixes = Some(1);
+    let now = network.now();
+    network.speaker(1).set_peer(changed, now);
+    assert_ne!(state(&mut network, 1), State::Established);
     assert!(hops(&mut network, 1).is_empty());
 }
 

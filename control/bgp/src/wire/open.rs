@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Family;
 
 /// The two-octet stand-in of an AS that needs four (RFC 6793).
-const AS_TRANS: u16 = 23456;
+pub(crate) const AS_TRANS: u16 = 23456;
 /// The FQDN capability, draft-walton-bgp-hostname-capability.
 const FQDN: u8 = 73;
 

@@ -1,5 +1,6 @@
 //! UPDATE: routes that come and go (RFC 4271 §4.3, RFC 4760, RFC 7606).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use rustbgpd_wire::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::families::strip;
 use super::{Family, HEADER_LEN, Notification, RawUpdate, notification_of};
 
 /// Octets of an UPDATE around its three sections.
@@ -220,7 +222,8 @@ pub enum FaultAction {
 #[error("the attributes do not fit a message of 4096 octets")]
 pub struct TooLong;
 
-/// Reads an UPDATE in the context of its session: width of AS numbers, internal or external peer.
+/// Reads an UPDATE in the context of its session: width of AS numbers, internal or external peer,
+/// address families. What belongs to other families is left out and is a fault.
 ///
 /// # Errors
 /// The NOTIFICATION to send when the routes themselves cannot be read (RFC 7606 §3 (j), §5).
@@ -232,14 +235,21 @@ pub(crate) fn decode_update(
     raw: &RawUpdate,
     four_octet_as: bool,
     internal: bool,
+    families: &BTreeSet<Family>,
 ) -> Result<Update, Notification> {
-    let (parsed, _) = raw
-        .0
+    let mut update = Update::default();
+    let mut message = raw.0.clone();
+    let stripped = strip(&message.path_attributes, families)?;
+    let is_stripped = stripped.is_some();
+    if let Some(stripped) = stripped {
+        message.path_attributes = stripped.attributes;
+        update.faults = stripped.faults;
+    }
+    let (parsed, _) = message
         .parse_revised_observed_with_error_context(four_octet_as, internal, false, &[])
         .map_err(|context| notification_of(&context.error))?;
     let attributes = &parsed.update.attributes;
 
-    let mut update = Update::default();
     let mut body_next_hop = None;
     let mut multiprotocol = None;
     let mut carries_others = false;
@@ -270,7 +280,7 @@ pub(crate) fn decode_update(
     let empty = raw.0.withdrawn_routes.is_empty()
         && raw.0.path_attributes.is_empty()
         && raw.0.nlri.is_empty();
-    if empty {
+    if empty && families.contains(&Family::Ipv4Unicast) {
         update.end_of_rib = Some(Family::Ipv4Unicast);
     }
     let has_nlri = !body.is_empty() || multiprotocol.is_some();
@@ -321,8 +331,8 @@ pub(crate) fn decode_update(
         .iter()
         .any(|fault| fault.action == FaultAction::Withdraw);
     // RFC 7606 §5.2: attributes without any reachable prefix, and one of them wrong: the prefixes
-    // may have been lost with it.
-    if withdraw && !has_nlri && (carries_others || !parsed.malformed.is_empty()) {
+    // may have been lost with it. Those of another family are no loss.
+    if withdraw && !has_nlri && !is_stripped && (carries_others || !parsed.malformed.is_empty()) {
         return Err(Notification::bare(3, 1));
     }
     let mut reach = Vec::new();

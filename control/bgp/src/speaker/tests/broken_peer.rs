@@ -355,3 +355,131 @@ fn a_notification_is_not_answered_and_said() {
         Some("received 6/2 Administrative Shutdown (\"bye\")")
     );
 }
+
+/// MP_REACH_NLRI with a next hop of four octets and a prefix field that no decoder needs to know.
+fn mp_reach(afi: u16, safi: u8, nlri: &[u8]) -> Vec<u8> {
+    let [high, low] = afi.to_be_bytes();
+    let value = [&[high, low, safi, 4, 192, 0, 2, 2, 0], nlri].concat();
+    [&[0x80, 14, value.len() as u8], &value[..]].concat()
+}
+
+fn mp_unreach(afi: u16, safi: u8, nlri: &[u8]) -> Vec<u8> {
+    let [high, low] = afi.to_be_bytes();
+    let value = [&[high, low, safi], nlri].concat();
+    [&[0x80, 15, value.len() as u8], &value[..]].concat()
+}
+
+#[test]
+fn a_family_that_the_session_has_not_is_ignored_and_the_rest_of_the_message_is_not() {
+    // EVPN, one that nobody has assigned, VPNv4, multicast: none of them decodes.
+    for (afi, safi) in [(25, 70), (77, 1), (1, 77), (1, 128), (1, 2), (2, 4)] {
+        let mut raw = Raw::established();
+        let reach = mp_reach(afi, safi, &[0xFF, 0xEE]);
+        raw.send(&with(&reach));
+        assert_eq!(raw.speaker.learnt().len(), 1, "AFI {afi} SAFI {safi}");
+        assert_eq!(raw.faults(), 1);
+        raw.send(&update(&[], &[&reach, ORIGIN, AS_PATH].concat(), &[]));
+        raw.send(&update(&[], &mp_unreach(afi, safi, &[0xFF]), &[]));
+        raw.send(&update(&[], &mp_unreach(afi, safi, &[]), &[]));
+        // Attributes of the other family's routes may be wrong: they are not ours.
+        raw.send(&update(&[], &[&reach, &[0x40, 1, 1, 9][..]].concat(), &[]));
+        assert_eq!(raw.faults(), 4);
+        assert_eq!(raw.speaker.peers(raw.now)[0].state, State::Established);
+        assert_eq!(raw.speaker.learnt().len(), 1);
+        assert!(raw.answers().is_empty());
+    }
+}
+
+#[test]
+fn a_family_of_ours_that_this_session_has_not_is_ignored_too() {
+    let mut raw = Raw::connected();
+    let mut alone = open();
+    alone.families = BTreeSet::from([Family::Ipv6Unicast]);
+    raw.send(&wire::encode_open(&alone));
+    raw.send(&wire::encode_keepalive());
+    raw.answers();
+    raw.send(&with(&[]));
+    // The End-of-RIB marker of IPv4 unicast is the empty UPDATE.
+    raw.send(&update(&[], &[], &[]));
+    let told = std::iter::from_fn(|| raw.speaker.poll_event())
+        .any(|event| matches!(event, Event::EndOfRib { .. }));
+    assert!(!told, "the End-of-RIB of a family that is not there");
+    assert!(raw.speaker.loc_rib().is_empty());
+    assert_eq!(raw.speaker.peers(raw.now)[0].state, State::Established);
+}
+
+#[test]
+fn multiprotocol_attributes_that_occur_twice_end_the_session() {
+    let mut raw = Raw::established();
+    let twice = [mp_unreach(25, 70, &[]), mp_unreach(2, 1, &[])].concat();
+    raw.send(&update(&[], &twice, &[]));
+    assert_eq!(raw.refusal(), (3, 1, vec![]));
+}
+
+#[test]
+fn an_ipv4_route_by_an_ipv6_next_hop_is_kept_and_not_used() {
+    let mut raw = Raw::established();
+    let mut value = vec![0, 1, 1, 16, 0x20, 1, 0x0d, 0xb8];
+    value.extend([0; 11]);
+    value.extend([2, 0, 8, 10]);
+    let reach = [&[0x80, 14, value.len() as u8], &value[..]].concat();
+    raw.send(&update(&[], &[&reach, ORIGIN, AS_PATH].concat(), &[]));
+    assert!(raw.speaker.learnt().is_empty());
+    let route = &raw.speaker.adj_rib_in("node2")[0];
+    assert_eq!(route.paths[0].rejection, Some(Rejection::BadNextHop));
+}
+
+#[test]
+fn both_next_hops_of_an_ipv6_route_are_learnt() {
+    let mut raw = Raw::established();
+    let mut value = vec![0, 2, 1, 32, 0x20, 1, 0x0d, 0xb8];
+    value.extend([0; 11]);
+    value.push(2);
+    value.extend([0xfe, 0x80]);
+    value.extend([0; 13]);
+    value.extend([2, 0, 16, 0xfd, 0x09]);
+    let reach = [&[0x80, 14, value.len() as u8], &value[..]].concat();
+    raw.send(&update(&[], &[&reach, ORIGIN, AS_PATH].concat(), &[]));
+    let learnt = raw.speaker.learnt();
+    let path = &learnt[&net("fd09::/16")][0];
+    assert_eq!(path.next_hop, "2001:db8::2".parse::<IpAddr>().unwrap());
+    assert_eq!(path.link_local, Some("fe80::2".parse().unwrap()));
+}
+
+#[test]
+fn a_next_hop_that_we_tell_others_is_ours_whatever_the_connection() {
+    let mut raw = Raw::established();
+    let mut peer = toward(2, 65002);
+    peer.passive = true;
+    peer.next_hop_v4 = Some(Ipv4Addr::new(192, 0, 2, 2));
+    raw.send(&with(&[]));
+    assert_eq!(raw.speaker.learnt().len(), 1);
+    raw.speaker.set_peer(peer, raw.now);
+    assert!(raw.speaker.learnt().is_empty());
+}
+
+#[test]
+fn a_message_beyond_4096_octets_is_a_bad_length() {
+    let mut raw = Raw::established();
+    let mut long = vec![0xFF; 16];
+    long.extend(4097_u16.to_be_bytes());
+    long.push(2);
+    raw.send(&long);
+    assert_eq!(raw.refusal(), (1, 2, 4097_u16.to_be_bytes().to_vec()));
+}
+
+#[test]
+fn a_hold_time_of_zero_needs_no_keepalives_and_sends_none() {
+    let mut raw = Raw::connected();
+    let mut eternal = open();
+    eternal.hold_time_s = 0;
+    raw.send(&wire::encode_open(&eternal));
+    raw.send(&wire::encode_keepalive());
+    raw.answers();
+    // More than was ever sent: the kernel took it all, so the send hold timer rests.
+    raw.speaker.handle_written(raw.connection, 4096, raw.now);
+    raw.now += 100_000 * SECOND;
+    raw.speaker.handle_timeout(raw.now);
+    assert_eq!(raw.speaker.peers(raw.now)[0].state, State::Established);
+    assert!(raw.answers().is_empty());
+}

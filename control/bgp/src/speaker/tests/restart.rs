@@ -135,3 +135,65 @@ fn a_graceful_peer_that_vanished_unseen_may_replace_its_session() {
     assert_eq!(network.sessions_up(1), 2);
     assert_eq!(hops(&mut network, 1).len(), 1);
 }
+
+#[test]
+fn another_router_at_the_address_does_not_inherit_routes() {
+    let mut network = pair(65001, 65002, restartable);
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.0.0/24"]), now);
+    network.run(20 * SECOND);
+    network.reset_connections();
+    let mut other = config(2, 65002);
+    other.router_id = Ipv4Addr::new(10, 255, 0, 99);
+    let mut fresh = Speaker::new(other, 79);
+    let mut peer = toward(1, 65001);
+    restartable(&mut peer);
+    fresh.set_peer(peer, network.now());
+    network.replace(2, fresh);
+    network.run(10 * SECOND);
+    assert_eq!(state(&mut network, 1), State::Established);
+    assert!(hops(&mut network, 1).is_empty());
+}
+
+#[test]
+fn routes_kept_for_a_peer_go_when_its_configuration_names_another() {
+    let mut network = pair(65001, 65002, restartable);
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.0.0/24"]), now);
+    network.run(20 * SECOND);
+    network.reset_connections();
+    network.run(Duration::from_millis(10));
+    network.cut();
+    assert_eq!(hops(&mut network, 1).len(), 1);
+    let mut changed = toward(2, 65003);
+    restartable(&mut changed);
+    let now = network.now();
+    network.speaker(1).set_peer(changed, now);
+    assert!(hops(&mut network, 1).is_empty());
+}
+
+#[test]
+fn what_was_withdrawn_while_the_session_was_down_is_gone_when_it_is_back() {
+    let mut network = pair(65001, 65002, |_| {});
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.0.0/24", "10.2.1.0/24"]), now);
+    network.run(20 * SECOND);
+    network.reset_connections();
+    network.run(Duration::from_millis(10));
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.1.0/24"]), now);
+    network.run(20 * SECOND);
+    assert_eq!(network.sessions_up(1), 2);
+    assert_eq!(
+        hops(&mut network, 1).into_keys().collect::<Vec<_>>(),
+        [net("10.2.1.0/24")]
+    );
+}
