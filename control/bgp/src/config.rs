@@ -2,6 +2,8 @@
 //!
 //! Not for manifests: these are meant values, already checked and defaulted by the embedder.
 
+mod password;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -10,6 +12,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{Family, LargeCommunity};
+
+pub use password::{NoPassword, Password};
 
 /// One speaker: a virtual router of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +53,9 @@ pub struct PeerConfig {
     pub families: BTreeSet<Family>,
     /// Which of the routes it sends are used.
     pub import: ImportPolicy,
+    /// What our announcements carry towards it beside what they carry towards all; all rules that name
+    /// a prefix count.
+    pub export: Vec<ExportRule>,
     /// How many prefixes per family it may send before the session is closed with Cease/1.
     pub max_prefixes: Option<usize>,
     /// Offered graceful restart (RFC 4724); `None` offers none.
@@ -59,6 +66,9 @@ pub struct PeerConfig {
     pub next_hop_v4: Option<Ipv4Addr>,
     /// Next hop of IPv6 announcements; `None` uses the connection's own IPv6 address.
     pub next_hop_v6: Option<Ipv6Addr>,
+    /// TCP MD5 password (RFC 2385); `None`: segments are not signed. Not written down anywhere.
+    #[serde(skip)]
+    pub password: Option<Password>,
 }
 
 impl PeerConfig {
@@ -77,11 +87,13 @@ impl PeerConfig {
             ebgp_multihop_ttl: 1,
             families: BTreeSet::from(Family::ALL),
             import: ImportPolicy::Nothing,
+            export: Vec::new(),
             max_prefixes: None,
             graceful_restart: None,
             local_address: None,
             next_hop_v4: None,
             next_hop_v6: None,
+            password: None,
         }
     }
 
@@ -99,6 +111,7 @@ impl PeerConfig {
             || self.ebgp_multihop_ttl != other.ebgp_multihop_ttl
             || self.families != other.families
             || self.local_address != other.local_address
+            || self.password != other.password
             || capability(self) != capability(other)
     }
 }
@@ -126,6 +139,19 @@ pub struct PrefixRule {
     pub ge: Option<u8>,
     /// The longest length that matches; alone it means "from the prefix's own length".
     pub le: Option<u8>,
+}
+
+/// Attributes that some of our announcements carry towards a peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ExportRule {
+    /// The announced prefixes that it is for.
+    pub prefixes: BTreeSet<IpNetwork>,
+    /// RFC 1997 communities, added to the announcement's.
+    pub communities: BTreeSet<u32>,
+    /// RFC 8092 large communities, added to the announcement's.
+    pub large_communities: BTreeSet<LargeCommunity>,
+    /// LOCAL_PREF towards an internal peer (RFC 4271 §5.1.5): the highest that is said counts.
+    pub local_pref: Option<u32>,
 }
 
 /// What the graceful restart capability says about us (RFC 4724 §3).

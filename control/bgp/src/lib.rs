@@ -35,7 +35,8 @@ pub mod wire;
 
 pub use best_path::Reason;
 pub use config::{
-    Announcement, GracefulRestart, ImportPolicy, PeerConfig, PrefixRule, SpeakerConfig,
+    Announcement, ExportRule, GracefulRestart, ImportPolicy, NoPassword, Password, PeerConfig,
+    PrefixRule, SpeakerConfig,
 };
 pub use fsm::State;
 pub use policy::Rejection;

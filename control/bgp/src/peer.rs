@@ -326,6 +326,7 @@ impl Peer {
                         port: self.config.port,
                         local_address: self.config.local_address,
                         ttl: self.ttl(&shared.config),
+                        password: self.config.password.clone(),
                     });
                 }
                 Output::Close(connection) => {

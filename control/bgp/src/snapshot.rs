@@ -37,6 +37,8 @@ pub struct PeerSnapshot {
     pub hold_time: Option<Duration>,
     /// Negotiated keepalive time.
     pub keepalive_time: Option<Duration>,
+    /// Its segments are signed with TCP MD5 (RFC 2385).
+    pub signed: bool,
     /// Our end of the connection.
     pub local_address: Option<IpAddr>,
     /// Routes by family: those negotiated, or those configured when the session is down.

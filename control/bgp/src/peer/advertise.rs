@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Established, Peer};
 use crate::best_path::DEFAULT_LOCAL_PREF;
-use crate::config::Announcement;
+use crate::config::{Announcement, ExportRule};
 use crate::session::Output;
 use crate::speaker::{self, Shared};
 use crate::wire::{self, Attributes, Family};
@@ -89,10 +89,10 @@ impl Peer {
         established: &Established,
         shared: &Shared,
     ) -> BTreeMap<IpNetwork, Arc<Attributes>> {
-        let mut shapes: BTreeMap<(&Announcement, Family), Option<Arc<Attributes>>> =
-            BTreeMap::new();
+        type Shape<'a> = (&'a Announcement, Vec<&'a ExportRule>, Family);
+        let mut shapes: BTreeMap<Shape<'_>, Option<Arc<Attributes>>> = BTreeMap::new();
         let mut wanted = BTreeMap::new();
-        self.without_next_hop.clear();
+        let mut without_next_hop = BTreeMap::new();
         for (prefix, announcement) in &shared.announcements {
             let family = Family::of(prefix);
             let chosen = announcement
@@ -102,20 +102,26 @@ impl Peer {
             if !chosen || !established.terms.families.contains(&family) {
                 continue;
             }
-            let attributes = shapes.entry((announcement, family)).or_insert_with(|| {
+            let rules = self.config.export.iter();
+            let rules: Vec<_> = rules
+                .filter(|rule| rule.prefixes.contains(prefix))
+                .collect();
+            let shape = (announcement, rules, family);
+            let attributes = shapes.entry(shape).or_insert_with_key(|(_, rules, _)| {
                 let next_hop = self.next_hop(established, family)?;
                 let local_as = shared.config.local_as;
                 let internal = established.terms.internal;
-                let attributes = attributes(announcement, next_hop, local_as, internal);
-                Some(Arc::new(attributes))
+                let told = attributes(announcement, rules, next_hop, local_as, internal);
+                Some(Arc::new(told))
             });
             match attributes {
                 Some(attributes) => {
                     wanted.insert(*prefix, Arc::clone(attributes));
                 }
-                None => *self.without_next_hop.entry(family).or_default() += 1,
+                None => *without_next_hop.entry(family).or_default() += 1,
             }
         }
+        self.without_next_hop = without_next_hop;
         wanted
     }
 
@@ -187,20 +193,32 @@ impl Peer {
     }
 }
 
+/// The announcement and the rules together: communities of all, the highest LOCAL_PREF.
 fn attributes(
     announcement: &Announcement,
+    rules: &[&ExportRule],
     next_hop: IpAddr,
     local_as: u32,
     internal: bool,
 ) -> Attributes {
     let mut attributes = Attributes::local(next_hop);
     if internal {
-        attributes.local_pref = Some(announcement.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
+        let said = rules.iter().map(|rule| rule.local_pref);
+        let highest = said.chain([announcement.local_pref]).flatten().max();
+        attributes.local_pref = Some(highest.unwrap_or(DEFAULT_LOCAL_PREF));
     } else {
         attributes.as_path = vec![local_as; 1 + usize::from(announcement.prepend)];
     }
     attributes.med = announcement.med;
-    attributes.communities = announcement.communities.iter().copied().collect();
-    attributes.large_communities = announcement.large_communities.iter().copied().collect();
+    let (mut communities, mut large) = (
+        announcement.communities.clone(),
+        announcement.large_communities.clone(),
+    );
+    for rule in rules {
+        communities.extend(&rule.communities);
+        large.extend(&rule.large_communities);
+    }
+    attributes.communities = communities.into_iter().collect();
+    attributes.large_communities = large.into_iter().collect();
     attributes
 }

@@ -67,6 +67,7 @@ impl Peer {
             internal: terms.map(|terms| terms.internal),
             hold_time: terms.map(|terms| terms.hold_time),
             keepalive_time: terms.map(|terms| terms.keepalive_time),
+            signed: self.config.password.is_some(),
             local_address: self.established.as_ref().and_then(|e| e.local_address),
             families,
             last_error: self.last_error.as_ref().map(ToString::to_string),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Announcement;
+use crate::config::{Announcement, Password};
 use crate::snapshot::{LearntPath, PathSnapshot};
 use crate::wire::{Attributes, Fault, Notification};
 
@@ -51,6 +51,9 @@ pub enum ConnectionRequest {
         local_address: Option<IpAddr>,
         /// TTL or hop limit of its packets; `None` leaves the host's default.
         ttl: Option<u8>,
+        /// TCP MD5 password (RFC 2385), when configured. Not written down anywhere.
+        #[serde(skip)]
+        password: Option<Password>,
     },
     /// Write what was transmitted, then close, or give up dialling. No answer is expected.
     Close {
