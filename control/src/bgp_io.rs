@@ -15,6 +15,8 @@
 
 mod connection;
 mod driver;
+mod netstat;
+mod signature;
 mod socket;
 
 use std::collections::BTreeMap;
@@ -34,6 +36,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use driver::Driver;
+pub use netstat::Md5Drops;
 
 /// Commands that may wait for the driver.
 const COMMANDS: usize = 64;

@@ -22,7 +22,7 @@ use fairlead_common::tables;
 use ipnetwork::IpNetwork;
 
 use crate::api::types::{self, RouteSet};
-use crate::bgp_io::BgpHandle;
+use crate::bgp_io::{BgpHandle, Md5Drops};
 use crate::dataplane::observe;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::table::Pinned;
@@ -194,9 +194,11 @@ impl View {
     pub async fn peers(&self) -> Result<Vec<types::Peer>> {
         let state = self.state.load_full();
         let peers = peers_of(&state).await;
+        // Without the counters a hint says less; that is all.
+        let drops = Md5Drops::read().unwrap_or_default();
         Ok(peers
             .into_iter()
-            .map(|(asn, peer)| peer_row(asn, peer))
+            .map(|(asn, peer)| peer_row(asn, peer, drops))
             .collect())
     }
 
@@ -325,7 +327,7 @@ fn is_established(peer: &PeerSnapshot) -> bool {
     peer.state == fairlead_bgp::fsm::State::Established
 }
 
-fn peer_row(local_asn: u32, peer: PeerSnapshot) -> types::Peer {
+fn peer_row(local_asn: u32, peer: PeerSnapshot, drops: Md5Drops) -> types::Peer {
     let established = is_established(&peer);
     types::Peer {
         local_asn,
@@ -334,7 +336,7 @@ fn peer_row(local_asn: u32, peer: PeerSnapshot) -> types::Peer {
         port: peer.port,
         state: format!("{:?}", peer.state),
         since_s: peer.in_state.as_secs(),
-        hint: hint(&peer, established),
+        hint: hint(&peer, established, drops),
         hostname: peer.hostname,
         families: peer
             .families
@@ -355,13 +357,18 @@ fn peer_row(local_asn: u32, peer: PeerSnapshot) -> types::Peer {
 }
 
 /// The usual traps, said where they are seen.
-fn hint(peer: &PeerSnapshot, established: bool) -> Option<String> {
+fn hint(peer: &PeerSnapshot, established: bool, drops: Md5Drops) -> Option<String> {
     let settled = peer.in_state > Duration::from_secs(5);
     if !established {
-        return peer
+        let error = peer
             .last_error
             .as_ref()
             .map(|error| format!("not established: {error}"));
+        let hints: Vec<_> = error
+            .into_iter()
+            .chain(signature_hint(peer, drops))
+            .collect();
+        return (!hints.is_empty()).then(|| hints.join("; "));
     }
     let received: usize = peer.families.values().map(|family| family.received).sum();
     let accepted: usize = peer.families.values().map(|family| family.accepted).sum();
@@ -386,6 +393,35 @@ fn hint(peer: &PeerSnapshot, established: bool) -> Option<String> {
         );
     }
     None
+}
+
+/// Segments that are dropped for their TCP MD5 signature look like a dead peer to both sides; the
+/// kernel's counters, which are of the whole host, tell them apart.
+fn signature_hint(peer: &PeerSnapshot, drops: Md5Drops) -> Option<String> {
+    let counted = if peer.signed {
+        [
+            (
+                drops.mismatched,
+                "signed with another password: compare the two",
+            ),
+            (drops.unsigned, "not signed: give the peer the password"),
+        ]
+    } else {
+        [
+            (
+                drops.unexpected,
+                "signed, and no password is configured here: set authSecretRef",
+            ),
+            (0, ""),
+        ]
+    };
+    let said: Vec<_> = counted
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    (!said.is_empty())
+        .then(|| format!("TCP MD5 dropped segments on this host: {}", said.join(", ")))
 }
 
 fn path_row(local_asn: u32, prefix: IpNetwork, path: PathSnapshot) -> types::BgpRoute {

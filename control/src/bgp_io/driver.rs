@@ -1,11 +1,13 @@
 //! The task that owns the speaker: feeds it what happens and does what it asks.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairlead_bgp::{ConnectionId, ConnectionRequest, Event, LearntPath, Speaker};
+use fairlead_bgp::{
+    ConnectionId, ConnectionRequest, Event, LearntPath, Password, PeerConfig, Speaker,
+};
 use futures::future::join_all;
 use ipnetwork::IpNetwork;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::connection::{Arrival, Arrivals, Connection};
+use super::signature::sign;
 use super::{BgpSnapshot, Command, LearntRoutes, socket};
 
 /// Arrivals that may wait for the driver; readers wait when it is full.
@@ -29,7 +32,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Driver {
     speaker: Speaker,
     listening: Vec<SocketAddr>,
-    listeners: JoinSet<()>,
+    listeners: Vec<Arc<TcpListener>>,
+    accepting: JoinSet<()>,
+    /// The peers whose connections must be signed; `false`: the kernel would not, so none is let in.
+    signed: BTreeMap<IpAddr, (Password, bool)>,
     arrivals: Arrivals,
     arrived: mpsc::Receiver<Arrival>,
     dials: BTreeMap<ConnectionId, AbortHandle>,
@@ -56,14 +62,17 @@ impl Driver {
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
             .collect();
-        let mut tasks = JoinSet::new();
-        for listener in listeners {
-            tasks.spawn(accept(listener, arrivals.clone()));
+        let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
+        let mut accepting = JoinSet::new();
+        for listener in &listeners {
+            accepting.spawn(accept(listener.clone(), arrivals.clone()));
         }
         Self {
             speaker,
             listening,
-            listeners: tasks,
+            listeners,
+            accepting,
+            signed: BTreeMap::new(),
             arrivals,
             arrived,
             dials: BTreeMap::new(),
@@ -96,7 +105,7 @@ impl Driver {
                 Some(arrival) = self.arrived.recv() => self.handle(arrival),
             }
         }
-        self.listeners.abort_all();
+        self.accepting.abort_all();
         for dial in self.dials.values() {
             dial.abort();
         }
@@ -117,7 +126,10 @@ impl Driver {
         let now = now();
         // An asker that went away does not want its answer.
         match command {
-            Command::SetPeers(peers) => self.speaker.set_peers(peers, now),
+            Command::SetPeers(peers) => {
+                self.sign_incoming(&peers);
+                self.speaker.set_peers(peers, now);
+            }
             Command::SetAnnouncements(announcements) => {
                 self.speaker.set_announcements(announcements, now);
             }
@@ -137,6 +149,45 @@ impl Driver {
                 let _ = answer.send(());
             }
         }
+    }
+
+    /// Makes the listening sockets want the signatures of peers that have a password, and of no other.
+    fn sign_incoming(&mut self, peers: &[PeerConfig]) {
+        let wanted: BTreeMap<IpAddr, Password> = peers
+            .iter()
+            .filter_map(|peer| Some((peer.address, peer.password.clone()?)))
+            .collect();
+        let known = std::mem::take(&mut self.signed);
+        for (address, (_, is_signed)) in &known {
+            if *is_signed
+                && !wanted.contains_key(address)
+                && let Err(error) = self.sign_listeners(*address, None)
+            {
+                warn!(peer = %address, %error, "its connections are still wanted signed");
+            }
+        }
+        for (address, password) in wanted {
+            let is_signed = match known.get(&address) {
+                Some((before, true)) if *before == password => true,
+                Some(_) | None => match self.sign_listeners(address, Some(&password)) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        warn!(peer = %address, %error, "TCP MD5 is not possible: its connections are refused");
+                        false
+                    }
+                },
+            };
+            self.signed.insert(address, (password, is_signed));
+        }
+    }
+
+    fn sign_listeners(&self, peer: IpAddr, password: Option<&Password>) -> std::io::Result<()> {
+        for listener in &self.listeners {
+            if listener.local_addr()?.is_ipv4() == peer.is_ipv4() {
+                sign(listener, peer, password)?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for connections that are being closed. All sessions are down by then, so what
@@ -206,6 +257,15 @@ impl Driver {
         let Ok(local) = stream.local_addr() else {
             return;
         };
+        let from = remote.ip().to_canonical();
+        if self
+            .signed
+            .get(&from)
+            .is_some_and(|(_, is_signed)| !is_signed)
+        {
+            debug!(%remote, "connection refused: it cannot be signed");
+            return;
+        }
         let Some(accepted) = self.speaker.handle_incoming(local, remote, now) else {
             debug!(%remote, "connection not wanted");
             return;
@@ -234,15 +294,18 @@ impl Driver {
                     port,
                     local_address,
                     ttl,
+                    password,
                     ..
                 } => {
                     let remote = SocketAddr::new(address, port);
                     let arrivals = self.arrivals.clone();
                     let dial = tokio::spawn(async move {
-                        let arrival = match socket::dial(remote, local_address, ttl).await {
-                            Ok(stream) => Arrival::Connected(connection, stream),
-                            Err(error) => Arrival::Failed(connection, error),
-                        };
+                        let arrival =
+                            match socket::dial(remote, local_address, ttl, password.as_ref()).await
+                            {
+                                Ok(stream) => Arrival::Connected(connection, stream),
+                                Err(error) => Arrival::Failed(connection, error),
+                            };
                         // A driver that is gone does not want to know.
                         let _ = arrivals.send(arrival).await;
                     });
@@ -297,7 +360,7 @@ impl Driver {
     }
 }
 
-async fn accept(listener: TcpListener, arrivals: Arrivals) {
+async fn accept(listener: Arc<TcpListener>, arrivals: Arrivals) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {

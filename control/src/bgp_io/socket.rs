@@ -1,10 +1,19 @@
-//! TCP sockets with the options that BGP wants: source address, TTL, reuse of the listening port.
+//! TCP sockets with the options that BGP wants: source address, TTL, signature, reuse of the listening
+//! port.
+//!
+//! # Why the TTL is 1
+//! A direct external peer is one hop away, so packets that are meant for it never leave the link (RFC
+//! 4271 §5.1.3; `ebgp_multihop_ttl` says otherwise). That is no GTSM: RFC 5082 sends 255 and refuses
+//! less, and both sides must do so.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use fairlead_bgp::Password;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::signature::sign;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -26,14 +35,18 @@ pub(super) fn listen(port: u16) -> io::Result<Vec<TcpListener>> {
 /// Opens a connection.
 ///
 /// # Errors
-/// As the kernel says: refused, unreachable, timed out.
+/// As the kernel says: refused, unreachable, timed out; or it cannot sign, and nothing is sent unsigned.
 pub(super) async fn dial(
     remote: SocketAddr,
     local: Option<IpAddr>,
     ttl: Option<u8>,
+    password: Option<&Password>,
 ) -> io::Result<TcpStream> {
     let socket = tcp(remote)?;
     set_ttl(&socket, remote, ttl)?;
+    if password.is_some() {
+        sign(&socket, remote.ip(), password)?;
+    }
     if let Some(local) = local {
         socket.bind(&SocketAddr::new(local, 0).into())?;
     }
