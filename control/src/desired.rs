@@ -11,6 +11,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use fairlead_bgp::{LargeCommunity, Password};
 use fairlead_common::addr::Proto;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,21 @@ pub struct Neighbor {
     pub graceful_restart: Option<Duration>,
     /// Address families: IPv4 unicast, IPv6 unicast.
     pub families: BTreeSet<Family>,
+    /// TCP MD5 password (RFC 2385).
+    pub password: Option<Password>,
+    /// What the node's pod CIDRs carry towards it.
+    pub pod_cidr_attributes: PathAttributes,
+}
+
+/// Attributes that paths carry towards a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathAttributes {
+    /// RFC 1997 communities.
+    pub communities: BTreeSet<u32>,
+    /// RFC 8092 large communities.
+    pub large_communities: BTreeSet<LargeCommunity>,
+    /// LOCAL_PREF, towards an internal peer.
+    pub local_preference: Option<u32>,
 }
 
 /// An address family, always unicast.

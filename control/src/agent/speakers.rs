@@ -9,8 +9,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use fairlead_bgp::Event;
 use fairlead_bgp::config::{
-    Announcement as Told, Announcements, GracefulRestart, ImportPolicy, PeerConfig, PrefixRule,
-    SpeakerConfig,
+    Announcement as Told, Announcements, ExportRule, GracefulRestart, ImportPolicy, PeerConfig,
+    PrefixRule, SpeakerConfig,
 };
 use fairlead_bgp::wire::Family;
 use ipnetwork::IpNetwork;
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::bgp_io::{self, BgpHandle, LearntRoutes};
 use crate::config::document::{Bgp, Import};
 use crate::desired::announce::Announcement;
-use crate::desired::{self, Condition, Desired, NodeState, VirtualRouter};
+use crate::desired::{self, Condition, Desired, NodeState, PathAttributes, VirtualRouter};
 use crate::telemetry::cause;
 
 /// How many equal paths are used together, as routers of this class do.
@@ -182,6 +182,8 @@ impl Speakers {
                     }),
                 next_hop_v4: node.ipv4,
                 next_hop_v6: node.ipv6,
+                password: neighbor.password.clone(),
+                export: export(&neighbor.pod_cidr_attributes, node),
                 ..PeerConfig::new(address.to_string(), address, neighbor.asn)
             })
             .collect()
@@ -306,6 +308,19 @@ fn family(family: desired::Family) -> Family {
         desired::Family::Ipv4 => Family::Ipv4Unicast,
         desired::Family::Ipv6 => Family::Ipv6Unicast,
     }
+}
+
+/// What a peer's path attributes mean for the node's announcements.
+fn export(attributes: &PathAttributes, node: &NodeState) -> Vec<ExportRule> {
+    if *attributes == PathAttributes::default() {
+        return Vec::new();
+    }
+    vec![ExportRule {
+        prefixes: node.pod_cidrs.clone(),
+        communities: attributes.communities.clone(),
+        large_communities: attributes.large_communities.clone(),
+        local_pref: attributes.local_preference,
+    }]
 }
 
 fn import(import: &Import) -> ImportPolicy {

@@ -141,6 +141,8 @@ pub struct Bgp {
     pub listen_address: Option<IpAddr>,
     /// The host name that peers are told. Default: the node's name.
     pub hostname: Option<String>,
+    /// The namespace of the Secrets that peering policies name. Default: `kube-system`.
+    pub secrets_namespace: Option<String>,
 }
 
 /// Which learnt routes go to the kernel.

@@ -41,7 +41,7 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
     };
     let services = services::merge(resources, &mut conditions);
     let routers = match found {
-        Some(found) => routers::merge(resources, &node, found, &mut conditions),
+        Some(found) => routers::merge(resources, &config.bgp, &node, found, &mut conditions),
         None => BTreeMap::new(),
     };
     let egress = egress(config, &node, &mut conditions);

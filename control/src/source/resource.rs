@@ -5,6 +5,7 @@
 //!
 //! Not here: what an object means for this node (`desired::merge`); files (`source::manifests`).
 
+pub mod community;
 mod limits;
 pub mod peering_policy;
 
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
@@ -53,6 +54,8 @@ pub struct Resources {
     pub services: BTreeMap<ObjectName, Sourced<Service>>,
     /// `discovery.k8s.io/v1 EndpointSlice`.
     pub slices: BTreeMap<ObjectName, Sourced<EndpointSlice>>,
+    /// `v1 Secret`.
+    pub secrets: BTreeMap<ObjectName, Sourced<Secret>>,
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
     pub peering_policies: BTreeMap<ObjectName, Sourced<PeeringPolicy>>,
     /// What was wrong.
@@ -68,6 +71,8 @@ pub enum Resource {
     Service(Box<Service>),
     /// `discovery.k8s.io/v1 EndpointSlice`.
     EndpointSlice(Box<EndpointSlice>),
+    /// `v1 Secret`.
+    Secret(Box<Secret>),
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
     PeeringPolicy(Box<PeeringPolicy>),
 }
@@ -79,6 +84,7 @@ impl Resource {
             Self::Node(_) => "Node",
             Self::Service(_) => "Service",
             Self::EndpointSlice(_) => "EndpointSlice",
+            Self::Secret(_) => "Secret",
             Self::PeeringPolicy(_) => "CiliumBGPPeeringPolicy",
         }
     }
@@ -94,6 +100,7 @@ impl Resource {
             Self::Node(node) => (&node.metadata, false),
             Self::Service(service) => (&service.metadata, true),
             Self::EndpointSlice(slice) => (&slice.metadata, true),
+            Self::Secret(secret) => (&secret.metadata, true),
             Self::PeeringPolicy(policy) => (&policy.metadata, false),
         };
         ObjectName {
@@ -155,6 +162,7 @@ pub fn join(readings: impl IntoIterator<Item = Reading>) -> Resources {
                 Resource::Node(node) => insert(&mut all.nodes, &name, *node, &origin),
                 Resource::Service(service) => insert(&mut all.services, &name, *service, &origin),
                 Resource::EndpointSlice(slice) => insert(&mut all.slices, &name, *slice, &origin),
+                Resource::Secret(secret) => insert(&mut all.secrets, &name, *secret, &origin),
                 Resource::PeeringPolicy(policy) => {
                     insert(&mut all.peering_policies, &name, *policy, &origin)
                 }
@@ -216,6 +224,9 @@ impl Reader {
             ("v1", "Node") => self.object(tree, kind, |node| Resource::Node(Box::new(node))),
             ("v1", "Service") => {
                 self.object(tree, kind, |service| Resource::Service(Box::new(service)));
+            }
+            ("v1", "Secret") => {
+                self.object(tree, kind, |secret| Resource::Secret(Box::new(secret)));
             }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object(tree, kind, |slice| Resource::EndpointSlice(Box::new(slice)));
@@ -298,7 +309,11 @@ impl Reader {
                 let object = resource(object);
                 self.reading.objects.push(Sourced { object, origin });
             }
-            Err(Wrong { path, why }) => {
+            Err(Wrong { path, mut why }) => {
+                if kind == "Secret" {
+                    // The reason quotes the value.
+                    "cannot be read; data holds base64, stringData holds text".clone_into(&mut why);
+                }
                 self.reading.rejected.insert(named.clone());
                 let line = tree.line_of(&path);
                 let message = if path.0.is_empty() {
@@ -347,7 +362,7 @@ fn object_name(tree: &Located, kind: &str) -> String {
     };
     match (text("namespace"), text("name")) {
         (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
-        (None, Some(name)) if matches!(kind, "Service" | "EndpointSlice") => {
+        (None, Some(name)) if matches!(kind, "Service" | "EndpointSlice" | "Secret") => {
             format!("{kind} default/{name}")
         }
         (None, Some(name)) => format!("{kind} {name}"),

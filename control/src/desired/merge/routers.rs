@@ -1,30 +1,36 @@
 //! Peering policies that select this node -> its BGP instances.
 //!
 //! When two policies select a node Cilium applies neither, and so do we: which of them was meant is not
-//! ours to guess. A peer that asks for a password is left out, because a session without it would be
-//! weaker than what was asked for.
+//! ours to guess. A peer whose password is missing is left out, because a session without it would be
+//! weaker than what was asked for (Cilium runs it with an empty one).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use fairlead_bgp::{LargeCommunity, Password};
 use k8s_openapi::api::core::v1::Node;
 
 use super::{Conditions, Sourced};
+use crate::config::document::Bgp;
 use crate::desired::{
-    AddressKind, Family, LabelSelector, Neighbor, NodeState, ObjectName, VirtualRouter,
+    AddressKind, Family, LabelSelector, Neighbor, NodeState, ObjectName, PathAttributes,
+    VirtualRouter,
 };
 use crate::source::resource::peering_policy::{
-    self as policy, PeeringPolicy, ServiceAdvertisement, label_selector,
+    self as policy, PeeringPolicy, SelectorType, ServiceAdvertisement, label_selector,
 };
 use crate::source::resource::{Origin, Resources};
 
 const KIND: &str = "CiliumBGPPeeringPolicy";
+/// Where Cilium looks for the Secrets of its peers.
+const SECRETS_NAMESPACE: &str = "kube-system";
 const ANNOTATION: &str = "cilium.io/bgp-virtual-router.";
 
 /// The virtual routers of this node.
 pub(super) fn merge(
     resources: &Resources,
+    config: &Bgp,
     node: &NodeState,
     object: &Sourced<Node>,
     conditions: &mut Conditions,
@@ -65,6 +71,8 @@ pub(super) fn merge(
                 name,
                 origin: &chosen.origin,
                 asn: router.local_asn,
+                resources,
+                secrets: config.secrets_namespace.as_deref(),
                 conditions,
             };
             let annotated = annotation(node, object, router.local_asn, context.conditions);
@@ -98,6 +106,8 @@ struct Context<'a> {
     name: &'a ObjectName,
     origin: &'a Origin,
     asn: u32,
+    resources: &'a Resources,
+    secrets: Option<&'a str>,
     conditions: &'a mut Conditions,
 }
 
@@ -148,16 +158,14 @@ fn virtual_router(
     let mut neighbors = BTreeMap::new();
     for neighbor in &router.neighbors {
         let key: (IpAddr, u16) = (neighbor.peer_address, neighbor.peer_port);
-        let Some(value) = self::neighbor(neighbor, context) else {
+        let Some(value) = self::neighbor(neighbor, node, context) else {
             continue;
         };
-        if neighbors.contains_key(&key) {
+        // A peer that dials us is known by its address alone.
+        if neighbors.keys().any(|(address, _)| *address == key.0) {
             context.condition(
                 "Duplicate",
-                &format!(
-                    "peer {} port {} is listed twice; the first is used",
-                    key.0, key.1
-                ),
+                &format!("peer {} is listed twice; the first is used", key.0),
             );
             continue;
         }
@@ -175,23 +183,25 @@ fn virtual_router(
     }
 }
 
-fn neighbor(neighbor: &policy::Neighbor, context: &mut Context<'_>) -> Option<Neighbor> {
+fn neighbor(
+    neighbor: &policy::Neighbor,
+    node: &NodeState,
+    context: &mut Context<'_>,
+) -> Option<Neighbor> {
     let peer = neighbor.peer_address;
-    if let Some(secret) = &neighbor.auth_secret_ref {
-        context.condition(
-            "AuthUnsupported",
-            &format!(
-                "peer {peer}: the password in Secret {secret} cannot be used yet, so there is no session rather than an open one; remove authSecretRef to have one"
-            ),
-        );
-        return None;
-    }
-    if !neighbor.advertised_path_attributes.is_empty() {
-        context.condition(
-            "FieldUnsupported",
-            &format!("peer {peer}: advertisedPathAttributes is not acted on yet: paths are announced without them"),
-        );
-    }
+    let password = match &neighbor.auth_secret_ref {
+        None => None,
+        Some(secret) => match password(secret, context) {
+            Ok(password) => Some(password),
+            Err(why) => {
+                context.condition(
+                    "MissingAuthSecret",
+                    &format!("peer {peer}: {why}; there is no session without its password"),
+                );
+                return None;
+            }
+        },
+    };
     let mut families = BTreeSet::new();
     for family in &neighbor.families {
         match (family.afi.as_str(), family.safi.as_str()) {
@@ -227,7 +237,69 @@ fn neighbor(neighbor: &policy::Neighbor, context: &mut Context<'_>) -> Option<Ne
             .filter(|restart| restart.enabled)
             .map(|restart| seconds(restart.restart_time_seconds)),
         families,
+        password,
+        pod_cidr_attributes: pod_cidr_attributes(neighbor, node, context),
     })
+}
+
+/// The password that a Secret holds; `stringData` goes before `data`, as in the API server.
+fn password(secret: &str, context: &Context<'_>) -> Result<Password, String> {
+    let name = ObjectName {
+        namespace: context.secrets.unwrap_or(SECRETS_NAMESPACE).to_owned(),
+        name: secret.to_owned(),
+    };
+    let Some(secret) = context.resources.secrets.get(&name) else {
+        return Err(format!("Secret {name} is not there"));
+    };
+    let texts = secret.object.string_data.as_ref();
+    let octets = secret.object.data.as_ref();
+    let octets = texts
+        .and_then(|texts| texts.get("password"))
+        .map(String::as_bytes)
+        .or_else(|| Some(&octets?.get("password")?.0[..]))
+        .ok_or_else(|| format!("Secret {name} has no key `password`"))?;
+    Password::new(octets)
+        .map_err(|why| format!("`password` of Secret {name} cannot be used: {why}"))
+}
+
+/// What the policy attaches to the pod CIDRs of this node: of several entries all communities, and the
+/// highest preference.
+fn pod_cidr_attributes(
+    neighbor: &policy::Neighbor,
+    node: &NodeState,
+    context: &mut Context<'_>,
+) -> PathAttributes {
+    let mut attributes = PathAttributes::default();
+    for entry in &neighbor.advertised_path_attributes {
+        if entry.selector_type != SelectorType::PodCIDR {
+            let message = format!(
+                "peer {}: advertisedPathAttributes of {:?} are not acted on yet: its paths are announced without them",
+                neighbor.peer_address, entry.selector_type
+            );
+            context.condition("FieldUnsupported", &message);
+            continue;
+        }
+        let is_selected = |selector| selector_of(selector).matches(&node.labels);
+        if !entry.selector.as_ref().is_none_or(is_selected) {
+            continue;
+        }
+        if let Some(communities) = &entry.communities {
+            let named = communities.well_known.iter().map(|community| community.0);
+            let standard = communities.standard.iter().map(|community| community.0);
+            attributes.communities.extend(named.chain(standard));
+            let large = communities.large.iter().map(|community| {
+                let [global, local1, local2] = community.0;
+                LargeCommunity {
+                    global,
+                    local1,
+                    local2,
+                }
+            });
+            attributes.large_communities.extend(large);
+        }
+        attributes.local_preference = attributes.local_preference.max(entry.local_preference);
+    }
+    attributes
 }
 
 /// What the node's annotation says of a virtual router.

@@ -194,13 +194,13 @@ fn what_a_policy_asks_for_and_does_not_get_is_said() {
         |field: &str| POLICY.replace("    exportPodCIDR: true\n", &format!("    {field}\n"));
     let twice = POLICY.replace(
         "peerASN: 65010}",
-        "peerASN: 65010}, {peerAddress: 10.0.0.1/32, peerASN: 1}",
+        "peerASN: 65010}, {peerAddress: 10.0.0.1/32, peerPort: 1790, peerASN: 1}",
     );
     for (policy, peers, says) in [
         (
             with("authSecretRef: s"),
             0,
-            "virtual router 65010: peer 10.0.0.1: the password in Secret s cannot be used yet, so there is no session",
+            "virtual router 65010: peer 10.0.0.1: Secret kube-system/s is not there; there is no session without its password",
         ),
         (
             with("families: [{afi: l2vpn, safi: evpn}]"),
@@ -208,9 +208,9 @@ fn what_a_policy_asks_for_and_does_not_get_is_said() {
             "peer 10.0.0.1: l2vpn evpn is not spoken; use ipv4 unicast and ipv6 unicast",
         ),
         (
-            with("advertisedPathAttributes: [{selectorType: PodCIDR}]"),
+            with("advertisedPathAttributes: [{selectorType: CiliumPodIPPool}]"),
             1,
-            "peer 10.0.0.1: advertisedPathAttributes is not acted on yet",
+            "peer 10.0.0.1: advertisedPathAttributes of CiliumPodIPPool are not acted on yet",
         ),
         (
             routers("podIPPoolSelector: {}"),
@@ -222,11 +222,7 @@ fn what_a_policy_asks_for_and_does_not_get_is_said() {
             1,
             "serviceAdvertisements ClusterIP is not acted on yet",
         ),
-        (
-            twice,
-            1,
-            "peer 10.0.0.1 port 179 is listed twice; the first is used",
-        ),
+        (twice, 1, "peer 10.0.0.1 is listed twice; the first is used"),
     ] {
         let desired = desired(&[NODE, &policy]);
 
@@ -238,6 +234,103 @@ fn what_a_policy_asks_for_and_does_not_get_is_said() {
         );
         assert_eq!(only(&desired).origin, "1.yaml:2");
     }
+}
+
+#[test]
+fn a_peers_password_comes_from_its_secret() {
+    let policy = POLICY.replace("peerASN: 65010}", "peerASN: 65010, authSecretRef: bgp}");
+    let secret = |at: &str, content: &str| {
+        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: bgp{at}}}\n{content}\n")
+    };
+    let there = ", namespace: kube-system";
+    let of = |config: &str, secret: &str| merge_texts(config, &[NODE, &policy, secret]);
+    let password = |desired: &Desired| {
+        let neighbors = &desired.routers[&65010].neighbors;
+        neighbors
+            .values()
+            .next()
+            .map(|n| n.password.clone().unwrap().octets().to_vec())
+    };
+    for (config, at, content) in [
+        ("", there, "data: {password: aHVudGVyMg==}"),
+        ("", there, "stringData: {password: hunter2}"),
+        (
+            "",
+            there,
+            "data: {password: eA==}\nstringData: {password: hunter2}",
+        ),
+        (
+            "bgp: {secretsNamespace: bgp}",
+            ", namespace: bgp",
+            "data: {password: aHVudGVyMg==}",
+        ),
+    ] {
+        let desired = of(config, &secret(at, content));
+        assert_eq!(
+            password(&desired).as_deref(),
+            Some(&b"hunter2"[..]),
+            "{content}"
+        );
+        assert_eq!(desired.conditions, []);
+    }
+    for (at, content, says) in [
+        (
+            "",
+            "data: {password: eA==}",
+            "Secret kube-system/bgp is not there",
+        ),
+        (
+            there,
+            "data: {pass: eA==}",
+            "Secret kube-system/bgp has no key `password`",
+        ),
+        (
+            there,
+            "data: {password: ''}",
+            "`password` of Secret kube-system/bgp cannot be used: it is empty",
+        ),
+    ] {
+        let desired = of("", &secret(at, content));
+        assert_eq!(password(&desired), None, "{content}");
+        assert_eq!(only(&desired).reason, "MissingAuthSecret");
+        assert!(
+            only(&desired).message.contains(says),
+            "{:?}",
+            desired.conditions
+        );
+    }
+}
+
+#[test]
+fn pod_cidrs_carry_what_the_policy_attaches_for_this_node() {
+    let attached = |entries: &str| {
+        let policy = POLICY.replace(
+            "peerASN: 65010}",
+            &format!("peerASN: 65010, advertisedPathAttributes: [{entries}]}}"),
+        );
+        let desired = desired(&[NODE, &policy]);
+        assert_eq!(desired.conditions, []);
+        let neighbors = &desired.routers[&65010].neighbors;
+        neighbors
+            .values()
+            .next()
+            .unwrap()
+            .pod_cidr_attributes
+            .clone()
+    };
+    let attributes = attached(
+        "{selectorType: PodCIDR, communities: {standard: ['64512:1', '7'], wellKnown: [no-export], large: ['1:2:3']}, localPreference: 150}, \
+         {selectorType: PodCIDR, selector: {matchLabels: {rack: rack0}}, localPreference: 200}",
+    );
+    assert_eq!(
+        attributes.communities.into_iter().collect::<Vec<_>>(),
+        [7, 64512 << 16 | 1, 0xFFFF_FF01]
+    );
+    assert_eq!(attributes.large_communities.len(), 1);
+    assert_eq!(attributes.local_preference, Some(200));
+    let others =
+        "{selectorType: PodCIDR, selector: {matchLabels: {rack: rack9}}, localPreference: 200}";
+    assert_eq!(attached(others), crate::desired::PathAttributes::default());
 }
 
 #[test]

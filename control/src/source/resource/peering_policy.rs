@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Deserializer};
 
+use super::community::{Large, Standard, WellKnown};
 use super::{Check, Wrong};
 use crate::object::{self, Requirement};
 use crate::source::located::FieldPath;
@@ -89,7 +90,7 @@ pub struct Neighbor {
     /// Its AS number.
     #[serde(rename = "peerASN")]
     pub peer_asn: u32,
-    /// The Secret of its TCP MD5 password; not acted on.
+    /// The Secret of its TCP MD5 password (RFC 2385), under the key `password`.
     pub auth_secret_ref: Option<String>,
     /// TTL towards it when it is external. Default: 1.
     #[serde(
@@ -118,7 +119,7 @@ pub struct Neighbor {
     /// Address families. Default: IPv4 and IPv6 unicast.
     #[serde(default)]
     pub families: Vec<Family>,
-    /// Attributes for some of the paths; not acted on.
+    /// Attributes for some of the paths; those of pools are not acted on.
     #[serde(default)]
     pub advertised_path_attributes: Vec<PathAttributes>,
 }
@@ -148,14 +149,25 @@ pub struct Family {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PathAttributes {
-    /// `PodCIDR`, `CiliumLoadBalancerIPPool` or `CiliumPodIPPool`.
-    pub selector_type: String,
-    /// Which of them; absent: all.
+    /// What is selected.
+    pub selector_type: SelectorType,
+    /// Which of them; absent: all. With `PodCIDR` it selects nodes.
     pub selector: Option<LabelSelector>,
     /// Communities to attach.
     pub communities: Option<Communities>,
     /// LOCAL_PREF towards internal peers.
-    pub local_preference: Option<i64>,
+    pub local_preference: Option<u32>,
+}
+
+/// What path attributes are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum SelectorType {
+    /// The pod CIDRs of the selected nodes.
+    PodCIDR,
+    /// Service addresses of the selected pools; not acted on.
+    CiliumLoadBalancerIPPool,
+    /// Pod addresses of the selected pools; not acted on.
+    CiliumPodIPPool,
 }
 
 /// Communities to attach.
@@ -163,11 +175,11 @@ pub struct PathAttributes {
 #[serde(rename_all = "camelCase", default)]
 pub struct Communities {
     /// RFC 1997, as `64512:1` or a number.
-    pub standard: Vec<String>,
+    pub standard: Vec<Standard>,
     /// RFC 1997 by name.
-    pub well_known: Vec<String>,
+    pub well_known: Vec<WellKnown>,
     /// RFC 8092, as `64512:1:2`.
-    pub large: Vec<String>,
+    pub large: Vec<Large>,
 }
 
 const fn bgp_port() -> u16 {
@@ -258,6 +270,11 @@ impl Check for PeeringPolicy {
             }
             selector(&path, "serviceSelector", router.service_selector.as_ref())?;
             for (index, neighbor) in router.neighbors.iter().enumerate() {
+                let own = path.clone().key("neighbors").index(index);
+                for (index, paths) in neighbor.advertised_path_attributes.iter().enumerate() {
+                    let own = own.clone().key("advertisedPathAttributes").index(index);
+                    selector(&own, "selector", paths.selector.as_ref())?;
+                }
                 if neighbor.keep_alive_time_seconds > neighbor.hold_time_seconds {
                     return Err(Wrong {
                         path: path

@@ -389,3 +389,24 @@ fn of_an_object_that_stands_twice_the_first_counts() {
         "Node n stands at a.yaml:1 already, which is in force; remove one of the two"
     );
 }
+
+#[test]
+fn a_secret_that_cannot_be_read_does_not_show_its_value() {
+    for content in [
+        "stringData: {password: 123456}",
+        "data: {password: 'not!base64'}",
+        "data: hunter2",
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: bgp, namespace: kube-system}}\n{content}\n"
+        );
+        let condition = only_condition(&text);
+        assert_eq!(condition.object, "Secret kube-system/bgp");
+        assert!(
+            condition
+                .message
+                .ends_with("cannot be read; data holds base64, stringData holds text"),
+            "{condition:?}"
+        );
+    }
+}
