@@ -12,9 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::time::Duration;
 
 use fairlead_bgp::{
-    Announcement, Event, Family, GracefulRestart, ImportPolicy, PeerConfig, SpeakerConfig, State,
+    Announcement, Event, ExportRule, Family, GracefulRestart, ImportPolicy, Password, PeerConfig,
+    SpeakerConfig, State,
 };
-use fairlead_control::bgp_io::{self, BgpHandle};
+use fairlead_control::bgp_io::{self, BgpHandle, Md5Drops};
 use fairlead_tests::netns::{Netns, veth, wait_for};
 use fairlead_tests::peer::{Bird, Frr, GoBgp};
 use fairlead_tests::root::is_root;
@@ -55,9 +56,19 @@ impl Link {
     }
 
     fn frr(&self, neighbor: &str) -> Frr {
+        self.frr_of(65000, neighbor)
+    }
+
+    fn frr_of(&self, asn: u32, neighbor: &str) -> Frr {
+        self.frr_with(asn, "frr", "", neighbor)
+    }
+
+    /// An FRR of this AS, with its files in `dir`, and lines about itself and about us.
+    fn frr_with(&self, asn: u32, dir: &str, itself: &str, neighbor: &str) -> Frr {
         let config = format!(
             "hostname peer\n\
-             router bgp 65000\n\
+             router bgp {asn}\n\
+             {itself}\
              \x20bgp router-id {THEIR_V4}\n\
              \x20bgp graceful-restart\n\
              \x20no bgp ebgp-requires-policy\n\
@@ -78,7 +89,7 @@ impl Link {
              \x20 neighbor us activate\n\
              \x20exit-address-family\n"
         );
-        Frr::start(&self.theirs, &self.dir.path().join("frr"), &config).unwrap()
+        Frr::start(&self.theirs, &self.dir.path().join(dir), &config).unwrap()
     }
 
     /// Runs a story on our side of the link; the driver's own threads live there too.
@@ -442,6 +453,292 @@ fn frr_keeps_our_routes_while_we_restart_and_drops_what_we_do_not_announce_again
         uses(&frr, "192.0.2.2/32", &[]);
         uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
         again.stop().await;
+    });
+}
+
+async fn stays_down(ours: &Ours, seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let peers = ours.handle.peers().await.unwrap();
+    assert_eq!(peers[0].established_count, 0, "{peers:?}");
+}
+
+fn with_password(password: &[u8]) -> PeerConfig {
+    let mut config = peer();
+    config.password = Some(Password::new(password).unwrap());
+    config
+}
+
+#[test]
+fn frr_with_the_same_password_is_signed_with_whoever_dials() {
+    if !is_root() {
+        return;
+    }
+    for (family, neighbor, theirs) in [
+        ("IPv4", "10.77.0.1", IpAddr::from(THEIR_V4)),
+        ("IPv6", "fd77::1", IpAddr::from(THEIR_V6)),
+    ] {
+        for (dials, passive) in [("it", true), ("we", false)] {
+            let link = Link::new();
+            link.run(|| async {
+                let frr = link.frr(&format!(
+                    " neighbor {neighbor} peer-group us\n neighbor us password sEcret-1\n{}",
+                    if passive {
+                        ""
+                    } else {
+                        " neighbor us passive\n"
+                    }
+                ));
+                let ours = Ours::start();
+                let mut config = with_password(b"sEcret-1");
+                config.address = theirs;
+                config.next_hop_v4 = Some(OUR_V4);
+                config.passive = passive;
+                ours.handle.set_peers(vec![config]).await.unwrap();
+                ours.announce(&["192.0.2.1/32"]).await;
+                uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+                assert_eq!(
+                    Md5Drops::read().unwrap().mismatched,
+                    0,
+                    "over {family}, {dials} dials"
+                );
+                ours.stop().await;
+            });
+        }
+    }
+}
+
+#[test]
+fn another_password_or_none_gives_no_session_and_is_counted() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n neighbor us password sEcret-1\n");
+        let ours = Ours::start();
+        ours.handle
+            .set_peers(vec![with_password(b"sEcret-2")])
+            .await
+            .unwrap();
+        ours.announce(&["192.0.2.1/32"]).await;
+        stays_down(&ours, 4).await;
+        assert!(Md5Drops::read().unwrap().mismatched > 0);
+
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        stays_down(&ours, 4).await;
+        assert!(Md5Drops::read().unwrap().unexpected > 0);
+
+        frr.configure(&["router bgp 65000", "no neighbor us password"])
+            .unwrap();
+        ours.handle
+            .set_peers(vec![with_password(b"sEcret-1")])
+            .await
+            .unwrap();
+        stays_down(&ours, 4).await;
+        assert!(Md5Drops::read().unwrap().unsigned > 0);
+
+        frr.configure(&["router bgp 65000", "neighbor us password sEcret-1"])
+            .unwrap();
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+
+        // A password that goes away takes its session with it.
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        uses(&frr, "192.0.2.1/32", &[]);
+        ours.stop().await;
+    });
+}
+
+/// TTL of the packets of our session, as the other side receives them.
+fn received_ttl(link: &Link) -> u8 {
+    let mut dump = link.theirs.command("tcpdump");
+    let output = dump
+        .args([
+            "-nvi",
+            "eth0",
+            "-c",
+            "1",
+            "src 10.77.0.1 and tcp port 179 and greater 80",
+        ])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let ttl = text
+        .split("ttl ")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next());
+    ttl.and_then(|ttl| ttl.parse().ok())
+        .unwrap_or_else(|| panic!("no TTL in {text}"))
+}
+
+#[test]
+fn a_direct_peer_is_one_hop_away_and_a_distant_one_as_many_as_configured() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        // FRR's session ends at an address of its own behind the link.
+        link.theirs.ip("addr add 10.88.0.2/32 dev lo").unwrap();
+        link.ours.ip("route add 10.88.0.2 via 10.77.0.2").unwrap();
+        let frr = link.frr(
+            " neighbor 10.77.0.1 peer-group us\n neighbor us ebgp-multihop 3\n neighbor us update-source 10.88.0.2\n",
+        );
+        let ours = Ours::start();
+        let mut config = peer();
+        config.address = IpAddr::from([10, 88, 0, 2]);
+        config.ebgp_multihop_ttl = 3;
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        ours.announce(&["192.0.2.1/32"]).await;
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        assert_eq!(received_ttl(&link), 3);
+        ours.handle.set_peers(Vec::new()).await.unwrap();
+
+        frr.configure(&[
+            "router bgp 65000",
+            "no neighbor us ebgp-multihop",
+            "no neighbor us update-source",
+        ])
+        .unwrap();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        assert_eq!(received_ttl(&link), 1);
+        ours.stop().await;
+    });
+}
+
+fn marked() -> PeerConfig {
+    let mut config = peer();
+    config.export = vec![ExportRule {
+        prefixes: [net("10.1.1.0/24")].into(),
+        communities: [64512 << 16 | 1, 0xFFFF_FF01].into(),
+        large_communities: [fairlead_bgp::LargeCommunity {
+            global: 64512,
+            local1: 1,
+            local2: 2,
+        }]
+        .into(),
+        local_pref: Some(150),
+    }];
+    config
+}
+
+#[test]
+fn frr_shows_what_an_export_rule_attaches() {
+    if !is_root() {
+        return;
+    }
+    for (their_as, local_pref) in [(65000, None), (65001, Some(150))] {
+        let link = Link::new();
+        link.run(|| async {
+            let frr = link.frr_of(their_as, " neighbor 10.77.0.1 peer-group us\n");
+            let ours = Ours::start();
+            let mut config = marked();
+            config.remote_as = their_as;
+            ours.handle.set_peers(vec![config]).await.unwrap();
+            ours.announce(&["10.1.1.0/24", "192.0.2.1/32"]).await;
+            uses(&frr, "10.1.1.0/24", &["10.77.0.1"]);
+            let route = frr.json("show bgp ipv4 unicast 10.1.1.0/24").unwrap();
+            let path = &route["paths"][0];
+            assert_eq!(path["community"]["string"], "64512:1 no-export");
+            assert_eq!(path["largeCommunity"]["string"], "64512:1:2");
+            assert_eq!(path["locPrf"].as_u64(), local_pref, "{path}");
+            let route = frr.json("show bgp ipv4 unicast 192.0.2.1/32").unwrap();
+            assert!(route["paths"][0]["community"].is_null(), "{route}");
+            ours.stop().await;
+        });
+    }
+}
+
+/// FRR is killed and starts again with one prefix less.
+fn killed_and_started_again(link: &Link, frr: Frr, restart: &str) -> Frr {
+    drop(frr);
+    let frr = link.frr_with(
+        65000,
+        "frr-again",
+        restart,
+        " neighbor 10.77.0.1 peer-group us\n",
+    );
+    frr.configure(&[
+        "router bgp 65000",
+        "address-family ipv6 unicast",
+        "no network 2001:db8:f::/48",
+    ])
+    .unwrap();
+    frr
+}
+
+#[test]
+fn routes_of_an_frr_that_is_killed_stay_when_both_restart_gracefully() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let preserve = " bgp graceful-restart preserve-fw-state\n";
+        let restartable = " neighbor 10.77.0.1 peer-group us\n";
+        let frr = link.frr_with(65000, "frr", preserve, restartable);
+        let ours = Ours::start();
+        let mut config = peer();
+        config.graceful_restart = Some(GracefulRestart {
+            restart_time: Duration::from_mins(1),
+            restarting: false,
+            forwarding_preserved: true,
+        });
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        ours.handle.withdraw_all().await.unwrap();
+        let (v4, v6) = (
+            ("203.0.113.0/24", THEIR_V4.into()),
+            ("2001:db8:f::/48", THEIR_V6.into()),
+        );
+        ours.learns(&[v4, v6]).await;
+        let mut learnt = ours.handle.learnt();
+        learnt.mark_unchanged();
+        let watched = tokio::spawn(async move {
+            let mut lost = false;
+            while learnt.changed().await.is_ok() {
+                lost |= !learnt.borrow().contains_key(&net("203.0.113.0/24"));
+                if !learnt.borrow().contains_key(&net("2001:db8:f::/48")) {
+                    break;
+                }
+            }
+            lost
+        });
+        let _frr = killed_and_started_again(&link, frr, preserve);
+        ours.learns(&[v4]).await;
+        assert!(
+            !watched.await.unwrap(),
+            "the IPv4 route was lost for a while"
+        );
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn routes_of_an_frr_that_is_killed_go_and_come_back_without_graceful_restart() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        ours.handle.withdraw_all().await.unwrap();
+        let (v4, v6) = (
+            ("203.0.113.0/24", THEIR_V4.into()),
+            ("2001:db8:f::/48", THEIR_V6.into()),
+        );
+        ours.learns(&[v4, v6]).await;
+        drop(frr);
+        ours.learns(&[]).await;
+        let _frr = link.frr_with(
+            65000,
+            "frr-again",
+            "",
+            " neighbor 10.77.0.1 peer-group us\n",
+        );
+        ours.learns(&[v4, v6]).await;
+        ours.stop().await;
     });
 }
 
