@@ -8,6 +8,7 @@ use fairlead_common::service::{Count, SLOTS_PER_PAGE, ServiceKey};
 use fairlead_common::tables::{self, Table as _};
 
 use super::{BACKEND_STATES, View, announcement, backend_state, peer_row, peers_of};
+use crate::bgp_io::Md5Drops;
 use crate::dataplane::table::Pinned;
 use crate::plan::Actual;
 use crate::telemetry::metrics::{Figures, Service, Table};
@@ -55,7 +56,9 @@ impl View {
         Ok(Figures {
             reasons: self.reasons()?,
             services,
-            peers: peers.map(|(asn, peer)| peer_row(asn, peer)).collect(),
+            peers: peers
+                .map(|(asn, peer)| peer_row(asn, peer, Md5Drops::default()))
+                .collect(),
             routes: state.routes.clone(),
             tables: full(&state.actual),
             attachments: state.attachments.clone(),
