@@ -229,6 +229,15 @@ impl View {
         Ok(rows)
     }
 
+    /// `GET /v1/bgp/why`: every path of one prefix, and what decides about each; none: nobody told it and
+    /// it is not originated.
+    pub async fn bgp_why(&self, prefix: IpNetwork) -> Result<Vec<types::BgpRoute>> {
+        let prefix = IpNetwork::new(prefix.network(), prefix.prefix())?;
+        let mut rows = self.bgp_routes(RouteSet::Available).await?;
+        rows.retain(|row| row.prefix == prefix.to_string());
+        Ok(rows)
+    }
+
     /// `GET /v1/routes`.
     pub fn routes(&self) -> Result<Vec<types::Route>> {
         Ok(self.state.load().routes.clone())

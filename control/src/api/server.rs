@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -24,6 +25,11 @@ use crate::view::View;
 struct RoutesQuery {
     #[serde(default)]
     set: RouteSet,
+}
+
+#[derive(Deserialize)]
+struct WhyQuery {
+    prefix: IpNetwork,
 }
 
 /// `POST /v1/stop`: the agent withdraws what it announces, and ends.
@@ -87,6 +93,12 @@ pub async fn serve(
                     answer(view.bgp_routes(query.set).await)
                 },
             ),
+        )
+        .route(
+            "/v1/bgp/why",
+            get(async |State(view): Asked, Query(query): Query<WhyQuery>| {
+                answer(view.bgp_why(query.prefix).await)
+            }),
         )
         .route(
             "/v1/routes",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
 
 use crate::config::document::DEFAULT_SOCKET;
 
@@ -19,6 +20,7 @@ use crate::config::document::DEFAULT_SOCKET;
   dpctl services                       which services, which backends, how much traffic
   dpctl bgp peers                      who is up, and what was exchanged
   dpctl bgp routes advertised          what each peer was told
+  dpctl bgp why 10.1.0.0/16            which path of a prefix is the best, and why
   dpctl nat list                       who is behind which egress port
   dpctl drops                          what was dropped, and for which reason
   dpctl maps dump BACKENDS -o json     a table of the datapath, decoded
@@ -105,6 +107,11 @@ pub enum Bgp {
         /// Which
         #[arg(value_enum, default_value_t = Set::Available)]
         set: Set,
+    },
+    /// All paths of a prefix, with what decides about each; exit code 1 when there is none
+    Why {
+        /// The prefix, such as 10.1.0.0/16; an address means its host route
+        prefix: IpNetwork,
     },
 }
 

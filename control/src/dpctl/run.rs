@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::CommandFactory;
+use ipnetwork::IpNetwork;
 
 use super::Outcome;
 use super::args::{Bgp, Dpctl, Global, Nat, Noun, Set};
@@ -24,6 +25,7 @@ pub async fn run(typed: Dpctl) -> Result<Outcome> {
         Noun::Services { name } => services(global, name.as_deref()).await,
         Noun::Bgp(Bgp::Peers) => peers(global).await,
         Noun::Bgp(Bgp::Routes { set }) => bgp_routes(global, set).await,
+        Noun::Bgp(Bgp::Why { prefix }) => bgp_why(global, prefix).await,
         Noun::Routes => routes(global).await,
         Noun::Nat(Nat::List) => nat(global).await,
         Noun::Drops { all } => drops(global, all).await,
@@ -306,6 +308,27 @@ async fn bgp_routes(global: &Global, set: Set) -> Result<Outcome> {
         Set::Advertised => "/v1/bgp/routes?set=advertised",
     };
     let paths: Vec<BgpRoute> = ask(&global.socket, path).await?;
+    print_paths(global, &paths)?;
+    if paths.is_empty() {
+        say("no paths; `dpctl bgp peers` shows whether a session is up");
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn bgp_why(global: &Global, prefix: IpNetwork) -> Result<Outcome> {
+    let path = format!("/v1/bgp/why?prefix={prefix}");
+    let paths: Vec<BgpRoute> = ask(&global.socket, &path).await?;
+    print_paths(global, &paths)?;
+    if paths.is_empty() {
+        say(&format!(
+            "no peer has told {prefix}, and it is not announced; `dpctl bgp routes` lists all prefixes"
+        ));
+        return Ok(Outcome::No);
+    }
+    Ok(Outcome::Yes)
+}
+
+fn print_paths(global: &Global, paths: &[BgpRoute]) -> Result<()> {
     print(global, &paths, |wide| {
         let mut columns = vec![
             ("", Left),
@@ -348,11 +371,7 @@ async fn bgp_routes(global: &Global, set: Set) -> Result<Outcome> {
             })
             .collect();
         rows(global, &columns, lines)
-    })?;
-    if paths.is_empty() {
-        say("no paths; `dpctl bgp peers` shows whether a session is up");
-    }
-    Ok(Outcome::Yes)
+    })
 }
 
 async fn routes(global: &Global) -> Result<Outcome> {
