@@ -287,6 +287,7 @@ fn without_an_agent_dpctl_says_that_none_answers_and_where_it_looked() {
         "services",
         "bgp peers",
         "bgp routes",
+        "bgp why 10.1.0.0/16",
         "routes",
         "nat list",
         "drops",
