@@ -5,10 +5,10 @@
 //! (`api::server`) and how it is printed (`dpctl`).
 
 mod figures;
+mod hint;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Result;
 use arc_swap::ArcSwap;
@@ -345,7 +345,7 @@ fn peer_row(local_asn: u32, peer: PeerSnapshot, drops: Md5Drops) -> types::Peer 
         port: peer.port,
         state: format!("{:?}", peer.state),
         since_s: peer.in_state.as_secs(),
-        hint: hint(&peer, established, drops),
+        hint: hint::of(&peer, established, drops),
         hostname: peer.hostname,
         families: peer
             .families
@@ -363,74 +363,6 @@ fn peer_row(local_asn: u32, peer: PeerSnapshot, drops: Md5Drops) -> types::Peer 
         messages_sent: peer.counters.sent,
         last_error: peer.last_error,
     }
-}
-
-/// The usual traps, said where they are seen.
-fn hint(peer: &PeerSnapshot, established: bool, drops: Md5Drops) -> Option<String> {
-    let settled = peer.in_state > Duration::from_secs(5);
-    if !established {
-        let error = peer
-            .last_error
-            .as_ref()
-            .map(|error| format!("not established: {error}"));
-        let hints: Vec<_> = error
-            .into_iter()
-            .chain(signature_hint(peer, drops))
-            .collect();
-        return (!hints.is_empty()).then(|| hints.join("; "));
-    }
-    let received: usize = peer.families.values().map(|family| family.received).sum();
-    let accepted: usize = peer.families.values().map(|family| family.accepted).sum();
-    let homeless: usize = peer
-        .families
-        .values()
-        .map(|family| family.without_next_hop)
-        .sum();
-    if homeless > 0 {
-        return Some(format!(
-            "{homeless} prefixes are not advertised for want of a next hop of their family: give this node an InternalIP of that family"
-        ));
-    }
-    if received == 0 && settled {
-        return Some(
-            "it sends no prefixes; FRR needs `no bgp ebgp-requires-policy` or a policy".to_owned(),
-        );
-    }
-    if accepted == 0 && settled {
-        return Some(
-            "no prefix is accepted; `bgp.import` in the configuration says which are".to_owned(),
-        );
-    }
-    None
-}
-
-/// Segments that are dropped for their TCP MD5 signature look like a dead peer to both sides; the
-/// kernel's counters, which are of the whole host, tell them apart.
-fn signature_hint(peer: &PeerSnapshot, drops: Md5Drops) -> Option<String> {
-    let counted = if peer.signed {
-        [
-            (
-                drops.mismatched,
-                "signed with another password: compare the two",
-            ),
-            (drops.unsigned, "not signed: give the peer the password"),
-        ]
-    } else {
-        [
-            (
-                drops.unexpected,
-                "signed, and no password is configured here: set authSecretRef",
-            ),
-            (0, ""),
-        ]
-    };
-    let said: Vec<_> = counted
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect();
-    (!said.is_empty())
-        .then(|| format!("TCP MD5 dropped segments on this host: {}", said.join(", ")))
 }
 
 fn path_row(local_asn: u32, prefix: IpNetwork, path: PathSnapshot) -> types::BgpRoute {

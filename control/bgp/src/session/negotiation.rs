@@ -55,7 +55,7 @@ pub(crate) fn negotiate(
     speaker: &SpeakerConfig,
     peer: &PeerConfig,
 ) -> Result<Negotiated, Notification> {
-    // RFC 7607: AS 0 is nobody. RFC 6793 §9: nor is the stand-in of those with four octets.
+    // RFC 7607: AS 0 is nobody. RFC 6793: nor is the stand-in of those with four octets.
     let is_nobody = open.asn == 0 || open.asn == u32::from(AS_TRANS);
     if is_nobody || (peer.remote_as != 0 && peer.remote_as != open.asn) {
         return Err(Notification::BAD_PEER_AS);

@@ -1,8 +1,8 @@
 //! Leaves out of an UPDATE what belongs to address families that the session does not have.
 //!
-//! RFC 4760 §6 lets a peer send only what both sides named in their OPENs. What it sends besides
+//! RFC 4760 §8 lets a peer send only what both sides named in their OPENs. What it sends besides
 //! is not ours to read: its prefixes may be of a shape that no decoder of ours knows, and RFC 4760
-//! §7 and RFC 7606 §5.3 allow to ignore the family instead of ending the session. So such
+//! §7 and RFC 7606 §2 allow to ignore the family instead of ending the session. So such
 //! attributes are taken out before anything looks into them.
 //!
 //! Not for faults inside families that the session has: those are the codec's to judge.
