@@ -5,6 +5,9 @@
     reason = "the steps of these stories fail like their assertions"
 )]
 
+mod restart;
+mod signature;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{Read, Write};
@@ -12,10 +15,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::time::Duration;
 
 use fairlead_bgp::{
-    Announcement, Event, ExportRule, Family, GracefulRestart, ImportPolicy, Password, PeerConfig,
-    SpeakerConfig, State,
+    Announcement, ExportRule, Family, ImportPolicy, PeerConfig, SpeakerConfig, State,
 };
-use fairlead_control::bgp_io::{self, BgpHandle, Md5Drops};
+use fairlead_control::bgp_io::{self, BgpHandle};
 use fairlead_tests::netns::{Netns, veth, wait_for};
 use fairlead_tests::peer::{Bird, Frr, GoBgp};
 use fairlead_tests::root::is_root;
@@ -397,157 +399,6 @@ fn garbage_is_answered_with_a_notification_and_frr_still_gets_its_session() {
     });
 }
 
-#[test]
-fn frr_keeps_our_routes_while_we_restart_and_drops_what_we_do_not_announce_again() {
-    if !is_root() {
-        return;
-    }
-    let link = Link::new();
-    link.run(|| async {
-        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
-        let mut config = peer();
-        config.graceful_restart = Some(GracefulRestart {
-            restart_time: Duration::from_mins(1),
-            restarting: false,
-            forwarding_preserved: true,
-        });
-        let ours = Ours::start();
-        ours.handle.set_peers(vec![config.clone()]).await.unwrap();
-        ours.announce(&["192.0.2.1/32", "192.0.2.2/32"]).await;
-        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
-        uses(&frr, "192.0.2.2/32", &["10.77.0.1"]);
-        // FRR keeps routes only of a peer whose End-of-RIB it has seen.
-        wait_for("FRR to see our End-of-RIB", 10, || {
-            let text = frr.vtysh("show bgp neighbors 10.77.0.1")?;
-            anyhow::ensure!(text.contains("End-of-RIB received"), "{text}");
-            Ok(Some(()))
-        })
-        .unwrap();
-        ours.stop().await;
-        wait_for("FRR to notice", 10, || {
-            let neighbors = frr.json("show bgp neighbors 10.77.0.1")?;
-            let state = &neighbors["10.77.0.1"]["bgpState"];
-            anyhow::ensure!(state != "Established", "{state}");
-            Ok(Some(()))
-        })
-        .unwrap();
-        assert_eq!(frr.next_hops("192.0.2.1/32").unwrap(), ["10.77.0.1"]);
-
-        let again = Ours::start();
-        if let Some(restart) = &mut config.graceful_restart {
-            restart.restarting = true;
-        }
-        let mut events = again.handle.events();
-        again.handle.set_peers(vec![config]).await.unwrap();
-        let up = async { while !matches!(events.recv().await.unwrap(), Event::PeerUp { .. }) {} };
-        tokio::time::timeout(Duration::from_secs(20), up)
-            .await
-            .unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(
-            frr.next_hops("192.0.2.2/32").unwrap(),
-            ["10.77.0.1"],
-            "kept until we have said everything"
-        );
-        again.announce(&["192.0.2.1/32"]).await;
-        uses(&frr, "192.0.2.2/32", &[]);
-        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
-        again.stop().await;
-    });
-}
-
-async fn stays_down(ours: &Ours, seconds: u64) {
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
-    let peers = ours.handle.peers().await.unwrap();
-    assert_eq!(peers[0].established_count, 0, "{peers:?}");
-}
-
-fn with_password(password: &[u8]) -> PeerConfig {
-    let mut config = peer();
-    config.password = Some(Password::new(password).unwrap());
-    config
-}
-
-#[test]
-fn frr_with_the_same_password_is_signed_with_whoever_dials() {
-    if !is_root() {
-        return;
-    }
-    for (family, neighbor, theirs) in [
-        ("IPv4", "10.77.0.1", IpAddr::from(THEIR_V4)),
-        ("IPv6", "fd77::1", IpAddr::from(THEIR_V6)),
-    ] {
-        for (dials, passive) in [("it", true), ("we", false)] {
-            let link = Link::new();
-            link.run(|| async {
-                let frr = link.frr(&format!(
-                    " neighbor {neighbor} peer-group us\n neighbor us password sEcret-1\n{}",
-                    if passive {
-                        ""
-                    } else {
-                        " neighbor us passive\n"
-                    }
-                ));
-                let ours = Ours::start();
-                let mut config = with_password(b"sEcret-1");
-                config.address = theirs;
-                config.next_hop_v4 = Some(OUR_V4);
-                config.passive = passive;
-                ours.handle.set_peers(vec![config]).await.unwrap();
-                ours.announce(&["192.0.2.1/32"]).await;
-                uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
-                assert_eq!(
-                    Md5Drops::read().unwrap().mismatched,
-                    0,
-                    "over {family}, {dials} dials"
-                );
-                ours.stop().await;
-            });
-        }
-    }
-}
-
-#[test]
-fn another_password_or_none_gives_no_session_and_is_counted() {
-    if !is_root() {
-        return;
-    }
-    let link = Link::new();
-    link.run(|| async {
-        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n neighbor us password sEcret-1\n");
-        let ours = Ours::start();
-        ours.handle
-            .set_peers(vec![with_password(b"sEcret-2")])
-            .await
-            .unwrap();
-        ours.announce(&["192.0.2.1/32"]).await;
-        stays_down(&ours, 4).await;
-        assert!(Md5Drops::read().unwrap().mismatched > 0);
-
-        ours.handle.set_peers(vec![peer()]).await.unwrap();
-        stays_down(&ours, 4).await;
-        assert!(Md5Drops::read().unwrap().unexpected > 0);
-
-        frr.configure(&["router bgp 65000", "no neighbor us password"])
-            .unwrap();
-        ours.handle
-            .set_peers(vec![with_password(b"sEcret-1")])
-            .await
-            .unwrap();
-        stays_down(&ours, 4).await;
-        assert!(Md5Drops::read().unwrap().unsigned > 0);
-
-        frr.configure(&["router bgp 65000", "neighbor us password sEcret-1"])
-            .unwrap();
-        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
-
-        // A password that goes away takes its session with it.
-        ours.handle.set_peers(vec![peer()]).await.unwrap();
-        uses(&frr, "192.0.2.1/32", &[]);
-        ours.stop().await;
-    });
-}
-
 /// TTL of the packets of our session, as the other side receives them.
 fn received_ttl(link: &Link) -> u8 {
     let mut dump = link.theirs.command("tcpdump");
@@ -647,99 +498,6 @@ fn frr_shows_what_an_export_rule_attaches() {
             ours.stop().await;
         });
     }
-}
-
-/// FRR is killed and starts again with one prefix less.
-fn killed_and_started_again(link: &Link, frr: Frr, restart: &str) -> Frr {
-    drop(frr);
-    let frr = link.frr_with(
-        65000,
-        "frr-again",
-        restart,
-        " neighbor 10.77.0.1 peer-group us\n",
-    );
-    frr.configure(&[
-        "router bgp 65000",
-        "address-family ipv6 unicast",
-        "no network 2001:db8:f::/48",
-    ])
-    .unwrap();
-    frr
-}
-
-#[test]
-fn routes_of_an_frr_that_is_killed_stay_when_both_restart_gracefully() {
-    if !is_root() {
-        return;
-    }
-    let link = Link::new();
-    link.run(|| async {
-        let preserve = " bgp graceful-restart preserve-fw-state\n";
-        let restartable = " neighbor 10.77.0.1 peer-group us\n";
-        let frr = link.frr_with(65000, "frr", preserve, restartable);
-        let ours = Ours::start();
-        let mut config = peer();
-        config.graceful_restart = Some(GracefulRestart {
-            restart_time: Duration::from_mins(1),
-            restarting: false,
-            forwarding_preserved: true,
-        });
-        ours.handle.set_peers(vec![config]).await.unwrap();
-        ours.handle.withdraw_all().await.unwrap();
-        let (v4, v6) = (
-            ("203.0.113.0/24", THEIR_V4.into()),
-            ("2001:db8:f::/48", THEIR_V6.into()),
-        );
-        ours.learns(&[v4, v6]).await;
-        let mut learnt = ours.handle.learnt();
-        learnt.mark_unchanged();
-        let watched = tokio::spawn(async move {
-            let mut lost = false;
-            while learnt.changed().await.is_ok() {
-                lost |= !learnt.borrow().contains_key(&net("203.0.113.0/24"));
-                if !learnt.borrow().contains_key(&net("2001:db8:f::/48")) {
-                    break;
-                }
-            }
-            lost
-        });
-        let _frr = killed_and_started_again(&link, frr, preserve);
-        ours.learns(&[v4]).await;
-        assert!(
-            !watched.await.unwrap(),
-            "the IPv4 route was lost for a while"
-        );
-        ours.stop().await;
-    });
-}
-
-#[test]
-fn routes_of_an_frr_that_is_killed_go_and_come_back_without_graceful_restart() {
-    if !is_root() {
-        return;
-    }
-    let link = Link::new();
-    link.run(|| async {
-        let frr = link.frr(" neighbor 10.77.0.1 peer-group us\n");
-        let ours = Ours::start();
-        ours.handle.set_peers(vec![peer()]).await.unwrap();
-        ours.handle.withdraw_all().await.unwrap();
-        let (v4, v6) = (
-            ("203.0.113.0/24", THEIR_V4.into()),
-            ("2001:db8:f::/48", THEIR_V6.into()),
-        );
-        ours.learns(&[v4, v6]).await;
-        drop(frr);
-        ours.learns(&[]).await;
-        let _frr = link.frr_with(
-            65000,
-            "frr-again",
-            "",
-            " neighbor 10.77.0.1 peer-group us\n",
-        );
-        ours.learns(&[v4, v6]).await;
-        ours.stop().await;
-    });
 }
 
 #[test]
