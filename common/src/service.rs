@@ -1,9 +1,10 @@
-//! The load balancer's rows: services, ring slots, backends.
+//! The load balancer's rows: services, ring slots, backends, next hops.
 //!
 //! ```text
 //!   SERVICES {addr, port, proto} -> Service {id, ring, slots}
 //!   RINGS    [ring + slot(hash)] -> Slot {current, previous}
-//!   BACKENDS [current]           -> Backend {addr, port, forward}
+//!   BACKENDS [current]           -> Backend {addr, port, forward, next_hop}
+//!   NEXT_HOPS [next_hop]         -> NextHop {ifindex, MAC addresses, mtu}
 //! ```
 
 use bytemuck::{Pod, Zeroable};
@@ -85,8 +86,38 @@ pub struct Backend {
     pub forward: u8,
     /// [`flags::ALIVE`].
     pub flags: u8,
-    /// Zero.
-    pub pad: u32,
+    /// Its row in `NEXT_HOPS`; 0: none, the kernel is asked for the way of each packet.
+    pub next_hop: u32,
+}
+
+/// A next hop: the neighbour that packets to backends are sent to, and the device that leads to it. Row 0 is
+/// never used.
+///
+/// A row belongs to {device, neighbour, MTU} as long as a backend names it, so a neighbour whose MAC address
+/// changes is one write for all backends behind it. Its first 16 bytes are a frame's addresses as
+/// `bpf_fib_lookup` answers them. The flags stand last: whoever sees [`next_hop_flags::RESOLVED`] sees the
+/// addresses that were written before it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NextHop {
+    /// The device's index; 0 in an unused row.
+    pub ifindex: u32,
+    /// The device's MAC address.
+    pub source: [u8; 6],
+    /// The neighbour's MAC address.
+    pub destination: [u8; 6],
+    /// The neighbour's address.
+    pub addr: Addr,
+    /// The largest IP packet that goes this way, in bytes.
+    pub mtu: u32,
+    /// [`next_hop_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`NextHop::flags`].
+pub mod next_hop_flags {
+    /// The MAC addresses are known and packets may be sent to them; otherwise the kernel is asked.
+    pub const RESOLVED: u32 = 1;
 }
 
 /// How packets get to a backend.

@@ -10,7 +10,7 @@ use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
 
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
-use crate::service::{Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey};
+use crate::service::{Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey};
 use crate::snat::{Binding, EgressPort};
 
 /// What kind of BPF map a table is.
@@ -139,7 +139,7 @@ tables! {
     /// The slots of all rings, 512 to a row.
     Rings = "RINGS" v 1 MappedArray<u32, RingPage>[RING_PAGES],
     /// Backends by id.
-    Backends = "BACKENDS" v 1 Array<u32, Backend>[65536],
+    Backends = "BACKENDS" v 2 Array<u32, Backend>[65536],
     /// Flows that began while their slot was in transition.
     Flows = "FLOWS" v 1 LruHash<FlowKey, Flow>[262_144],
     /// Translations by the flow as it looks outside: the truth.
@@ -156,6 +156,8 @@ tables! {
     Reasons = "REASONS" v 1 PerCpuArray<u32, Count>[Reason::COUNT],
     /// The version of each table's layout, by its place in the registry.
     Layout = "LAYOUT" v 1 Array<u32, u32>[32],
+    /// The neighbours that packets to backends are sent to, by id.
+    NextHops = "NEXT_HOPS" v 1 Array<u32, NextHop>[65536],
 }
 
 /// Pages of slots: 64 rings of 65537 slots, 33 MiB.
@@ -184,6 +186,7 @@ mod tests {
         assert_eq!(size_of::<crate::service::Slot>(), 8);
         assert_eq!(size_of::<RingPage>(), 4096);
         assert_eq!(size_of::<Backend>(), 24);
+        assert_eq!(size_of::<NextHop>(), 40);
         assert_eq!(size_of::<Binding>(), 24);
         assert_eq!(size_of::<TxPort>(), 8);
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  inotify ─> source/manifests ─┐
-//!  netlink ─> host/links ───────┤                        ┌─> dataplane (pinned tables, links)
+//!  netlink ─> host/{links,ways} ┤                        ┌─> dataplane (pinned tables, links)
 //!  bgp_io ──> learnt routes ────┼─> Agent: one round ────┼─> host (routes, neighbours)
 //!  clock ───> ends of windows ──┤   after another        ├─> bgp_io (peers, announcements)
 //!  api ─────> stop ─────────────┘                        ├─> view (what dpctl and scrapers ask)
@@ -42,8 +42,7 @@ use crate::dataplane::load;
 use crate::dataplane::observe::{self, Bindings};
 use crate::dataplane::pins::Pins;
 use crate::desired::Condition;
-use crate::host::links::Watch;
-use crate::host::{Netlink, sysctl};
+use crate::host::{Netlink, links, sysctl, ways};
 use crate::plan::{Actual, Memory};
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
@@ -168,7 +167,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     if let Some(manifests) = &mut manifests {
         agent.resources = manifests.next().await;
     }
-    let mut links = Watch::open()?;
+    let mut links = links::Watch::open()?;
+    let mut ways = ways::Watch::open()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut clear = tokio::time::interval(CLEAR_EVERY);
@@ -188,6 +188,10 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
                 change.context("netlink has closed")?;
                 true
             }
+            change = ways.changed() => {
+                change.context("netlink has closed")?;
+                true
+            }
             _ = learnt_changes.recv() => true,
             () = tokio::time::sleep_until(next_look.into()) => true,
             _ = clear.tick() => {
@@ -203,6 +207,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
             tokio::time::sleep(GATHER).await;
             // The round looks at everything: what was heard until now is in it.
             while links.next().now_or_never().flatten().is_some() {}
+            ways.drain();
             next_look = moment_after(agent.round().await);
         }
     };

@@ -4,6 +4,7 @@
 //!   links       what devices there are, and when they change
 //!   reach       how this host would reach an address
 //!   neighbours  keeps the MAC addresses of next hops known
+//!   ways        when next hops on the ways to backends may have changed
 //!   routes      learnt routes in the kernel's main table
 //!   pods        network namespaces joined to this node
 //!   namespace, offload, sysctl   the three small rooms beneath
@@ -25,6 +26,7 @@ pub mod pods;
 pub mod reach;
 pub mod routes;
 pub mod sysctl;
+pub mod ways;
 
 /// Our number in the `protocol` field of routes and neighbours (rtnetlink(7)): what carries it is ours
 /// to change and to remove. Neither in iproute2's list of protocols nor among those that FRR adds to it

@@ -5,7 +5,8 @@
 //! 2. a plan for what is already there is empty (unless [`Plan::wake`] asks for another round at once,
 //!    because a place became free that a ring waits for);
 //! 3. every prefix of a plan leaves a safe datapath: no service points at a missing ring, no slot at a
-//!    missing backend, no backend id is used again while a slot or a flow may name it;
+//!    missing backend, no backend at a missing next hop, no backend id is used again while a slot or a flow
+//!    may name it, and no next hop's while a backend does;
 //! 4. a plan is no larger than the difference;
 //! 5. same inputs, same plan.
 //!
@@ -27,7 +28,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fairlead_common::route::{Device, Node};
-use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
+use fairlead_common::service::{Backend, NextHop, Service, ServiceKey, Slot};
 
 use crate::desired::{Condition, Desired, Frontend};
 
@@ -41,6 +42,9 @@ pub struct Wanted<'a> {
     pub desired: &'a Desired,
     /// How packets get to each backend's address; an absent one is out of reach.
     pub reach: &'a BTreeMap<IpAddr, Reach>,
+    /// The next hop on the way to each backend's address; where it is absent, the datapath asks the kernel
+    /// for the way of each packet.
+    pub ways: &'a BTreeMap<IpAddr, Way>,
     /// What the host says.
     pub host: &'a Host,
     /// Slots of a ring: a prime.
@@ -58,6 +62,19 @@ pub enum Reach {
     Routed,
     /// No route leads to it.
     Unreachable,
+}
+
+/// The next hop on the way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Way {
+    /// The device that leads to it, by index.
+    pub device: u32,
+    /// The neighbour: a router, or the address itself.
+    pub neighbour: IpAddr,
+    /// The largest IP packet that goes this way, in bytes.
+    pub mtu: u32,
+    /// The neighbour's MAC address, while packets may be sent to it.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// What to do, and what is known when it has been done.
@@ -116,6 +133,8 @@ pub struct Actual {
     pub services: BTreeMap<ServiceKey, Service>,
     /// `BACKENDS` rows that are in use, by id.
     pub backends: BTreeMap<u32, Backend>,
+    /// `NEXT_HOPS` rows that are in use, by id.
+    pub next_hops: BTreeMap<u32, NextHop>,
     /// The slots of the rings that services use, by the ring's first slot.
     pub rings: BTreeMap<u32, Vec<Slot>>,
     /// `NODE`.
@@ -133,6 +152,10 @@ pub enum Step {
     PutDevice(Device),
     /// Empties this row of `DEVICES` (`ifindex & DEVICE_MASK`).
     RemoveDevice(u32),
+    /// Writes a next hop's row.
+    PutNextHop(u32, NextHop),
+    /// Empties a next hop's row.
+    RemoveNextHop(u32),
     /// Writes a backend's row.
     PutBackend(u32, Backend),
     /// Empties a backend's row.

@@ -27,10 +27,15 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
         return lb::balance(frame, &network, transport, service);
     }
     if let Some(node) = maps::node()
-        && network.dst == node.egress
-        && !node.egress.is_none()
+        && !network.dst.is_none()
     {
-        return snat::back(frame, node, &network, transport);
+        if network.dst == node.egress {
+            return snat::back(frame, node, &network, transport);
+        }
+        // What asking for the way would say, at a tenth of the price.
+        if network.dst == node.tunnel_v4 || network.dst == node.tunnel_v6 {
+            return Err(transport.map_or_else(|reason| reason, |_| Reason::Local));
+        }
     }
     route::forward(frame, &network, &transport?)
 }

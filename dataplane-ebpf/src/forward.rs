@@ -17,6 +17,17 @@ pub struct Hop {
     pub macs: [u64; 2],
 }
 
+impl Hop {
+    /// A next hop whose first four bytes, unused in a frame, are the device's index.
+    #[inline(always)]
+    pub const fn known(macs: [u64; 2]) -> Self {
+        Self {
+            ifindex: macs[0] as u32,
+            macs,
+        }
+    }
+}
+
 /// A packet that was rewritten and goes out.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {

@@ -15,7 +15,7 @@ use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::service::{
-    Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot,
+    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, next_hop_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort};
 use fairlead_common::tables::{self, Table};
@@ -53,6 +53,8 @@ static BACKEND_STATS: PerCpuArray<Count> =
 static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(tables::Reasons::CAPACITY, 0);
 #[map]
 static LAYOUT: Array<u32> = Array::with_max_entries(tables::Layout::CAPACITY, 0);
+#[map]
+static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(tables::NextHops::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -118,6 +120,42 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
         return None;
     }
     BACKENDS.get(id)
+}
+
+/// A row of `NEXT_HOPS` that is resolved.
+#[derive(Clone, Copy)]
+pub struct NextHopRow(*const u64);
+
+impl NextHopRow {
+    /// The device that leads to the neighbour, four bytes, source MAC and destination MAC, as
+    /// [`crate::forward::Hop`] has them.
+    #[inline(always)]
+    pub fn macs(self) -> [u64; 2] {
+        // SAFETY: the kernel keeps the row; userspace may replace it meanwhile, and each word is valid alone.
+        unsafe { [self.0.read_volatile(), self.0.add(1).read_volatile()] }
+    }
+
+    /// The largest IP packet that goes this way.
+    #[inline(always)]
+    pub fn mtu(self) -> u32 {
+        // SAFETY: as in `macs`; the row's last word is {mtu, flags}.
+        (unsafe { self.0.add(LIMITS).read_volatile() }) as u32
+    }
+}
+
+/// Which word of a [`NextHop`] holds {mtu, flags}.
+const LIMITS: usize = 4;
+
+/// The next hop with this id, when packets may be sent to it without asking; 0 is none.
+#[inline(always)]
+pub fn next_hop(id: u32) -> Option<NextHopRow> {
+    if id == 0 {
+        return None;
+    }
+    let row = NEXT_HOPS.get_ptr(id)?.cast::<u64>();
+    // SAFETY: a next hop is five words.
+    let limits = unsafe { row.add(LIMITS).read_volatile() };
+    ((limits >> 32) as u32 & next_hop_flags::RESOLVED != 0).then_some(NextHopRow(row))
 }
 
 /// The memory of a flow that began in a transition.

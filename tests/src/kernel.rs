@@ -16,7 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::programs::{
-    Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
+    Program, ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp,
+    XdpMode,
 };
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{Pod, Zeroable};
@@ -25,12 +26,13 @@ use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
 use fairlead_common::service::{
-    Backend, Count, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
+    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
+    next_hop_flags,
 };
 use fairlead_common::snat;
 use fairlead_common::tables::{
-    BackendStats, Backends, Devices, Flows, NodeTable, Rings, ServiceStats, Services, SnatFwd,
-    SnatRev, Table, TxPorts,
+    BackendStats, Backends, Devices, Flows, NextHops, NodeTable, Rings, ServiceStats, Services,
+    SnatFwd, SnatRev, Table, TxPorts,
 };
 use fairlead_control::dataplane::load::OBJECT;
 
@@ -184,10 +186,26 @@ impl Node {
             port: Port::new(80),
             forward,
             flags: flags::ALIVE,
-            pad: 0,
+            next_hop: 0,
         };
         self.set::<Backends>(&id, &backend);
         id
+    }
+
+    /// Gives a backend a next hop of its own: a neighbour with this MAC address, or one that is not resolved.
+    pub fn next_hop(&mut self, backend: u32, link: Link, mac: Option<Mac>, mtu: u32) {
+        let next_hop = NextHop {
+            ifindex: link.ifindex,
+            source: link.mac,
+            destination: mac.unwrap_or_default(),
+            addr: addr_of("10.1.0.99"),
+            mtu,
+            flags: mac.map_or(0, |_| next_hop_flags::RESOLVED),
+        };
+        self.set::<NextHops>(&backend, &next_hop);
+        let mut row = self.get::<Backends>(&backend).expect("a row");
+        row.next_hop = backend;
+        self.set::<Backends>(&backend, &row);
     }
 
     /// Adds a service with a ring of these slots and returns its id.
@@ -263,11 +281,7 @@ impl Node {
 
     /// Runs an XDP program.
     pub fn xdp(&mut self, program: &str, link: Link, frame: &[u8]) -> Ran {
-        let context = XdpMd {
-            data_end: frame.len() as u32,
-            ingress_ifindex: link.ifindex,
-            ..XdpMd::zeroed()
-        };
+        let context = XdpMd::of(frame, link);
         let before = self.reasons();
         let program: &mut Xdp = self.program(program);
         let (action, out) = test_run(program, frame, bytemuck::bytes_of(&context));
@@ -298,13 +312,16 @@ impl Node {
         self.ran(&before, action, frame, out)
     }
 
+    /// A loaded XDP program, for other programs to call.
+    pub fn descriptor(&mut self, program: &str) -> ProgramFd {
+        let program: &mut Xdp = self.program(program);
+        let fd = program.fd().expect("a loaded program");
+        fd.try_clone().expect("a descriptor")
+    }
+
     /// How long one run of an XDP program takes, on average over `repeat` runs on the same frame.
     pub fn time_xdp(&mut self, program: &str, link: Link, frame: &[u8], repeat: u32) -> Duration {
-        let context = XdpMd {
-            data_end: frame.len() as u32,
-            ingress_ifindex: link.ifindex,
-            ..XdpMd::zeroed()
-        };
+        let context = XdpMd::of(frame, link);
         let program: &mut Xdp = self.program(program);
         let mut out = vec![0; frame.len() + 256];
         let options = TestRunOptions {
@@ -504,16 +521,27 @@ where
     (result.return_value, out)
 }
 
-/// `struct xdp_md` of `linux/bpf.h`.
+/// `struct xdp_md` of `linux/bpf.h`: what an XDP program is told of a frame.
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct XdpMd {
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct XdpMd {
     data: u32,
     data_end: u32,
     data_meta: u32,
     ingress_ifindex: u32,
     rx_queue_index: u32,
     egress_ifindex: u32,
+}
+
+impl XdpMd {
+    /// Of a frame that arrives at `link`.
+    pub fn of(frame: &[u8], link: Link) -> Self {
+        Self {
+            data_end: frame.len() as u32,
+            ingress_ifindex: link.ifindex,
+            ..Self::zeroed()
+        }
+    }
 }
 
 /// Words of `struct __sk_buff` of `linux/bpf.h` that a test run sets.

@@ -56,7 +56,7 @@ fn steps() -> Vec<Step> {
         port: Port::new(80),
         forward: forward::L2,
         flags: flags::ALIVE,
-        pad: 0,
+        next_hop: 0,
     };
     let slot = |current| Slot {
         current,

@@ -130,19 +130,22 @@ fn an_address_is_reached_on_the_link_by_a_router_or_not_at_all() {
     }
     let (node, _router) = node_and_router();
     node.ip("route add 10.20.0.0/16 via 10.9.0.2").unwrap();
+    node.ip("route add 10.21.0.0/16 via 10.9.0.2 mtu 1300")
+        .unwrap();
     node.ip("route add fd20::/32 via fd09::2").unwrap();
     node.ip("route add unreachable 10.30.0.0/16").unwrap();
 
     on(&node, async |netlink| {
         let device = netlink.link("eth0").await.unwrap().unwrap().index;
         for (addr, reach) in [
-            ("10.9.0.7", Reach::OnLink { device }),
-            ("fd09::7", Reach::OnLink { device }),
+            ("10.9.0.7", Reach::OnLink { device, mtu: None }),
+            ("fd09::7", Reach::OnLink { device, mtu: None }),
             (
                 "10.20.1.1",
                 Reach::Routed {
                     via: ip("10.9.0.2"),
                     device,
+                    mtu: None,
                 },
             ),
             (
@@ -150,6 +153,15 @@ fn an_address_is_reached_on_the_link_by_a_router_or_not_at_all() {
                 Reach::Routed {
                     via: ip("fd09::2"),
                     device,
+                    mtu: None,
+                },
+            ),
+            (
+                "10.21.1.1",
+                Reach::Routed {
+                    via: ip("10.9.0.2"),
+                    device,
+                    mtu: Some(1300),
                 },
             ),
             ("10.9.0.1", Reach::Local),

@@ -63,7 +63,7 @@ const SUITES: [Suite; 4] = [
     Suite {
         choice: Choice::Kernel,
         files: &[
-            "lb", "route", "snat", "decap", "verdicts", "registry", "budget",
+            "lb", "next_hop", "route", "snat", "decap", "verdicts", "registry", "budget",
         ],
         needs_root: true,
         threads: None,

@@ -124,7 +124,7 @@ impl Agent {
         now: Duration,
         conditions: &mut Vec<Condition>,
     ) -> Tables {
-        let reach = self.reach(desired, conditions).await;
+        let (reach, ways) = self.reach(desired, links, conditions).await;
         let configured = self
             .document
             .devices
@@ -149,6 +149,7 @@ impl Agent {
         let wanted = Wanted {
             desired,
             reach: &reach,
+            ways: &ways,
             host: &host,
             ring_slots: self.document.load_balancer.ring_slots,
             drain_window: self.document.load_balancer.drain_window,
@@ -239,19 +240,20 @@ impl Agent {
         }
     }
 
-    /// How packets get to each backend; keeps the neighbours on these ways resolved.
+    /// How packets get to each backend, and by which next hop; keeps the neighbours on these ways resolved.
     async fn reach(
         &mut self,
         desired: &Desired,
+        links: &BTreeMap<String, Link>,
         conditions: &mut Vec<Condition>,
-    ) -> BTreeMap<IpAddr, plan::Reach> {
+    ) -> (BTreeMap<IpAddr, plan::Reach>, BTreeMap<IpAddr, plan::Way>) {
         let backends: BTreeSet<IpAddr> = desired
             .services
             .values()
             .flat_map(|service| service.backends.keys().map(|backend| backend.addr))
             .collect();
         let mut reach = BTreeMap::new();
-        let mut neighbours = BTreeSet::new();
+        let mut ways = BTreeMap::new();
         for address in backends {
             let way = match self.netlink.reach(address).await {
                 Ok(way) => way,
@@ -260,7 +262,17 @@ impl Agent {
                     continue;
                 }
             };
-            neighbours.extend(way.neighbour(address));
+            if let Some((device, neighbour)) = way.neighbour(address) {
+                let link = links.values().find(|link| link.index == device);
+                let mtu = link.map(|link| link.mtu);
+                let way = plan::Way {
+                    device,
+                    neighbour,
+                    mtu: way.mtu().into_iter().chain(mtu).min().unwrap_or(0),
+                    mac: None,
+                };
+                ways.insert(address, way);
+            }
             let way = match way {
                 Reach::OnLink { .. } => plan::Reach::OnLink,
                 Reach::Routed { .. } => plan::Reach::Routed,
@@ -268,10 +280,25 @@ impl Agent {
             };
             reach.insert(address, way);
         }
-        if let Err(error) = self.netlink.keep_neighbours(&neighbours).await {
+        let neighbours = ways.values().map(|way| (way.device, way.neighbour));
+        if let Err(error) = self.netlink.keep_neighbours(&neighbours.collect()).await {
             conditions.push(trouble("host", "NeighbourRefused", &error));
         }
-        reach
+        match self.netlink.neighbours().await {
+            Ok(known) => {
+                let known: BTreeMap<_, _> = known
+                    .into_iter()
+                    .filter(|one| one.is_resolved)
+                    .filter_map(|one| Some(((one.device, one.addr), one.mac?)))
+                    .collect();
+                for way in ways.values_mut() {
+                    way.mac = known.get(&(way.device, way.neighbour)).copied();
+                }
+            }
+            // Unresolved: the kernel is asked for the way of each packet.
+            Err(error) => conditions.push(trouble("host", "NeighboursUnreadable", &error)),
+        }
+        (reach, ways)
     }
 
     /// Puts learnt routes into the kernel's table and takes others of ours out.

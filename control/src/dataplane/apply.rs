@@ -4,8 +4,9 @@
 //! and the outcome says what really happened. The next round starts from [`Store::observe`].
 //!
 //! ```text
+//!   next hop failed     ->  backends that name it are left out
 //!   backend row failed  ->  slots that name it are left out  ->  services of that ring are left out
-//!   anything failed     ->  no backend row is emptied, no flow forgotten: a slot may still need it
+//!   anything failed     ->  no next hop and no backend row is emptied, no flow forgotten: a slot may still need it
 //! ```
 //!
 //! Not for deciding steps or their order (`plan`).
@@ -13,8 +14,8 @@
 use std::collections::BTreeSet;
 
 use fairlead_common::route::{DEVICE_MASK, Device};
-use fairlead_common::service::{self, Backend, ServiceKey, Slot};
-use fairlead_common::tables::{Backends, Devices, Flows, NodeTable, Services, TxPorts};
+use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot};
+use fairlead_common::tables::{Backends, Devices, Flows, NextHops, NodeTable, Services, TxPorts};
 
 use super::mapped::Access;
 use super::pins::Pins;
@@ -28,6 +29,7 @@ pub struct KernelStore {
     devices: Pinned<Devices>,
     services: Pinned<Services>,
     backends: Pinned<Backends>,
+    next_hops: Pinned<NextHops>,
     flows: Pinned<Flows>,
     slots: Slots,
 }
@@ -60,6 +62,7 @@ impl KernelStore {
             devices: Pinned::open(pins)?,
             services: Pinned::open(pins)?,
             backends: Pinned::open(pins)?,
+            next_hops: Pinned::open(pins)?,
             flows: Pinned::open(pins)?,
             slots: Slots::open(pins, access)?,
         })
@@ -119,6 +122,8 @@ impl Store for KernelStore {
             Step::RemoveDevice(row) => {
                 self.devices.set(row, &Device::default())?;
             }
+            Step::PutNextHop(id, next_hop) => self.next_hops.set(id, next_hop)?,
+            Step::RemoveNextHop(id) => self.next_hops.set(id, &NextHop::default())?,
             Step::PutBackend(id, backend) => self.backends.set(id, backend)?,
             Step::RemoveBackend(id) => self.backends.set(id, &Backend::default())?,
             Step::PutSlots { ring, slots } => self.put_slots(*ring, slots)?,
@@ -140,6 +145,12 @@ impl Store for KernelStore {
             let (id, backend) = row?;
             if backend.forward != service::forward::FREE {
                 actual.backends.insert(id, backend);
+            }
+        }
+        for row in self.next_hops.rows() {
+            let (id, next_hop) = row?;
+            if next_hop.ifindex != 0 {
+                actual.next_hops.insert(id, next_hop);
             }
         }
         for service in actual.services.values().filter(|one| one.slots > 0) {
@@ -224,6 +235,7 @@ pub fn run<'a, S: Store>(steps: impl IntoIterator<Item = &'a Step>, store: &mut 
 #[derive(Default)]
 struct Failed {
     any: bool,
+    next_hops: BTreeSet<u32>,
     backends: BTreeSet<u32>,
     rings: BTreeSet<u32>,
 }
@@ -232,6 +244,9 @@ impl Failed {
     fn note(&mut self, step: &Step) {
         self.any = true;
         match step {
+            Step::PutNextHop(id, _) => {
+                self.next_hops.insert(*id);
+            }
             Step::PutBackend(id, _) => {
                 self.backends.insert(*id);
             }
@@ -241,6 +256,7 @@ impl Failed {
             Step::PutNode(_)
             | Step::PutDevice(_)
             | Step::RemoveDevice(_)
+            | Step::RemoveNextHop(_)
             | Step::RemoveBackend(_)
             | Step::PutService(..)
             | Step::RemoveService(_)
@@ -250,6 +266,13 @@ impl Failed {
 
     fn blocks(&self, step: &Step) -> Option<&'static str> {
         match step {
+            Step::PutBackend(_, backend) => self
+                .next_hops
+                .contains(&backend.next_hop)
+                .then_some("its next hop could not be written"),
+            Step::RemoveNextHop(_) => self
+                .any
+                .then_some("an earlier step failed, and a backend may still name it"),
             Step::PutSlots { slots, .. } => slots
                 .iter()
                 .any(|(_, slot)| {
@@ -269,7 +292,7 @@ impl Failed {
             Step::PutNode(_)
             | Step::PutDevice(_)
             | Step::RemoveDevice(_)
-            | Step::PutBackend(..)
+            | Step::PutNextHop(..)
             | Step::RemoveService(_) => None,
         }
     }
@@ -285,6 +308,11 @@ pub fn describe(step: &Step) -> String {
         Step::PutNode(_) => "write the node's row".to_owned(),
         Step::PutDevice(device) => format!("write device {}", device.ifindex),
         Step::RemoveDevice(row) => format!("empty device row {row}"),
+        Step::PutNextHop(id, next_hop) => format!(
+            "write next hop {id} ({} on device {})",
+            next_hop.addr, next_hop.ifindex
+        ),
+        Step::RemoveNextHop(id) => format!("empty next hop {id}"),
         Step::PutBackend(id, backend) => format!(
             "write backend {id} ({})",
             std::net::SocketAddr::new(backend.addr.ip(), backend.port.number())

@@ -221,7 +221,7 @@ macro_rules! shown_by_rows {
 }
 
 shown_by_rows!(
-    NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout
+    NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops
 );
 
 fn used<T: Table>(

@@ -50,11 +50,7 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(Error::new("listing neighbours"))?;
-        let ours = NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL));
-        Ok(all
-            .into_iter()
-            .filter(|message| message.attributes.contains(&ours))
-            .collect())
+        Ok(all.into_iter().filter(is_ours).collect())
     }
 
     /// Makes the neighbours that are ours exactly these; returns how many were added and removed.
@@ -148,6 +144,11 @@ impl Netlink {
     }
 }
 
+pub(super) fn is_ours(message: &NeighbourMessage) -> bool {
+    let ours = NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL));
+    message.attributes.contains(&ours)
+}
+
 fn next(message: &NeighbourMessage) -> Option<Next> {
     let addr = message.attributes.iter().find_map(|attribute| {
         if let NeighbourAttribute::Destination(addr) = attribute {
@@ -162,7 +163,7 @@ fn next(message: &NeighbourMessage) -> Option<Next> {
     Some((message.header.ifindex, addr))
 }
 
-fn read(message: &NeighbourMessage) -> Option<Neighbour> {
+pub(super) fn read(message: &NeighbourMessage) -> Option<Neighbour> {
     let (device, addr) = next(message)?;
     let mac = message.attributes.iter().find_map(|attribute| {
         if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {

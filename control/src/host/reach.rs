@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt as _;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType};
 
 use super::{Error, Netlink, routes};
 
@@ -17,6 +17,8 @@ pub enum Reach {
     OnLink {
         /// The device's index.
         device: u32,
+        /// The largest packet in bytes, where the route says it.
+        mtu: Option<u32>,
     },
     /// Behind a router.
     Routed {
@@ -24,6 +26,8 @@ pub enum Reach {
         via: IpAddr,
         /// The device that leads to it, by index.
         device: u32,
+        /// The largest packet in bytes, where the route (or what its routers told) says it.
+        mtu: Option<u32>,
     },
     /// It is an address of this host.
     Local,
@@ -32,11 +36,19 @@ pub enum Reach {
 }
 
 impl Reach {
+    /// The largest packet in bytes, where the route says it.
+    pub const fn mtu(&self) -> Option<u32> {
+        match *self {
+            Self::OnLink { mtu, .. } | Self::Routed { mtu, .. } => mtu,
+            Self::Local | Self::Unreachable => None,
+        }
+    }
+
     /// Whose MAC address must be known to reach the address, and on which device.
     pub fn neighbour(&self, addr: IpAddr) -> Option<(u32, IpAddr)> {
         match *self {
-            Self::OnLink { device } => Some((device, addr)),
-            Self::Routed { via, device } => Some((device, via)),
+            Self::OnLink { device, .. } => Some((device, addr)),
+            Self::Routed { via, device, .. } => Some((device, via)),
             Self::Local | Self::Unreachable => None,
         }
     }
@@ -90,12 +102,28 @@ fn read(route: &RouteMessage) -> Reach {
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast => return Reach::Local,
         _ => return Reach::Unreachable,
     }
+    let mtu = mtu(&route.attributes);
     match (
         routes::device(&route.attributes),
         routes::gateway(&route.attributes),
     ) {
-        (Some(device), Some(via)) => Reach::Routed { via, device },
-        (Some(device), None) => Reach::OnLink { device },
+        (Some(device), Some(via)) => Reach::Routed { via, device, mtu },
+        (Some(device), None) => Reach::OnLink { device, mtu },
         (None, _) => Reach::Unreachable,
     }
+}
+
+fn mtu(attributes: &[RouteAttribute]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| {
+        let RouteAttribute::Metrics(metrics) = attribute else {
+            return None;
+        };
+        metrics.iter().find_map(|metric| {
+            if let RouteMetric::Mtu(mtu) = metric {
+                Some(*mtu).filter(|mtu| *mtu != 0)
+            } else {
+                None
+            }
+        })
+    })
 }

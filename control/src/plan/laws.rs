@@ -9,7 +9,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_common::route::DEVICE_MASK;
-use fairlead_common::service::{SLOTS_PER_PAGE, flags, forward};
+use fairlead_common::service::{SLOTS_PER_PAGE, flags, forward, next_hop_flags};
 use proptest::prelude::*;
 
 use self::tables::{Tables, is_safe};
@@ -76,7 +76,7 @@ impl Story {
 
     fn meddle(&mut self, what: u32, value: u32) {
         let nth = value as usize;
-        match what % 4 {
+        match what % 5 {
             0 => {
                 let count = self.tables.slots.len().max(1);
                 if let Some(slot) = self.tables.slots.values_mut().nth(nth % count) {
@@ -94,6 +94,15 @@ impl Story {
                 let count = self.tables.services.len().max(1);
                 if let Some(row) = self.tables.services.values_mut().nth(nth % count) {
                     row.ring = value % 3 * 256;
+                }
+            }
+            3 => {
+                let keys: Vec<_> = self.tables.next_hops.keys().copied().collect();
+                if let Some(id) = keys.get(nth % keys.len().max(1)) {
+                    self.tables.next_hops.remove(id);
+                }
+                if let Some(row) = self.tables.next_hops.values_mut().next() {
+                    row.mtu = value;
                 }
             }
             _ => {
@@ -177,6 +186,7 @@ impl Story {
                 Step::PutNode(_) => "node".to_owned(),
                 Step::PutDevice(device) => format!("device {}", device.ifindex & DEVICE_MASK),
                 Step::RemoveDevice(row) => format!("device {row}"),
+                Step::PutNextHop(id, _) | Step::RemoveNextHop(id) => format!("next hop {id}"),
                 Step::PutBackend(id, _) | Step::RemoveBackend(id) => format!("backend {id}"),
                 Step::PutSlots { ring, slots } => {
                     prop_assert!(!slots.is_empty());
@@ -199,6 +209,8 @@ impl Story {
                 Step::PutNode(_)
                 | Step::PutDevice(_)
                 | Step::RemoveDevice(_)
+                | Step::PutNextHop(..)
+                | Step::RemoveNextHop(_)
                 | Step::PutBackend(..)
                 | Step::RemoveBackend(_)
                 | Step::PutService(..)
@@ -252,6 +264,7 @@ impl Story {
                 id
             );
         }
+        self.next_hops_are_wanted()?;
         let devices: Vec<_> = tables
             .devices
             .values()
@@ -267,6 +280,34 @@ impl Story {
                 .collect::<Vec<_>>()
         );
         prop_assert!(tables.node.is_some());
+        Ok(())
+    }
+
+    /// Every backend names the next hop on its way, as the world knows it, and no other is left.
+    fn next_hops_are_wanted(&self) -> Result<(), TestCaseError> {
+        let tables = &self.tables;
+        for row in tables.backends.values() {
+            let at = address(row);
+            let way = self.world.ways.get(&at.addr);
+            let Some(way) = way.filter(|_| self.world.reaches(&at)) else {
+                prop_assert_eq!(row.next_hop, 0, "{} has no way", at);
+                continue;
+            };
+            let found = tables.next_hops[&row.next_hop];
+            let name = (found.ifindex, found.addr.ip(), found.mtu);
+            prop_assert_eq!(name, (way.device, way.neighbour, way.mtu));
+        }
+        let named: BTreeSet<_> = tables.backends.values().map(|row| row.next_hop).collect();
+        let mut names = BTreeSet::new();
+        for (id, row) in &tables.next_hops {
+            prop_assert!(named.contains(id), "next hop {} is nobody's", id);
+            let is_first = names.insert((row.ifindex, row.addr, row.mtu));
+            prop_assert!(is_first, "backends behind one neighbour share its row");
+            let is_resolved = row.flags == next_hop_flags::RESOLVED;
+            let source = self.world.host.devices.get(&row.ifindex);
+            prop_assert!(!is_resolved || source == Some(&row.source));
+            prop_assert!(is_resolved || row.destination == [0; 6]);
+        }
         Ok(())
     }
 

@@ -39,6 +39,12 @@ impl Actual {
             Step::RemoveDevice(row) => {
                 self.devices.remove(row);
             }
+            Step::PutNextHop(id, next_hop) => {
+                self.next_hops.insert(*id, *next_hop);
+            }
+            Step::RemoveNextHop(id) => {
+                self.next_hops.remove(id);
+            }
             Step::PutBackend(id, backend) => {
                 self.backends.insert(*id, *backend);
             }

@@ -5,6 +5,7 @@
 //! ```
 //! - Services with equal members share a ring. One whose members become different leaves with a copy of
 //!   the ring, so that its flows stay where they are; rings that have become equal are joined.
+//! - Backends behind one neighbour share a next hop, so that its MAC address stands in one row.
 //! - A slot that gets another backend remembers the one that serves its flows for the drain window.
 //! - A backend that no slot names keeps its row, and its id, for a drain window: flows that were
 //!   remembered for it go on. Then they are forgotten, and its row is removed.
@@ -13,6 +14,7 @@
 
 mod homes;
 mod ids;
+mod next_hops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use fairlead_common::tables::{Services, Table};
 
 use self::homes::{Home, Homes};
 use self::ids::Ids;
+use self::next_hops::NextHops;
 use super::diff::{Difference, difference};
 use super::maglev::{self, Member};
 use super::{Actual, Reach, Step, Wanted};
@@ -101,6 +104,7 @@ pub(super) fn plan(
         rings: homes.memo,
     };
     let mut forgotten = BTreeSet::new();
+    let mut next_hops = NextHops::new(actual, wanted.host);
     backend_steps(
         &Backends {
             wanted,
@@ -111,10 +115,12 @@ pub(super) fn plan(
         },
         memory,
         now,
+        &mut next_hops,
         &mut next.retiring,
         &mut forgotten,
         &mut steps,
     );
+    next_hops.steps(&mut steps);
     if !(homes.forgotten.is_empty() && forgotten.is_empty()) {
         steps.push(Step::ForgetFlows {
             services: homes.forgotten,
@@ -304,7 +310,7 @@ struct Backends<'a> {
 }
 
 impl Backends<'_> {
-    fn row(&self, id: u32, at: BackendAddr) -> rows::Backend {
+    fn row(&self, id: u32, at: BackendAddr, next_hops: &mut NextHops<'_>) -> rows::Backend {
         let known = self.actual.backends.get(&id);
         rows::Backend {
             addr: Addr::from(at.addr),
@@ -319,7 +325,13 @@ impl Backends<'_> {
             } else {
                 0
             },
-            pad: 0,
+            next_hop: match reach(self.wanted, at) {
+                Reach::OnLink | Reach::Routed => {
+                    let way = self.wanted.ways.get(&at.addr);
+                    way.map_or(0, |way| next_hops.assign(way))
+                }
+                Reach::Unreachable => 0,
+            },
         }
     }
 }
@@ -329,12 +341,13 @@ fn backend_steps(
     backends: &Backends<'_>,
     memory: &Memory,
     now: Duration,
+    next_hops: &mut NextHops<'_>,
     retiring: &mut BTreeMap<u32, Duration>,
     forgotten: &mut BTreeSet<u32>,
     steps: &mut Vec<Step>,
 ) {
     let mut put = |id: u32, at: BackendAddr| {
-        let row = backends.row(id, at);
+        let row = backends.row(id, at, next_hops);
         if backends.actual.backends.get(&id) != Some(&row) {
             steps.push(Step::PutBackend(id, row));
         }

@@ -6,7 +6,7 @@ use fairlead_common::addr::{Addr, Cidr4};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::service::{
-    Backend, Count, RingPage, Service, ServiceKey, Slot, flags, forward,
+    Backend, Count, NextHop, RingPage, Service, ServiceKey, Slot, flags, forward, next_hop_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use serde_json::{Value, json};
@@ -117,6 +117,20 @@ impl ToJson for Backend {
             "port": self.port.number(),
             "forward": forward,
             "alive": self.flags & flags::ALIVE != 0,
+            "nextHop": self.next_hop,
+        })
+    }
+}
+
+impl ToJson for NextHop {
+    fn to_json(&self) -> Value {
+        json!({
+            "ifindex": self.ifindex,
+            "addr": address(self.addr),
+            "source": mac(self.source),
+            "destination": mac(self.destination),
+            "mtu": self.mtu,
+            "resolved": self.flags & next_hop_flags::RESOLVED != 0,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use fairlead_common::route::{DEVICE_MASK, Device, Node};
 use fairlead_common::service::{
-    Backend, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags, forward,
+    Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags, forward,
 };
 use fairlead_common::tables::RING_PAGES;
 use proptest::prelude::*;
@@ -19,6 +19,7 @@ use crate::plan::{Actual, Step, Store};
 pub(super) struct Tables {
     pub(super) services: BTreeMap<ServiceKey, Service>,
     pub(super) backends: BTreeMap<u32, Backend>,
+    pub(super) next_hops: BTreeMap<u32, NextHop>,
     pub(super) slots: BTreeMap<u32, Slot>,
     pub(super) node: Option<Node>,
     pub(super) devices: BTreeMap<u32, Device>,
@@ -37,6 +38,12 @@ impl Store for Tables {
             }
             Step::RemoveDevice(row) => {
                 self.devices.remove(&row);
+            }
+            Step::PutNextHop(id, row) => {
+                self.next_hops.insert(id, row);
+            }
+            Step::RemoveNextHop(id) => {
+                self.next_hops.remove(&id);
             }
             Step::PutBackend(id, row) => {
                 self.backends.insert(id, row);
@@ -76,6 +83,7 @@ impl Store for Tables {
         Ok(Actual {
             services: self.services.clone(),
             backends: self.backends.clone(),
+            next_hops: self.next_hops.clone(),
             rings,
             node: self.node,
             devices: self.devices.clone(),
@@ -158,6 +166,10 @@ pub(super) fn is_safe(tables: &Tables) -> Result<(), TestCaseError> {
             let previous = slot.previous == 0 || tables.backend(slot.previous).is_some();
             prop_assert!(previous, "{service:?} names {slot:?}");
         }
+    }
+    for (id, row) in &tables.backends {
+        let has_next_hop = row.next_hop == 0 || tables.next_hops.contains_key(&row.next_hop);
+        prop_assert!(has_next_hop, "backend {id} names {}", row.next_hop);
     }
     for (flow, (id, began_at)) in &tables.flows {
         if let Some((_, at)) = tables.backend(*id) {

@@ -12,13 +12,14 @@ use super::{SLOTS, WINDOW};
 use crate::desired::{self, BackendAddr, Desired, Frontend, NodeState};
 use crate::plan::maglev::Member;
 use crate::plan::services::key;
-use crate::plan::{Host, Reach, Wanted};
+use crate::plan::{Host, Reach, Wanted, Way};
 
 /// What a story's world wants.
 #[derive(Clone, Debug, Default)]
 pub(super) struct World {
     pub(super) desired: Desired,
     pub(super) reach: BTreeMap<IpAddr, Reach>,
+    pub(super) ways: BTreeMap<IpAddr, Way>,
     pub(super) host: Host,
 }
 
@@ -27,6 +28,7 @@ impl World {
         Wanted {
             desired: &self.desired,
             reach: &self.reach,
+            ways: &self.ways,
             host: &self.host,
             ring_slots: SLOTS,
             drain_window: WINDOW,
@@ -98,6 +100,19 @@ pub(super) fn frontend(number: u8) -> Frontend {
     }
 }
 
+/// Few devices and neighbours, so that backends share next hops.
+fn way() -> impl Strategy<Value = Way> {
+    let mac = proptest::option::weighted(0.7, any::<[u8; 6]>());
+    let mtu = prop_oneof![4 => Just(1500_u32), 1 => Just(9000)];
+    (1_u32..6, 0_u8..3, mtu, mac).prop_map(|(device, neighbour, mtu, mac)| Way {
+        device,
+        neighbour: IpAddr::from([10, 0, 1, neighbour]),
+        mtu,
+        // One neighbour has one MAC address at a time.
+        mac: mac.map(|[first, ..]| [first % 2, 0, 0, 0, neighbour, device as u8]),
+    })
+}
+
 pub(super) fn world() -> impl Strategy<Value = World> {
     let backend = prop_oneof![
         6 => Just((true, true)),
@@ -117,11 +132,11 @@ pub(super) fn world() -> impl Strategy<Value = World> {
     let devices = proptest::collection::btree_map(1_u32..6, any::<[u8; 6]>(), 0..3);
     (
         services,
-        proptest::collection::vec(reach, 7),
+        proptest::collection::vec((reach, proptest::option::weighted(0.8, way())), 7),
         alike,
         devices,
     )
-        .prop_map(|(mut services, reach, alike, devices)| {
+        .prop_map(|(mut services, ways, alike, devices)| {
             if let Some((from, to)) = alike
                 && let Some(backends) = services.get(&from).cloned()
             {
@@ -148,10 +163,12 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                     (frontend(number), service)
                 })
                 .collect();
-            let reach = (0..7)
-                .map(backend_at)
-                .map(|at| at.addr)
-                .zip(reach)
+            let addresses = (0..7).map(|number| backend_at(number).addr);
+            let (reach, ways): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
+            let reach = addresses.clone().zip(reach).collect();
+            let ways = addresses
+                .zip(ways)
+                .filter_map(|(addr, way)| Some((addr, way?)))
                 .collect();
             World {
                 desired: Desired {
@@ -163,6 +180,7 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                     ..Desired::default()
                 },
                 reach,
+                ways,
                 host: Host {
                     devices,
                     port_secret: 1,

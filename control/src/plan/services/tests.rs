@@ -84,6 +84,7 @@ impl Node {
         let wanted = Wanted {
             desired: &self.desired,
             reach: &self.reach,
+            ways: &BTreeMap::new(),
             host: &Host::default(),
             ring_slots: self.ring_slots,
             drain_window: WINDOW,
@@ -117,7 +118,11 @@ impl Node {
                     }
                 }
                 Step::PutNode(row) => self.actual.node = Some(*row),
-                Step::PutDevice(_) | Step::RemoveDevice(_) | Step::ForgetFlows { .. } => {}
+                Step::PutDevice(_)
+                | Step::RemoveDevice(_)
+                | Step::PutNextHop(..)
+                | Step::RemoveNextHop(_)
+                | Step::ForgetFlows { .. } => {}
             }
         }
         let used: BTreeSet<u32> = self
@@ -155,16 +160,12 @@ impl Node {
 
 /// How many slots a plan writes.
 fn written(plan: &Plan) -> usize {
-    let slots = plan.steps.iter().map(|step| match step {
-        Step::PutSlots { slots, .. } => slots.len(),
-        Step::PutNode(_)
-        | Step::PutDevice(_)
-        | Step::RemoveDevice(_)
-        | Step::PutBackend(..)
-        | Step::RemoveBackend(_)
-        | Step::PutService(..)
-        | Step::RemoveService(_)
-        | Step::ForgetFlows { .. } => 0,
+    let slots = plan.steps.iter().map(|step| {
+        if let Step::PutSlots { slots, .. } = step {
+            slots.len()
+        } else {
+            0
+        }
     });
     slots.sum()
 }

@@ -1,0 +1,91 @@
+//! A watch over what decides the ways to backends: neighbours that we keep, and routes.
+//!
+//! Not for what the ways are: [`super::reach`] and [`super::neighbours`] are asked after a change.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{FutureExt as _, StreamExt as _};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{MulticastGroup, new_multicast_connection};
+
+use super::neighbours::{self, Neighbour};
+use super::{Error, PROTOCOL};
+
+/// A watch over neighbours and routes.
+#[derive(Debug)]
+pub struct Watch {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// What was heard of each neighbour last: the kernel tells every probe of one that answers as before.
+    heard: BTreeMap<(u32, IpAddr), Neighbour>,
+}
+
+impl Watch {
+    /// Begins to watch; what was there before is not told.
+    pub fn open() -> Result<Self, Error> {
+        let groups = [
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, _, messages) = new_multicast_connection(&groups)
+            .map_err(Error::new("watching neighbours and routes"))?;
+        tokio::spawn(connection);
+        Ok(Self {
+            messages,
+            heard: BTreeMap::new(),
+        })
+    }
+
+    /// Waits until a way may have changed; `None` when the kernel has closed the watch. Cancel-safe.
+    pub async fn changed(&mut self) -> Option<()> {
+        loop {
+            let (message, _) = self.messages.next().await?;
+            if self.matters(message.payload) {
+                return Some(());
+            }
+        }
+    }
+
+    /// Takes what has been told already, so that a burst is one change.
+    pub fn drain(&mut self) {
+        while let Some(Some((message, _))) = self.messages.next().now_or_never() {
+            self.matters(message.payload);
+        }
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "rtnetlink knows 60 kinds of messages, this watch four"
+    )]
+    fn matters(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
+        match payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+            ) => {
+                // Our own routes are written in a round that looks at the ways afterwards.
+                route.header.protocol != RouteProtocol::from(PROTOCOL)
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => {
+                let is_ours = neighbours::is_ours(&message);
+                let Some(new) = neighbours::read(&message).filter(|_| is_ours) else {
+                    return false;
+                };
+                let name = (new.device, new.addr);
+                let old = self.heard.insert(name, new.clone());
+                old.as_ref() != Some(&new)
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
+                let gone = neighbours::read(&message);
+                gone.and_then(|gone| self.heard.remove(&(gone.device, gone.addr)))
+                    .is_some()
+            }
+            NetlinkPayload::Overrun(_) => true,
+            _ => false,
+        }
+    }
+}
