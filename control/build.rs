@@ -42,7 +42,12 @@ fn embed() -> Result<(), String> {
     for input in inputs.into_iter().chain(ebpf::find_tools().linker) {
         println!("cargo::rerun-if-changed={}", input.display());
     }
-    let object = ebpf::build(workspace, &ebpf::target_folder(workspace, &out), &[])?;
+    let object = ebpf::build(
+        workspace,
+        &ebpf::target_folder(workspace, &out),
+        ebpf::PACKAGE,
+        &[],
+    )?;
     let embedded = out.join("fairlead.o");
     fs::copy(&object, &embedded).map_err(|error| {
         format!(

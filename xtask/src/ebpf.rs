@@ -25,7 +25,11 @@ pub const ROAD_VARIABLE: &str = "FAIRLEAD_EBPF_ROAD";
 /// Tells `dataplane-ebpf/build.rs` which linker is used, so that a new linker links anew.
 pub const LINKER_VARIABLE: &str = "FAIRLEAD_BPF_LINKER";
 
-const PACKAGE: &str = "fairlead-ebpf";
+/// The package, and the program in it that is the agent's object.
+pub const PACKAGE: &str = "fairlead-ebpf";
+/// The program in it that benchmarks compare with.
+#[allow(dead_code, reason = "the agent's build script has no use for it")]
+pub const BENCH: &str = "fairlead-bench-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "ebpf";
 /// Where Debian keeps the compiler and its libraries.
@@ -131,18 +135,23 @@ pub fn choose(tools: &Tools, forced: Option<&str>) -> Result<(Road, PathBuf), Bl
     Ok((road, linker))
 }
 
-/// Builds the object, or finds it built, and returns its path below `target`.
+/// Builds the object of the program `bin`, or finds it built, and returns its path below `target`.
 ///
 /// `workspace` is the folder of the workspace's `Cargo.toml`. `target` must not be the target folder of a cargo
 /// that is waiting for us: it holds the lock.
 ///
 /// # Errors
 /// One message for a person: what is missing, or that the compiler (whose output went to stderr) refused.
-pub fn build(workspace: &Path, target: &Path, extra_flags: &[&str]) -> Result<PathBuf, String> {
+pub fn build(
+    workspace: &Path,
+    target: &Path,
+    bin: &str,
+    extra_flags: &[&str],
+) -> Result<PathBuf, String> {
     let forced = env::var(ROAD_VARIABLE).ok();
     let (road, linker) =
         choose(&find_tools(), forced.as_deref()).map_err(|blocked| blocked.to_string())?;
-    let mut command = command(&road, &linker, workspace, target, extra_flags);
+    let mut command = command(&road, &linker, workspace, target, bin, extra_flags);
     for (name, _) in env::vars_os().filter(|(name, _)| belongs_to_outer_build(name)) {
         command.env_remove(name);
     }
@@ -154,7 +163,7 @@ pub fn build(workspace: &Path, target: &Path, extra_flags: &[&str]) -> Result<Pa
             "the eBPF object did not build ({status}); the command was: {command:?}"
         ));
     }
-    Ok(target.join(TARGET).join(PROFILE).join(PACKAGE))
+    Ok(target.join(TARGET).join(PROFILE).join(bin))
 }
 
 /// Names the folder for the object's own build below the target folder that `inside` lies in: shared by all
@@ -173,6 +182,7 @@ fn command(
     linker: &Path,
     workspace: &Path,
     target: &Path,
+    bin: &str,
     extra_flags: &[&str],
 ) -> Command {
     let mut command = match road {
@@ -196,7 +206,7 @@ fn command(
         "--package",
         PACKAGE,
         "--bin",
-        PACKAGE,
+        bin,
         "--target",
         TARGET,
         "--profile",
@@ -409,6 +419,7 @@ mod tests {
             Path::new("/l"),
             Path::new("/w"),
             Path::new("/t"),
+            PACKAGE,
             &[],
         );
         let words = words(&command);
@@ -434,6 +445,7 @@ mod tests {
             Path::new("/l"),
             Path::new("/w"),
             Path::new("/t"),
+            PACKAGE,
             &["-Dwarnings"],
         );
         assert!(!words(&command).contains(&"-Z".to_owned()));

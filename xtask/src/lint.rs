@@ -84,12 +84,15 @@ fn clippy() -> Result<()> {
 /// Clippy has no `core` for BPF on the prebuilt road, so on the target itself the compiler's own lints speak.
 fn warnings_on_bpf() -> Result<()> {
     let target = workspace::target()?;
-    ebpf::build(
-        workspace::root(),
-        &ebpf::target_folder(workspace::root(), &target),
-        &["-Dwarnings"],
-    )
-    .map_err(anyhow::Error::msg)
-    .context("building the eBPF object with warnings as errors")?;
+    for bin in [ebpf::PACKAGE, ebpf::BENCH] {
+        ebpf::build(
+            workspace::root(),
+            &ebpf::target_folder(workspace::root(), &target),
+            bin,
+            &["-Dwarnings"],
+        )
+        .map_err(anyhow::Error::msg)
+        .context("building an eBPF object with warnings as errors")?;
+    }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The one interface for people and CI: `cargo xtask VERB`.
 //!
-//! A verb is a room: `setup` (what this machine needs), `build`, `run`, `lint` (format, clippy, layers), `test`.
+//! A verb is a room: `setup` (what this machine needs), `build`, `run`, `lint` (format, clippy, layers), `test`,
+//! `bench`.
 //! Beside them stand `ebpf` (how the datapath's object is built), `layers` and `rooms` (the checks on the
 //! tree) and `workspace` (where everything is, and running a tool).
 //!
@@ -11,6 +12,7 @@
     reason = "every verb speaks to a person"
 )]
 
+mod bench;
 mod build;
 mod ebpf;
 mod layers;
@@ -43,6 +45,8 @@ enum Verb {
     Lint,
     /// Show all of Fairlead on this machine, or run the agent on this host: `run -- <agent flags>`
     Run(run::Arguments),
+    /// Measure, and compare with goals
+    Bench(bench::Arguments),
     /// Lint, then run every test and fail when one was skipped
     Test(test::Arguments),
 }
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Lint => lint::run(),
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
     };
     match done {

@@ -1,0 +1,161 @@
+//! Programs for benchmarks only: the baselines, and the driver that feeds a program under `BPF_PROG_TEST_RUN`.
+//!
+//! A test run does not restore the packet between its repetitions, and repeats one flow. So the driver puts the
+//! frame back, makes it the next flow's, and calls the program under test by a tail call, which does not return.
+//! Not in the agent's object.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF-to-BPF call loses what the verifier knows of the frame's bounds"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro of an entry point hands the context over"
+)]
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::{Array, ProgramArray};
+use aya_ebpf::programs::XdpContext;
+use fairlead_common::addr::Addr;
+use fairlead_common::reason::Reason;
+use fairlead_ebpf::forward::Hop;
+use fairlead_ebpf::packet::{Frame, Resize, Xdp, view_mut};
+use fairlead_ebpf::parse;
+use fairlead_ebpf::rewrite::{self, Tunnel};
+
+/// What the driver does, in words: bytes of a frame, its first eight and next eight bytes, the last flow's
+/// number (a power of two less one), the step from flow to flow (odd), how many packets there were.
+#[map]
+static DRIVE: Array<[u64; 6]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// The program under test, in row 0.
+#[map]
+static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Feeds IPv4 frames: the source address's last three bytes and the source port are the flow's.
+#[xdp]
+pub fn drive_v4(context: XdpContext) -> u32 {
+    drive::<26, 34>(&context)
+}
+
+/// Feeds IPv6 frames.
+#[xdp]
+pub fn drive_v6(context: XdpContext) -> u32 {
+    drive::<34, 54>(&context)
+}
+
+/// Feeds frames as they are, with the Ethernet header put back.
+#[xdp]
+pub fn drive_as_is(context: XdpContext) -> u32 {
+    drive::<0, 0>(&context)
+}
+
+/// The floor.
+#[xdp]
+pub fn just_drop(_: XdpContext) -> u32 {
+    XDP_DROP
+}
+
+/// Parses, and turns the frame around.
+#[xdp]
+pub fn swap_macs(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let parsed = parse::network(&frame).and_then(|network| {
+        let transport = parse::transport(&frame, &network)?;
+        Ok(u64::from(transport.flow(&network).hash()))
+    });
+    let hop = Hop {
+        ifindex: 0,
+        macs: [0x0a00_0000_0002 << 32, 0xfe00_0001_0002 << 16],
+    };
+    match parsed {
+        Ok(_) if rewrite::macs(&mut frame, &hop).is_ok() => XDP_TX,
+        Ok(_) | Err(_) => XDP_ABORTED,
+    }
+}
+
+/// Parses, and wraps the packet for one backend: balancing without a balancer.
+#[xdp]
+pub fn encapsulate(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    match wrap(&mut frame) {
+        Ok(()) => XDP_TX,
+        Err(_) => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn wrap(frame: &mut Xdp) -> Result<(), Reason> {
+    let network = parse::network(frame)?;
+    let transport = parse::transport(frame, &network)?;
+    let tunnel = Tunnel {
+        src: Addr::from_v4_word(0x0100_010a),
+        dst: Addr::from_v4_word(0x0100_320a),
+        hash: transport.flow(&network).hash(),
+    };
+    let hop = Hop {
+        ifindex: 0,
+        macs: [0x0a00_0000_0002 << 32, 0xfe00_0001_0002 << 16],
+    };
+    rewrite::encapsulate(frame, &network, &tunnel, &hop)
+}
+
+#[expect(unsafe_code, reason = "shared memory, and a tail call")]
+#[inline(always)]
+fn drive<const SOURCE: usize, const PORT: usize>(context: &XdpContext) -> u32 {
+    let Some(row) = DRIVE.get_ptr_mut(0) else {
+        return XDP_ABORTED;
+    };
+    let row = row.cast::<u64>();
+    // SAFETY: six words; one test run at a time uses them.
+    let word = |i: usize| unsafe { row.add(i).read_volatile() };
+    let number = word(5);
+    // SAFETY: as above.
+    unsafe { row.add(5).write_volatile(number + 1) };
+    let flow = ((number * word(4)) & word(3)) as u32;
+    let mut frame = Xdp::new(XdpContext::new(context.ctx));
+    // Masked: the compiler would compare start + word with end, which the verifier refuses.
+    let grown = (frame.bytes() & 0x7ff).wrapping_sub(word(0) as u32 & 0x7ff);
+    if grown != 0 && frame.pull(grown & 0xff).is_err() {
+        return XDP_ABORTED;
+    }
+    let Ok(mut ethernet) = view_mut::<16>(&mut frame, 0) else {
+        return XDP_ABORTED;
+    };
+    ethernet.set::<u64, 0>(word(1));
+    ethernet.set::<u64, 8>(word(2));
+    if PORT != 0 {
+        let Ok(mut source) = view_mut::<4>(&mut frame, SOURCE) else {
+            return XDP_ABORTED;
+        };
+        source.set::<u32, 0>((0x0a00_0000 | flow & 0xffff).to_be());
+        let Ok(mut port) = view_mut::<2>(&mut frame, PORT) else {
+            return XDP_ABORTED;
+        };
+        port.set::<u16, 0>((1024 + (flow >> 16) as u16).to_be());
+    }
+    // SAFETY: the kernel checks the program; a missing one returns here.
+    unsafe { UNDER_TEST.tail_call(context, 0) };
+    XDP_ABORTED
+}
+
+/// The object is for the kernel only.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// As in the agent's object.
+#[cfg(target_arch = "bpf")]
+#[expect(
+    unsafe_code,
+    reason = "the kernel looks for the licence in a named section"
+)]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

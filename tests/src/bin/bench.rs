@@ -1,0 +1,468 @@
+//! `cargo xtask bench lb`: what a packet of a service costs, beside programs that do less.
+//!
+//! ```text
+//!   bench OBJECT OUT      OBJECT: the benchmark's own eBPF object; OUT: the JSON to write
+//! ```
+//! The real `xdp_ingress` runs under `BPF_PROG_TEST_RUN`, called by a driver that puts the packet back and
+//! makes it the next flow's. A case's price is its time less the driver's (the driver alone calls a program
+//! that drops), plus what a program that drops costs without a driver. Cases take turns in many short rounds,
+//! so that whatever else the machine does falls on all of them.
+//!
+//! The kernel measures, so it does not matter how this program is built. Not a test: no figure here is a limit
+//! on a busy machine; ratios within one run are.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it is a program that shows figures to a person"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, MapData, ProgramArray};
+use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use fairlead_common::addr::{Port, Proto};
+use fairlead_common::service::{ServiceKey, Slot, forward};
+use fairlead_common::tables::{Flows, Services};
+use fairlead_tests::kernel::{Node, ROUTER, TUNNEL_V4, UP0, XdpMd, addr_of, on_a_node};
+use fairlead_tests::packet::{Packet, eth, tcp};
+use serde_json::{Value, json};
+
+const SERVICE_V4: &str = "192.0.2.80";
+const SERVICE_V6: &str = "2001:db8::80";
+/// Slots of the ring, and backends on it.
+const SLOTS: usize = 65537;
+const BACKENDS: usize = 100;
+/// Rounds of all cases, and packets of a case in a round.
+const ROUNDS: usize = 61;
+const PACKETS: u32 = 10_000;
+/// Flows are visited in steps of this odd number: every flow comes, and none beside its neighbour.
+const STEP: u64 = 2_654_435_761;
+
+fn main() -> ExitCode {
+    let words: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [object, out] = &words[..] else {
+        eprintln!("usage: bench OBJECT OUT (`cargo xtask bench lb` says both)");
+        return ExitCode::from(2);
+    };
+    match bench(object, out) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("bench lb: a ratio does not hold");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench lb: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench(object: &Path, out: &Path) -> Result<bool> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "loading programs needs root"
+    );
+    let object = std::fs::read(object).with_context(|| format!("reading {}", object.display()))?;
+    let mut report = Err(anyhow::anyhow!("the node did not run"));
+    on_a_node(|node| report = measure(node, &object));
+    let report = report?;
+    report.print();
+    if let Some(folder) = out.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    std::fs::write(out, format!("{:#}\n", report.json()?))
+        .with_context(|| format!("writing {}", out.display()))?;
+    println!("\n{}", out.display());
+    Ok(report.ratios.iter().all(Ratio::holds))
+}
+
+/// What is run in turns.
+struct Case {
+    name: &'static str,
+    driver: Option<&'static str>,
+    program: &'static str,
+    frame: Vec<u8>,
+    /// A power of two.
+    flows: u64,
+    /// Nanoseconds per packet of each round.
+    rounds: Vec<f64>,
+    /// The driver's own share of them is taken off.
+    net: bool,
+}
+
+impl Case {
+    fn new(name: &'static str, program: &'static str, flows: u64, packet: &Packet) -> Self {
+        let frame = packet.clone().macs(ROUTER, UP0.mac).bytes();
+        let driver = match (&frame[12..14], packet_has_ports(&frame)) {
+            ([0x08, 0x00], true) => "drive_v4",
+            ([0x86, 0xdd], true) => "drive_v6",
+            _ => "drive_as_is",
+        };
+        Self {
+            name,
+            driver: Some(driver),
+            program,
+            frame,
+            flows,
+            rounds: Vec::new(),
+            net: true,
+        }
+    }
+}
+
+fn packet_has_ports(frame: &[u8]) -> bool {
+    let proto = match frame[12..14] {
+        [0x08, 0x00] => frame[23],
+        [0x86, 0xdd] => frame[20],
+        _ => 0,
+    };
+    matches!(proto, 6 | 17)
+}
+
+const REAL: &str = "xdp_ingress";
+const ONE: &str = "tcp, 1 flow";
+const MILLION: &str = "tcp, 1Mi flows";
+const SYNS: &str = "syn flood, 1Mi flows";
+const UDP: &str = "udp, 1 flow";
+const ENCAPSULATION: &str = "baseline: parse and encapsulate";
+const FLOOR: &str = "baseline: drop";
+const ICMP: &str = "not ours: icmp to the node";
+const ARP: &str = "not ours: arp";
+
+fn cases() -> Vec<Case> {
+    let v4 = || eth().ip("10.0.0.1", SERVICE_V4);
+    let v6 = || eth().ip("2001:db8:9::9", SERVICE_V6);
+    let tcp4 = || v4().tcp(1024, 80);
+    let mut arp = Case::new(ARP, REAL, 1, &v4().ping(1, 1));
+    arp.frame.truncate(14);
+    arp.frame[12..14].copy_from_slice(&[0x08, 0x06]);
+    arp.frame.resize(60, 0);
+    let mut floor = Case::new(FLOOR, "just_drop", 1, &tcp4());
+    floor.driver = None;
+    let drivers = [
+        ("driver of ipv4", tcp4()),
+        ("driver of ipv6", v6().tcp(1024, 80)),
+        ("driver of the rest", v4().ping(1, 1)),
+    ]
+    .map(|(name, packet)| Case {
+        net: false,
+        ..Case::new(name, "just_drop", 1, &packet)
+    });
+    let million = 1 << 20;
+    let mut cases = vec![floor];
+    cases.extend(drivers);
+    cases.extend([
+        Case::new("baseline: parse and swap MACs", "swap_macs", 1, &tcp4()),
+        Case::new(ENCAPSULATION, "encapsulate", 1, &tcp4()),
+        Case::new(ONE, REAL, 1, &tcp4()),
+        Case::new("tcp, 64Ki flows", REAL, 1 << 16, &tcp4()),
+        Case::new(MILLION, REAL, million, &tcp4()),
+        Case::new(SYNS, REAL, million, &tcp4().flags(tcp::SYN)),
+        Case::new(UDP, REAL, 1, &v4().udp(1024, 80)),
+        Case::new("tcp over ipv6, 1 flow", REAL, 1, &v6().tcp(1024, 80)),
+        Case::new(
+            "tcp over ipv6, 1Mi flows",
+            REAL,
+            million,
+            &v6().tcp(1024, 80),
+        ),
+        Case::new(ICMP, REAL, 1, &eth().ip("10.0.0.1", TUNNEL_V4).ping(1, 1)),
+        Case::new(
+            "not ours: tcp to the node",
+            REAL,
+            1,
+            &eth().ip("10.0.0.1", TUNNEL_V4).tcp(1024, 22),
+        ),
+        arp,
+        Case::new(
+            "next hop unresolved: the kernel is asked",
+            REAL,
+            1,
+            &eth().ip("10.0.0.1", "192.0.2.81").tcp(1024, 80),
+        ),
+    ]);
+    cases
+}
+
+/// Services with a full ring, behind one router.
+fn furnish(node: &mut Node) {
+    let backends: Vec<u32> = (0..BACKENDS)
+        .map(|n| {
+            let id = node.backend(&format!("10.50.0.{}", n + 1), forward::ENCAPSULATE);
+            node.next_hop(id, UP0, Some(ROUTER), 1500);
+            id
+        })
+        .collect();
+    let ring: Vec<Slot> = (0..SLOTS)
+        .map(|slot| Slot {
+            current: backends[slot * 7 % BACKENDS],
+            previous: 0,
+        })
+        .collect();
+    node.service(SERVICE_V4, 80, Proto::TCP, &ring);
+    let key = |addr, proto| ServiceKey::new(addr_of(addr), Port::new(80), proto);
+    let row = node.get::<Services>(&key(SERVICE_V4, Proto::TCP));
+    let row = row.expect("a row that was written");
+    for key in [key(SERVICE_V4, Proto::UDP), key(SERVICE_V6, Proto::TCP)] {
+        node.set::<Services>(&key, &row);
+    }
+    let asking = node.backend("10.50.1.1", forward::ENCAPSULATE);
+    let slot = Slot {
+        current: asking,
+        previous: 0,
+    };
+    node.service("192.0.2.81", 80, Proto::TCP, &[slot]);
+}
+
+/// The benchmark's object, and the real program to call.
+struct Bench {
+    ebpf: Ebpf,
+    real: ProgramFd,
+    drive: Array<MapData, [u64; 6]>,
+    under_test: ProgramArray<MapData>,
+}
+
+impl Bench {
+    fn open(object: &[u8], real: ProgramFd) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().btf(None).load(object)?;
+        for (name, program) in ebpf.programs_mut() {
+            let program: &mut Xdp = program.try_into()?;
+            program.load().with_context(|| format!("loading {name}"))?;
+        }
+        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("no {name}"));
+        Ok(Self {
+            drive: take("DRIVE")?.try_into()?,
+            under_test: take("UNDER_TEST")?.try_into()?,
+            ebpf,
+            real,
+        })
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(name);
+        Ok(program.with_context(|| format!("no {name}"))?.try_into()?)
+    }
+
+    /// Nanoseconds per packet over `packets`, with flows visited in this step.
+    fn run(&mut self, case: &Case, packets: u32, step: u64) -> Result<f64> {
+        let word = |at: usize| {
+            let bytes: [u8; 8] = std::array::from_fn(|i| case.frame[at + i]);
+            u64::from_ne_bytes(bytes)
+        };
+        let counted = self.drive.get(&0, 0)?[5];
+        let frame_bytes = case.frame.len() as u64;
+        let drive = [frame_bytes, word(0), word(8), case.flows - 1, step, counted];
+        self.drive.set(0, drive, 0)?;
+        if case.program == REAL {
+            self.under_test.set(0, &self.real, 0)?;
+        } else {
+            let program = self.program(case.program)?.fd()?.try_clone()?;
+            self.under_test.set(0, &program, 0)?;
+        }
+        let context = XdpMd::of(&case.frame, UP0);
+        let mut out = vec![0; case.frame.len() + 256];
+        let result = self
+            .program(case.driver.unwrap_or(case.program))?
+            .test_run(TestRunOptions {
+                data_in: Some(&case.frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(bytemuck::bytes_of(&context)),
+                repeat: packets,
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("running {}", case.name))?;
+        ensure!(
+            result.return_value != 0,
+            "{}: the run was aborted",
+            case.name
+        );
+        Ok(result.duration.as_secs_f64() * 1e9)
+    }
+}
+
+fn measure(node: &mut Node, object: &[u8]) -> Result<Report> {
+    furnish(node);
+    let mut bench = Bench::open(object, node.descriptor(REAL))?;
+    let mut cases = cases();
+    for case in &cases {
+        // Every flow once, in another order, so that nothing is seen for the first time later; and what becomes of it.
+        bench.run(case, (case.flows as u32).max(PACKETS), 1)?;
+    }
+    for _ in 0..ROUNDS {
+        for case in &mut cases {
+            let ns = bench.run(case, PACKETS, STEP)?;
+            case.rounds.push(ns);
+        }
+    }
+    let sent = node.reasons();
+    let encapsulated = sent[fairlead_common::reason::Reason::ServiceEncapsulated as usize].packets;
+    ensure!(
+        encapsulated > 7 * ROUNDS as u64 * u64::from(PACKETS),
+        "only {encapsulated} packets were balanced: this is not the measurement that was meant"
+    );
+    let remembered = u32::try_from(node.rows::<Flows>().len())?;
+    Ok(Report::of(&cases, remembered))
+}
+
+/// A case's figures, in nanoseconds per packet.
+struct Figures {
+    name: &'static str,
+    min: f64,
+    p25: f64,
+    median: f64,
+    max: f64,
+}
+
+/// What must hold between cases.
+struct Ratio {
+    name: &'static str,
+    value: f64,
+    goal: f64,
+}
+
+impl Ratio {
+    fn holds(&self) -> bool {
+        self.value <= self.goal
+    }
+}
+
+struct Report {
+    figures: Vec<Figures>,
+    ratios: Vec<Ratio>,
+}
+
+impl Report {
+    fn of(cases: &[Case], remembered: u32) -> Self {
+        let rounds_of = |name: &str| cases.iter().find(|case| case.name == name);
+        let floor = rounds_of(FLOOR).map_or(&[][..], |case| &case.rounds);
+        let driver_of = |case: &Case| {
+            let is_its = |one: &&Case| !one.net && one.driver == case.driver;
+            cases.iter().find(is_its).map(|one| &one.rounds)
+        };
+        let figures: Vec<Figures> = cases
+            .iter()
+            .map(|case| {
+                let own = median(floor);
+                let driver = driver_of(case).filter(|_| case.net && case.driver.is_some());
+                // The driver's share is one number for all rounds: differences of single rounds are noise.
+                let share = driver.map_or(0.0, |rounds| median(rounds) - own);
+                let sorted = sorted(&case.rounds);
+                let at = |place: usize| (sorted[place] - share).max(0.0);
+                Figures {
+                    name: case.name,
+                    min: at(0),
+                    p25: at(sorted.len() / 4),
+                    median: at(sorted.len() / 2),
+                    max: at(sorted.len() - 1),
+                }
+            })
+            .collect();
+        let of = |name: &str| {
+            let found = figures.iter().find(|one| one.name == name);
+            found.map_or(f64::NAN, |one| one.median)
+        };
+        let not_ours = 2.0 * of(FLOOR) + 5.0;
+        let ratio = |name, value, goal| Ratio { name, value, goal };
+        let ratios = vec![
+            ratio("one flow / encapsulation", of(ONE) / of(ENCAPSULATION), 3.0),
+            ratio("a million flows / one flow", of(MILLION) / of(ONE), 2.4),
+            // Equal but for what two medians of the same thing differ by.
+            ratio("syn flood / a million flows", of(SYNS) / of(MILLION), 1.05),
+            ratio("udp / tcp", of(UDP) / of(ONE), 1.15),
+            ratio(
+                "icmp to the node / (2 floors + 5 ns)",
+                of(ICMP) / not_ours,
+                1.0,
+            ),
+            ratio("arp / (2 floors + 5 ns)", of(ARP) / not_ours, 1.0),
+            ratio("rows of FLOWS afterwards", remembered.into(), 0.0),
+        ];
+        Self { figures, ratios }
+    }
+
+    fn print(&self) {
+        println!("ns per packet, {ROUNDS} rounds of {PACKETS} packets\n");
+        println!(
+            "{:<42} {:>8} {:>8} {:>8} {:>8}",
+            "case", "min", "p25", "median", "max"
+        );
+        for one in &self.figures {
+            println!(
+                "{:<42} {:>8.1} {:>8.1} {:>8.1} {:>8.1}",
+                one.name, one.min, one.p25, one.median, one.max
+            );
+        }
+        println!("\n{:<42} {:>8} {:>8}", "ratio", "value", "goal");
+        for one in &self.ratios {
+            let word = if one.holds() {
+                "holds"
+            } else {
+                "DOES NOT HOLD"
+            };
+            println!(
+                "{:<42} {:>8.2} {:>8.2} {word}",
+                one.name, one.value, one.goal
+            );
+        }
+    }
+
+    fn json(&self) -> Result<Value> {
+        let cpus = std::fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
+        let model = cpus
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"));
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .context("reading the kernel's release")?;
+        let cases: Vec<Value> = self
+            .figures
+            .iter()
+            .map(|one| {
+                json!({
+                    "name": one.name, "unit": "ns/packet", "rounds": ROUNDS,
+                    "min": one.min, "median": one.median, "p25": one.p25, "max": one.max,
+                })
+            })
+            .collect();
+        let ratios: Vec<Value> = self
+            .ratios
+            .iter()
+            .map(|one| {
+                json!({ "name": one.name, "value": one.value, "goal": one.goal, "holds": one.holds() })
+            })
+            .collect();
+        Ok(json!({
+            "machine": model.unwrap_or("unknown").trim_start_matches([' ', '\t', ':']),
+            "kernel": kernel.trim(),
+            "commit": commit(),
+            "cases": cases,
+            "ratios": ratios,
+        }))
+    }
+}
+
+fn commit() -> String {
+    let git = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .output();
+    let said = git.ok().filter(|git| git.status.success());
+    said.map_or_else(
+        || "unknown".to_owned(),
+        |git| String::from_utf8_lossy(&git.stdout).trim().to_owned(),
+    )
+}
+
+fn sorted(rounds: &[f64]) -> Vec<f64> {
+    let mut sorted = rounds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+fn median(rounds: &[f64]) -> f64 {
+    sorted(rounds)
+        .get(rounds.len() / 2)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
