@@ -202,7 +202,10 @@ fn test_files() -> Result<Vec<String>> {
             let path = file
                 .with_context(|| format!("listing {}", folder.display()))?
                 .path();
-            if path.extension().is_some_and(|extension| extension == "rs") {
+            // As cargo finds them: a file, or a folder with a `main.rs`.
+            let is_test = path.extension().is_some_and(|extension| extension == "rs")
+                || path.join("main.rs").is_file();
+            if is_test {
                 names.extend(
                     path.file_stem()
                         .and_then(|name| name.to_str())
