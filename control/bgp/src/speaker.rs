@@ -240,10 +240,15 @@ impl Speaker {
 
     /// Something that the embedder may want to know.
     pub fn poll_event(&mut self) -> Option<Event> {
-        if let Some(event) = self.shared.events.pop_front() {
+        let next = self.shared.events.front();
+        let has_changes = self.shared.rib.has_changes();
+        // Routes come before the word that they were all.
+        if !(has_changes && matches!(next, Some(Event::EndOfRib { .. })))
+            && let Some(event) = self.shared.events.pop_front()
+        {
             return Some(event);
         }
-        if !self.shared.rib.has_changes() {
+        if !has_changes {
             return None;
         }
         let changed = self.shared.rib.take_changed();

@@ -339,6 +339,10 @@ impl Driver {
             );
             self.publish_at.get_or_insert_with(|| now() + GATHER);
         }
+        if matches!(event, Event::EndOfRib { .. }) && self.publish_at.is_some() {
+            // Who hears that these were all routes must find them.
+            self.publish();
+        }
         // Without subscribers nobody wants to know.
         let _ = self.events.send(event);
     }

@@ -111,6 +111,45 @@ async fn two_drivers_exchange_routes_over_either_family() {
 }
 
 #[tokio::test]
+async fn who_hears_that_all_routes_were_told_finds_them_in_the_table() {
+    let (one, two) = (node(1).await, node(2).await);
+    let prefixes = ["10.1.0.0/24", "10.2.0.0/24", "2001:db8:1::/64"];
+    one.handle
+        .set_announcements(announce(&prefixes))
+        .await
+        .unwrap();
+    let mut events = two.handle.events();
+    let address = Ipv4Addr::LOCALHOST.into();
+    one.handle
+        .set_peers(vec![peer(2, address, two.port, false)])
+        .await
+        .unwrap();
+    two.handle
+        .set_peers(vec![peer(1, address, one.port, true)])
+        .await
+        .unwrap();
+
+    for _ in 0..2 {
+        let told = async {
+            loop {
+                if let Event::EndOfRib { family, .. } = events.recv().await.unwrap() {
+                    return family;
+                }
+            }
+        };
+        let family = tokio::time::timeout(PATIENCE, told).await.unwrap();
+
+        let learnt = two.handle.learnt().borrow().clone();
+        let known = learnt.keys().filter(|prefix| match family {
+            Family::Ipv4Unicast => prefix.is_ipv4(),
+            Family::Ipv6Unicast => prefix.is_ipv6(),
+        });
+        let all = if family == Family::Ipv4Unicast { 2 } else { 1 };
+        assert_eq!(known.count(), all, "{family}: {learnt:?}");
+    }
+}
+
+#[tokio::test]
 async fn cancelling_closes_the_connection_without_a_word() {
     let (one, two) = pair(Ipv4Addr::LOCALHOST.into()).await;
     one.handle

@@ -97,7 +97,8 @@ pub enum Event {
         /// What was wrong.
         faults: Vec<Fault>,
     },
-    /// A peer has told all its routes of a family after the session was established.
+    /// A peer has told all its routes of a family after the session was established; each of them
+    /// stood in a [`Event::RoutesChanged`] before.
     EndOfRib {
         /// The peer's name.
         peer: String,
