@@ -19,6 +19,8 @@
 //! The demonstration and the tests of the whole stand on it.
 
 mod documents;
+pub mod echo;
+pub mod steady;
 pub mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -313,13 +315,18 @@ impl Node {
 
     /// Writes the cluster's documents with these nodes' backends ready.
     pub fn write_manifests(&self, ready: &[u8]) -> Result<()> {
-        let folder = self.manifests();
         for (name, text) in documents::manifests(ready) {
-            // Renamed into place, as every tool that a watcher can trust does.
-            let draft = folder.join(format!(".{name}"));
-            std::fs::write(&draft, text)?;
-            std::fs::rename(&draft, folder.join(name))?;
+            self.put(name, &text)?;
         }
+        Ok(())
+    }
+
+    /// Puts a file into the folder that the agent watches.
+    pub fn put(&self, name: &str, text: &str) -> Result<()> {
+        // Renamed into place, as every tool that a watcher can trust does.
+        let draft = self.manifests().join(format!(".{name}"));
+        std::fs::write(&draft, text)?;
+        std::fs::rename(&draft, self.manifests().join(name))?;
         Ok(())
     }
 
