@@ -70,15 +70,13 @@ impl Agent {
         };
         let announcements = announcements(&desired, &programmed);
         self.speakers.announce(&announcements).await;
-        self.health.open_when(Latch::Tables, tables.in_sync);
-        self.health.open_when(Latch::Programs, has_programs);
-        self.health.open_when(Latch::Speakers, has_speakers);
 
         let pods = self.pods(&mut conditions).await;
         self.say(&conditions);
+        let in_sync = tables.in_sync;
         self.view.publish(State {
             actual: tables.actual,
-            in_sync: tables.in_sync,
+            in_sync,
             attachments: found.attachments,
             announcements,
             routes,
@@ -87,6 +85,10 @@ impl Agent {
             speakers: self.speakers.handles(),
             desired,
         });
+        // After what they speak of can be seen.
+        self.health.open_when(Latch::Tables, in_sync);
+        self.health.open_when(Latch::Programs, has_programs);
+        self.health.open_when(Latch::Speakers, has_speakers);
         debug!(took = ?(now() - began), "round");
         let wake = tables
             .wake
