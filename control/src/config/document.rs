@@ -3,7 +3,7 @@
 //! Field names are the YAML names in camelCase. Not here: reading files and checks across fields
 //! ([`super::load`]).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,8 +137,6 @@ pub struct Bgp {
     pub import: Import,
     /// How many prefixes a peer may send before its session ends. Default: no limit.
     pub max_prefixes: Option<u32>,
-    /// The address that virtual routers with a local port listen on. Default: any.
-    pub listen_address: Option<IpAddr>,
     /// The host name that peers are told. Default: the node's name.
     pub hostname: Option<String>,
     /// The namespace of the Secrets that peering policies name. Default: `kube-system`.

@@ -172,7 +172,6 @@ socket: /tmp/agent.sock
 bgp:
   import: {prefixes: [{prefix: 10.0.0.0/8, ge: 16, le: 24}, {prefix: 'fd00::/8'}]}
   maxPrefixes: 1000
-  listenAddress: '::'
   hostname: node1.example
 loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
 telemetry: {listen: '[::1]:7000'}
