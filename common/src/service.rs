@@ -21,24 +21,43 @@ pub struct ServiceKey {
     pub port: Port,
     /// TCP or UDP.
     pub proto: Proto,
-    /// Zero.
-    pub pad: u8,
+    /// Whose packets the row is for: one of [`scope`].
+    pub scope: u8,
     /// Zero.
     pub pad_word: u32,
 }
 
 impl ServiceKey {
-    /// Builds a key.
+    /// Builds the key of a service as clients outside the cluster reach it.
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port, proto: Proto) -> Self {
         Self {
             addr,
             port,
             proto,
-            pad: 0,
+            scope: scope::OUTSIDE,
             pad_word: 0,
         }
     }
+
+    /// The same service as pods and the node's own sockets reach it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn inside(self) -> Self {
+        Self {
+            scope: scope::INSIDE,
+            ..self
+        }
+    }
+}
+
+/// Values of [`ServiceKey::scope`]: where the client is. A service has a row for each scope that may reach
+/// it, so that traffic policies, which differ between the two, are a matter of rings.
+pub mod scope {
+    /// Packets that come in by an uplink.
+    pub const OUTSIDE: u8 = 0;
+    /// Packets of this node's pods, and its own sockets.
+    pub const INSIDE: u8 = 1;
 }
 
 /// A service: which ring decides for it.
@@ -51,6 +70,18 @@ pub struct Service {
     pub ring: u32,
     /// How many slots its ring has; 0 when it has no backend.
     pub slots: u32,
+    /// [`service_flags`].
+    pub flags: u32,
+    /// Session affinity: how long a client that opens no connection stays with its backend, in seconds. 0: none.
+    pub affinity_s: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bits of [`Service::flags`].
+pub mod service_flags {
+    /// Only sources in `SOURCE_RANGES` are let in.
+    pub const SOURCE_RANGES: u32 = 1;
 }
 
 /// One slot of a ring: who serves the flows that hash to it.
@@ -126,8 +157,17 @@ pub mod forward {
     pub const FREE: u8 = 0;
     /// It is on a link of this node: rewrite the MAC addresses only.
     pub const L2: u8 = 1;
-    /// It is behind a router: wrap the packet in IPv4 or IPv6, by the backend's family.
+    /// It is behind a router, or a pod of another node: wrap the packet in IPv4 or IPv6, by the backend's
+    /// family.
     pub const ENCAPSULATE: u8 = 2;
+    /// A pod or a process of this node: translate address and port here, and back on the reply.
+    pub const HERE: u8 = 3;
+    /// As [`ENCAPSULATE`], with UDP and GUE (draft-ietf-intarea-gue, variant 1) between the headers.
+    pub const GUE: u8 = 4;
+    /// A host without an agent that answers through this node: translate the destination here.
+    pub const NAT: u8 = 5;
+    /// A host without an agent whose answer might go another way: translate destination and source.
+    pub const FULL_NAT: u8 = 6;
 }
 
 /// Bits of [`Backend::flags`].

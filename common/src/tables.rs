@@ -135,7 +135,7 @@ tables! {
     /// The devices that XDP may redirect to, by ifindex.
     TxPorts = "TX_PORTS" v 1 DevMapHash<u32, TxPort>[4096],
     /// Where clients reach services, and the ring of each.
-    Services = "SERVICES" v 1 Hash<ServiceKey, Service>[65536],
+    Services = "SERVICES" v 2 Hash<ServiceKey, Service>[65536],
     /// The slots of all rings, 512 to a row.
     Rings = "RINGS" v 1 MappedArray<u32, RingPage>[RING_PAGES],
     /// Backends by id.
@@ -183,6 +183,7 @@ mod tests {
     fn rows_are_whole_words() {
         assert_eq!(size_of::<FlowKey>(), 40);
         assert_eq!(size_of::<ServiceKey>(), 24);
+        assert_eq!(size_of::<crate::service::Service>(), 24);
         assert_eq!(size_of::<crate::service::Slot>(), 8);
         assert_eq!(size_of::<RingPage>(), 4096);
         assert_eq!(size_of::<Backend>(), 24);

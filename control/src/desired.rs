@@ -57,13 +57,33 @@ pub struct Frontend {
     pub port: u16,
     /// TCP or UDP.
     pub proto: Proto,
+    /// Whose packets are meant.
+    pub scope: Scope,
 }
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let addr = std::net::SocketAddr::new(self.addr, self.port);
-        write!(f, "{addr}/{}", self.proto)
+        write!(f, "{addr}/{}", self.proto)?;
+        match self.scope {
+            Scope::Outside => Ok(()),
+            Scope::Inside => f.write_str(" inside"),
+        }
     }
+}
+
+/// Where the clients of a frontend are. Traffic policies differ between the two, and some addresses exist for
+/// one of them only.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Beyond the uplinks.
+    #[default]
+    Outside,
+    /// Pods of this node and its own sockets.
+    Inside,
 }
 
 /// A service of one address, port and protocol.
@@ -75,8 +95,33 @@ pub struct Service {
     pub labels: BTreeMap<String, String>,
     /// Which fields of the object name its address.
     pub address_kinds: BTreeSet<AddressKind>,
+    /// How packets get to its backends.
+    pub forwarding: Forwarding,
+    /// Session affinity: how long a client that opens no connection stays with its backend.
+    pub affinity: Option<Duration>,
+    /// The only sources that are let in; empty: all.
+    pub source_ranges: BTreeSet<IpNetwork>,
     /// Its backends.
     pub backends: BTreeMap<BackendAddr, Backend>,
+}
+
+/// How packets get to the backends of a service that have no agent of their own.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    /// `dsr-l2` to those on a link of this node, `dsr-ipip` to those behind a router.
+    #[default]
+    Auto,
+    /// The MAC addresses are rewritten; the backend carries the service address.
+    DsrL2,
+    /// Wrapped in IPv4 or IPv6; the backend unwraps and carries the service address.
+    DsrIpip,
+    /// Wrapped in UDP and GUE; the backend unwraps and carries the service address.
+    DsrGue,
+    /// Translated to the backend's own address and port; the answer comes back through this node.
+    Nat,
 }
 
 /// Which field of a service names an address.
@@ -87,6 +132,10 @@ pub enum AddressKind {
     LoadBalancer,
     /// `spec.externalIPs[]`.
     External,
+    /// `spec.clusterIPs[]`.
+    Cluster,
+    /// An address of this node, with `spec.ports[].nodePort`.
+    Node,
 }
 
 /// Where a backend listens.
@@ -113,6 +162,20 @@ pub struct Backend {
     pub serving: bool,
     /// Its share of the ring, relative to the others'. 0: none.
     pub weight: u32,
+    /// Whose work the last step to it is.
+    pub home: Home,
+}
+
+/// Whose work the last step to a backend is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Home {
+    /// Its own: a host without an agent.
+    #[default]
+    Bare,
+    /// This node's: one of its pods, or a process in its own network.
+    Here,
+    /// Another node's, whose agent translates for it.
+    Elsewhere,
 }
 
 /// How pods leave for the outside.

@@ -16,7 +16,7 @@ use fairlead_bgp::snapshot::{PathSnapshot, PeerSnapshot};
 use fairlead_bgp::wire::Attributes;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Count, ServiceKey, forward};
+use fairlead_common::service::{Count, forward};
 use fairlead_common::snat;
 use fairlead_common::tables;
 use ipnetwork::IpNetwork;
@@ -28,7 +28,7 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::table::Pinned;
 use crate::desired::announce::Announcement;
 use crate::desired::{self, Condition, Desired, Frontend};
-use crate::plan::Actual;
+use crate::plan::{Actual, services as rows};
 
 /// What the agent publishes after each round.
 #[derive(Clone, Debug, Default)]
@@ -125,11 +125,7 @@ impl View {
             .services
             .iter()
             .map(|(frontend, service)| {
-                let key = ServiceKey::new(
-                    frontend.addr.into(),
-                    Port::new(frontend.port),
-                    frontend.proto,
-                );
+                let key = rows::key(frontend);
                 let row = state.actual.services.get(&key);
                 let ring = row.and_then(|row| state.actual.rings.get(&row.ring));
                 let count = match row {
@@ -160,6 +156,10 @@ impl View {
                             forward: match found.map(|(_, row)| row.forward) {
                                 Some(forward::L2) => "l2",
                                 Some(forward::ENCAPSULATE) => "encapsulate",
+                                Some(forward::HERE) => "here",
+                                Some(forward::GUE) => "gue",
+                                Some(forward::NAT) => "nat",
+                                Some(forward::FULL_NAT) => "full-nat",
                                 _ => "-",
                             }
                             .to_owned(),

@@ -222,6 +222,7 @@ impl Node {
             id: FIRST_SERVICE + first_page,
             ring: first_page * SLOTS_PER_PAGE,
             slots: ring.len() as u32,
+            ..Service::default()
         };
         self.set::<Services>(
             &ServiceKey::new(addr_of(addr), Port::new(port), proto),

@@ -88,6 +88,7 @@ fn a_second_load_finds_its_rows_again() {
         id: 7,
         ring: 512,
         slots: 1031,
+        ..Service::default()
     };
     Pinned::<Services>::open(&place.pins)
         .unwrap()

@@ -81,6 +81,7 @@ fn steps() -> Vec<Step> {
                 id: 1,
                 ring: 510,
                 slots: 4,
+                ..Service::default()
             },
         ),
     ]
@@ -143,6 +144,7 @@ fn a_ring_beyond_the_table_is_refused_whole_and_its_service_left_out() {
         id: 1,
         ring,
         slots: 2,
+        ..Service::default()
     };
 
     let outcome = apply::run(

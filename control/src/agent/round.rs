@@ -8,8 +8,6 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_common::addr::Port;
-use fairlead_common::service::ServiceKey;
 use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
@@ -225,8 +223,7 @@ impl Agent {
         } else {
             // Only what the kernel shows counts.
             programmed.retain(|frontend, _| {
-                let port = Port::new(frontend.port);
-                let key = ServiceKey::new(frontend.addr.into(), port, frontend.proto);
+                let key = plan::services::key(frontend);
                 actual.services.get(&key).is_some_and(|row| row.slots > 0)
             });
         }

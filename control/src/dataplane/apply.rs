@@ -431,6 +431,7 @@ mod tests {
             id: last.into(),
             ring,
             slots: 1,
+            ..Service::default()
         };
         Step::PutService(key(last), service)
     }

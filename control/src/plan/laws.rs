@@ -484,6 +484,7 @@ fn the_model_of_safety_sees_what_is_unsafe() {
         ready: true,
         serving: true,
         weight: 1,
+        home: desired::Home::Bare,
     };
     let service = desired::Service {
         backends: BTreeMap::from([(backend_at(2), backend)]),

@@ -30,7 +30,7 @@ use self::next_hops::NextHops;
 use super::diff::{Difference, difference};
 use super::maglev::{self, Member};
 use super::{Actual, Reach, Step, Wanted};
-use crate::desired::{BackendAddr, Condition, Frontend, Service};
+use crate::desired::{BackendAddr, Condition, Frontend, Scope, Service};
 
 /// What plans must know of earlier plans, because no table says it.
 ///
@@ -141,11 +141,15 @@ pub(super) fn plan(
 
 /// The key of a service's row.
 pub fn key(frontend: &Frontend) -> ServiceKey {
-    ServiceKey::new(
+    let outside = ServiceKey::new(
         Addr::from(frontend.addr),
         Port::new(frontend.port),
         frontend.proto,
-    )
+    );
+    match frontend.scope {
+        Scope::Outside => outside,
+        Scope::Inside => outside.inside(),
+    }
 }
 
 /// Where a backend's row says that it listens.
@@ -286,11 +290,11 @@ fn service_steps(
                 id,
                 ring,
                 slots: wanted.ring_slots,
+                ..rows::Service::default()
             },
             None => rows::Service {
                 id,
-                ring: 0,
-                slots: 0,
+                ..rows::Service::default()
             },
         };
         wanted_rows.insert(key, row);

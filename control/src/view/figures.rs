@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use fairlead_common::addr::Port;
-use fairlead_common::service::{Count, SLOTS_PER_PAGE, ServiceKey};
+use fairlead_common::service::{Count, SLOTS_PER_PAGE};
 use fairlead_common::tables::{self, Table as _};
 
 use super::{BACKEND_STATES, View, announcement, backend_state, peer_row, peers_of};
 use crate::bgp_io::Md5Drops;
 use crate::dataplane::table::Pinned;
-use crate::plan::Actual;
+use crate::plan::{Actual, services as rows};
 use crate::telemetry::metrics::{Figures, Service, Table};
 
 impl View {
@@ -22,11 +21,7 @@ impl View {
         let state = self.state.load_full();
         let counts: Pinned<tables::ServiceStats> = Pinned::open(&self.pins)?;
         let services = state.desired.services.iter().map(|(frontend, service)| {
-            let key = ServiceKey::new(
-                frontend.addr.into(),
-                Port::new(frontend.port),
-                frontend.proto,
-            );
+            let key = rows::key(frontend);
             // One row after another: the table has a row per possible service and CPU.
             let count = match state.actual.services.get(&key) {
                 Some(row) => counts.count(row.id)?,

@@ -108,12 +108,21 @@ impl FromText for u32 {
 
 impl FromText for ServiceKey {
     fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        let mut fields = fields.clone();
+        // What is seen from outside is what people mean when they do not say.
+        let scope = fields.remove("scope").unwrap_or_else(|| "outside".into());
+        let fields = &fields;
         known(fields, &["addr", "port", "proto"])?;
-        Ok(Self::new(
+        let key = Self::new(
             Addr::new(field::<IpAddr>(fields, "addr")?),
             Port::new(field(fields, "port")?),
             protocol(fields)?,
-        ))
+        );
+        match scope.as_str() {
+            Some("outside") => Ok(key),
+            Some("inside") => Ok(key.inside()),
+            _ => Err(format!("scope={scope}: use outside or inside")),
+        }
     }
 
     fn from_number(_: u64) -> Result<Self, String> {
@@ -176,6 +185,10 @@ mod tests {
         assert_eq!(
             parse_key::<ServiceKey>(&service().to_json().to_string()),
             Ok(service())
+        );
+        assert_eq!(
+            parse_key::<ServiceKey>(&service().inside().to_json().to_string()),
+            Ok(service().inside())
         );
         assert_eq!(parse_key::<FlowKey>(&flow.to_json().to_string()), Ok(flow));
     }

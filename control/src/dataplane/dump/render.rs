@@ -7,6 +7,7 @@ use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::service::{
     Backend, Count, NextHop, RingPage, Service, ServiceKey, Slot, flags, forward, next_hop_flags,
+    scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use serde_json::{Value, json};
@@ -82,13 +83,20 @@ impl ToJson for ServiceKey {
             "addr": address(self.addr),
             "port": self.port.number(),
             "proto": self.proto.to_string(),
+            "scope": if self.scope == scope::INSIDE { "inside" } else { "outside" },
         })
     }
 }
 
 impl ToJson for Service {
     fn to_json(&self) -> Value {
-        json!({ "id": self.id, "ring": self.ring, "slots": self.slots })
+        json!({
+            "id": self.id,
+            "ring": self.ring,
+            "slots": self.slots,
+            "affinitySeconds": self.affinity_s,
+            "sourceRanges": self.flags & service_flags::SOURCE_RANGES != 0,
+        })
     }
 }
 
@@ -110,6 +118,10 @@ impl ToJson for Backend {
             forward::FREE => json!("free"),
             forward::L2 => json!("l2"),
             forward::ENCAPSULATE => json!("encapsulate"),
+            forward::HERE => json!("here"),
+            forward::GUE => json!("gue"),
+            forward::NAT => json!("nat"),
+            forward::FULL_NAT => json!("full-nat"),
             other => json!(other),
         };
         json!({

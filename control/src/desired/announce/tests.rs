@@ -4,13 +4,16 @@ use std::net::Ipv4Addr;
 use fairlead_common::addr::Proto;
 
 use super::*;
-use crate::desired::{AddressKind, Backend, BackendAddr, Egress, LabelSelector, NodeState};
+use crate::desired::{
+    AddressKind, Backend, BackendAddr, Egress, Home, LabelSelector, NodeState, Scope,
+};
 
 fn frontend() -> Frontend {
     Frontend {
         addr: "192.0.2.10".parse().unwrap(),
         port: 80,
         proto: Proto::TCP,
+        scope: Scope::Outside,
     }
 }
 
@@ -32,8 +35,10 @@ fn desired() -> Desired {
                 ready: true,
                 serving: true,
                 weight: 1,
+                home: Home::Bare,
             },
         )]),
+        ..Service::default()
     };
     let router = VirtualRouter {
         object: ObjectName::default(),

@@ -13,7 +13,9 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::Conditions;
-use crate::desired::{AddressKind, Backend, BackendAddr, Frontend, ObjectName, Service};
+use crate::desired::{
+    AddressKind, Backend, BackendAddr, Frontend, Home, ObjectName, Scope, Service,
+};
 use crate::source::resource::{Resources, Sourced};
 
 const KIND: &str = "Service";
@@ -183,6 +185,7 @@ impl One<'_> {
                     addr,
                     port: number,
                     proto,
+                    scope: Scope::Outside,
                 };
                 let service = Service {
                     object: self.name.clone(),
@@ -195,6 +198,7 @@ impl One<'_> {
                         .unwrap_or_default(),
                     address_kinds: address_kinds.clone(),
                     backends: self.backends(frontend, port, conditions),
+                    ..Service::default()
                 };
                 all.push((frontend, service));
             }
@@ -328,6 +332,7 @@ impl One<'_> {
             ready,
             serving: is_serving || ready,
             weight: 1,
+            home: Home::Bare,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fairlead_common::addr::Proto;
 
 use super::*;
-use crate::desired::{BackendAddr, Family, Frontend};
+use crate::desired::{BackendAddr, Family, Frontend, Scope};
 use crate::source::resource::{join, read};
 
 const NODE: &str = r"
@@ -70,6 +70,7 @@ fn frontend(addr: &str, port: u16) -> Frontend {
         addr: addr.parse().unwrap(),
         port,
         proto: Proto::TCP,
+        scope: Scope::Outside,
     }
 }
 

@@ -9,7 +9,7 @@ use fairlead_common::service::ServiceKey;
 use proptest::prelude::*;
 
 use super::{SLOTS, WINDOW};
-use crate::desired::{self, BackendAddr, Desired, Frontend, NodeState};
+use crate::desired::{self, BackendAddr, Desired, Frontend, Home, NodeState, Scope};
 use crate::plan::maglev::Member;
 use crate::plan::services::key;
 use crate::plan::{Host, Reach, Wanted, Way};
@@ -97,6 +97,7 @@ pub(super) fn frontend(number: u8) -> Frontend {
         addr: IpAddr::from([192, 0, 2, number]),
         port: 80,
         proto: if number == 3 { Proto::UDP } else { Proto::TCP },
+        scope: Scope::Outside,
     }
 }
 
@@ -152,6 +153,7 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                                 ready,
                                 serving,
                                 weight,
+                                home: Home::Bare,
                             };
                             (backend_at(at), backend)
                         })
@@ -219,6 +221,7 @@ pub(super) fn busy_day() -> impl Strategy<Value = Vec<Event>> {
                         ready,
                         serving,
                         weight: 1,
+                        home: Home::Bare,
                     },
                 ))
             })

@@ -5,7 +5,7 @@ use fairlead_common::service::{SLOTS_PER_PAGE, Slot};
 use fairlead_common::tables::RING_PAGES;
 
 use super::*;
-use crate::desired::{Backend, Desired, ObjectName};
+use crate::desired::{Backend, Desired, Home, ObjectName};
 use crate::plan::{Host, Plan};
 
 const WINDOW: Duration = Duration::from_mins(1);
@@ -23,6 +23,7 @@ fn frontend(last: u8) -> Frontend {
         addr: IpAddr::from([192, 0, 2, last]),
         port: 80,
         proto: Proto::TCP,
+        scope: Scope::Outside,
     }
 }
 
@@ -30,12 +31,14 @@ const READY: Backend = Backend {
     ready: true,
     serving: true,
     weight: 1,
+    home: Home::Bare,
 };
 
 const DRAINING: Backend = Backend {
     ready: false,
     serving: true,
     weight: 1,
+    home: Home::Bare,
 };
 
 /// Tables that carry out what is planned, and what the next plan must know.
@@ -452,8 +455,7 @@ fn a_service_without_a_backend_keeps_a_row_without_slots() {
         node.row(1),
         rows::Service {
             id,
-            ring: 0,
-            slots: 0
+            ..rows::Service::default()
         }
     );
     assert!(plan.programmed.is_empty());
@@ -540,8 +542,7 @@ fn a_full_table_of_services_is_a_condition() {
         let addr = Addr::from(std::net::Ipv4Addr::from(0x0b00_0000 + id));
         let row = rows::Service {
             id,
-            ring: 0,
-            slots: 0,
+            ..rows::Service::default()
         };
         (ServiceKey::new(addr, Port::new(1), Proto::UDP), row)
     };

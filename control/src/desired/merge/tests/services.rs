@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{NODE, SLICE, WEB, backend, desired, frontend, only};
-use crate::desired::{AddressKind, Backend};
+use crate::desired::{AddressKind, Backend, Home};
 
 #[test]
 fn a_service_has_the_backends_of_its_slices_with_kubernetes_defaults() {
@@ -19,6 +19,7 @@ fn a_service_has_the_backends_of_its_slices_with_kubernetes_defaults() {
         ready,
         serving,
         weight: 1,
+        home: Home::Bare,
     };
     assert_eq!(
         service.backends,
