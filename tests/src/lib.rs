@@ -9,4 +9,5 @@ pub mod netns;
 pub mod packet;
 pub mod peer;
 pub mod process;
+pub mod report;
 pub mod root;

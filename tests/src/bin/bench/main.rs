@@ -10,14 +10,10 @@
 //!
 //! The kernel measures, so it does not matter how this program is built. Not a test: no figure here is a limit
 //! on a busy machine; ratios within one run are.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "it is a program that shows figures to a person"
-)]
+#![expect(clippy::print_stderr, reason = "it speaks to a person")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
@@ -28,7 +24,7 @@ use fairlead_common::service::{ServiceKey, Slot, forward};
 use fairlead_common::tables::{Flows, Services};
 use fairlead_tests::kernel::{Node, ROUTER, TUNNEL_V4, UP0, XdpMd, addr_of, on_a_node};
 use fairlead_tests::packet::{Packet, eth, tcp};
-use serde_json::{Value, json};
+use fairlead_tests::report::{Figures, Goal, Report, median};
 
 const SERVICE_V4: &str = "192.0.2.80";
 const SERVICE_V6: &str = "2001:db8::80";
@@ -47,20 +43,13 @@ fn main() -> ExitCode {
         eprintln!("usage: bench OBJECT OUT (`cargo xtask bench lb` says both)");
         return ExitCode::from(2);
     };
-    match bench(object, out) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("bench lb: a ratio does not hold");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench lb: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    bench(object, out).unwrap_or_else(|error| {
+        eprintln!("bench lb: {error:#}");
+        ExitCode::from(2)
+    })
 }
 
-fn bench(object: &Path, out: &Path) -> Result<bool> {
+fn bench(object: &Path, out: &Path) -> Result<ExitCode> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "loading programs needs root"
@@ -68,15 +57,7 @@ fn bench(object: &Path, out: &Path) -> Result<bool> {
     let object = std::fs::read(object).with_context(|| format!("reading {}", object.display()))?;
     let mut report = Err(anyhow::anyhow!("the node did not run"));
     on_a_node(|node| report = measure(node, &object));
-    let report = report?;
-    report.print();
-    if let Some(folder) = out.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    std::fs::write(out, format!("{:#}\n", report.json()?))
-        .with_context(|| format!("writing {}", out.display()))?;
-    println!("\n{}", out.display());
-    Ok(report.ratios.iter().all(Ratio::holds))
+    report?.tell(out)
 }
 
 /// What is run in turns.
@@ -304,165 +285,58 @@ fn measure(node: &mut Node, object: &[u8]) -> Result<Report> {
         "only {encapsulated} packets were balanced: this is not the measurement that was meant"
     );
     let remembered = u32::try_from(node.rows::<Flows>().len())?;
-    Ok(Report::of(&cases, remembered))
+    Ok(report(&cases, remembered))
 }
 
-/// A case's figures, in nanoseconds per packet.
-struct Figures {
-    name: &'static str,
-    min: f64,
-    p25: f64,
-    median: f64,
-    max: f64,
-}
-
-/// What must hold between cases.
-struct Ratio {
-    name: &'static str,
-    value: f64,
-    goal: f64,
-}
-
-impl Ratio {
-    fn holds(&self) -> bool {
-        self.value <= self.goal
+fn report(cases: &[Case], remembered: u32) -> Report {
+    let floor = cases.iter().find(|case| case.name == FLOOR);
+    let floor = median(floor.map_or(&[][..], |case| &case.rounds));
+    let driver_of = |case: &Case| {
+        let is_its = |one: &&Case| !one.net && one.driver == case.driver;
+        cases.iter().find(is_its).map(|one| &one.rounds)
+    };
+    let figures = cases.iter().map(|case| {
+        let driver = driver_of(case).filter(|_| case.net && case.driver.is_some());
+        // The driver's share is one number for all rounds: differences of single rounds are noise.
+        let share = driver.map_or(0.0, |rounds| median(rounds) - floor);
+        Figures::of(case.name, "ns/packet", &case.rounds).less(share)
+    });
+    let mut report = Report {
+        figures: figures.collect(),
+        ratios: Vec::new(),
+    };
+    let not_ours = 2.0 * floor + 5.0;
+    let ratios = [
+        (
+            "one flow / encapsulation",
+            ONE,
+            report.median(ENCAPSULATION),
+            3.0,
+        ),
+        (
+            "a million flows / one flow",
+            MILLION,
+            report.median(ONE),
+            2.4,
+        ),
+        // Equal but for what two medians of the same thing differ by.
+        (
+            "syn flood / a million flows",
+            SYNS,
+            report.median(MILLION),
+            1.05,
+        ),
+        ("udp / tcp", UDP, report.median(ONE), 1.15),
+        ("icmp to the node / (2 floors + 5 ns)", ICMP, not_ours, 1.0),
+        ("arp / (2 floors + 5 ns)", ARP, not_ours, 1.0),
+    ];
+    for (name, case, beside, most) in ratios {
+        report.ratio(name, report.median(case) / beside, Goal::AtMost(most));
     }
-}
-
-struct Report {
-    figures: Vec<Figures>,
-    ratios: Vec<Ratio>,
-}
-
-impl Report {
-    fn of(cases: &[Case], remembered: u32) -> Self {
-        let rounds_of = |name: &str| cases.iter().find(|case| case.name == name);
-        let floor = rounds_of(FLOOR).map_or(&[][..], |case| &case.rounds);
-        let driver_of = |case: &Case| {
-            let is_its = |one: &&Case| !one.net && one.driver == case.driver;
-            cases.iter().find(is_its).map(|one| &one.rounds)
-        };
-        let figures: Vec<Figures> = cases
-            .iter()
-            .map(|case| {
-                let own = median(floor);
-                let driver = driver_of(case).filter(|_| case.net && case.driver.is_some());
-                // The driver's share is one number for all rounds: differences of single rounds are noise.
-                let share = driver.map_or(0.0, |rounds| median(rounds) - own);
-                let sorted = sorted(&case.rounds);
-                let at = |place: usize| (sorted[place] - share).max(0.0);
-                Figures {
-                    name: case.name,
-                    min: at(0),
-                    p25: at(sorted.len() / 4),
-                    median: at(sorted.len() / 2),
-                    max: at(sorted.len() - 1),
-                }
-            })
-            .collect();
-        let of = |name: &str| {
-            let found = figures.iter().find(|one| one.name == name);
-            found.map_or(f64::NAN, |one| one.median)
-        };
-        let not_ours = 2.0 * of(FLOOR) + 5.0;
-        let ratio = |name, value, goal| Ratio { name, value, goal };
-        let ratios = vec![
-            ratio("one flow / encapsulation", of(ONE) / of(ENCAPSULATION), 3.0),
-            ratio("a million flows / one flow", of(MILLION) / of(ONE), 2.4),
-            // Equal but for what two medians of the same thing differ by.
-            ratio("syn flood / a million flows", of(SYNS) / of(MILLION), 1.05),
-            ratio("udp / tcp", of(UDP) / of(ONE), 1.15),
-            ratio(
-                "icmp to the node / (2 floors + 5 ns)",
-                of(ICMP) / not_ours,
-                1.0,
-            ),
-            ratio("arp / (2 floors + 5 ns)", of(ARP) / not_ours, 1.0),
-            ratio("rows of FLOWS afterwards", remembered.into(), 0.0),
-        ];
-        Self { figures, ratios }
-    }
-
-    fn print(&self) {
-        println!("ns per packet, {ROUNDS} rounds of {PACKETS} packets\n");
-        println!(
-            "{:<42} {:>8} {:>8} {:>8} {:>8}",
-            "case", "min", "p25", "median", "max"
-        );
-        for one in &self.figures {
-            println!(
-                "{:<42} {:>8.1} {:>8.1} {:>8.1} {:>8.1}",
-                one.name, one.min, one.p25, one.median, one.max
-            );
-        }
-        println!("\n{:<42} {:>8} {:>8}", "ratio", "value", "goal");
-        for one in &self.ratios {
-            let word = if one.holds() {
-                "holds"
-            } else {
-                "DOES NOT HOLD"
-            };
-            println!(
-                "{:<42} {:>8.2} {:>8.2} {word}",
-                one.name, one.value, one.goal
-            );
-        }
-    }
-
-    fn json(&self) -> Result<Value> {
-        let cpus = std::fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
-        let model = cpus
-            .lines()
-            .find_map(|line| line.strip_prefix("model name"));
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
-            .context("reading the kernel's release")?;
-        let cases: Vec<Value> = self
-            .figures
-            .iter()
-            .map(|one| {
-                json!({
-                    "name": one.name, "unit": "ns/packet", "rounds": ROUNDS,
-                    "min": one.min, "median": one.median, "p25": one.p25, "max": one.max,
-                })
-            })
-            .collect();
-        let ratios: Vec<Value> = self
-            .ratios
-            .iter()
-            .map(|one| {
-                json!({ "name": one.name, "value": one.value, "goal": one.goal, "holds": one.holds() })
-            })
-            .collect();
-        Ok(json!({
-            "machine": model.unwrap_or("unknown").trim_start_matches([' ', '\t', ':']),
-            "kernel": kernel.trim(),
-            "commit": commit(),
-            "cases": cases,
-            "ratios": ratios,
-        }))
-    }
-}
-
-fn commit() -> String {
-    let git = Command::new("git")
-        .args(["describe", "--always", "--dirty"])
-        .output();
-    let said = git.ok().filter(|git| git.status.success());
-    said.map_or_else(
-        || "unknown".to_owned(),
-        |git| String::from_utf8_lossy(&git.stdout).trim().to_owned(),
-    )
-}
-
-fn sorted(rounds: &[f64]) -> Vec<f64> {
-    let mut sorted = rounds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted
-}
-
-fn median(rounds: &[f64]) -> f64 {
-    sorted(rounds)
-        .get(rounds.len() / 2)
-        .copied()
-        .unwrap_or(f64::NAN)
+    report.ratio(
+        "rows of FLOWS afterwards",
+        remembered.into(),
+        Goal::AtMost(0.0),
+    );
+    report
 }
