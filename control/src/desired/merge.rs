@@ -39,7 +39,7 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
             }
         }
     };
-    let services = services::merge(resources, &mut conditions);
+    let services = services::merge(resources, node_name, &mut conditions);
     let routers = match found {
         Some(found) => routers::merge(resources, &config.bgp, &node, found, &mut conditions),
         None => BTreeMap::new(),

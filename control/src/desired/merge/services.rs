@@ -28,6 +28,7 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// All services of the sources that are ours.
 pub(super) fn merge(
     resources: &Resources,
+    node_name: &str,
     conditions: &mut Conditions,
 ) -> BTreeMap<Frontend, Service> {
     let slices = slices_by_service(resources, conditions);
@@ -42,6 +43,7 @@ pub(super) fn merge(
             continue;
         };
         let one = One {
+            node_name,
             name,
             sourced,
             spec,
@@ -164,6 +166,7 @@ fn is_our_class(class: &str) -> bool {
 
 /// A service of ours.
 struct One<'a> {
+    node_name: &'a str,
     name: &'a ObjectName,
     sourced: &'a Sourced<core::Service>,
     spec: &'a core::ServiceSpec,
@@ -278,34 +281,38 @@ impl One<'_> {
                 other_family |= !slice.object.endpoints.is_empty();
                 continue;
             }
-            let target = matching.port.unwrap_or(port.port);
-            if target != port.port {
-                conditions.add(
-                    SLICE_KIND,
-                    slice_name,
-                    &slice.origin,
-                    "PortRemapUnsupported",
-                    format!(
-                        "its port {target} differs from port {} of Service {}: backends answer clients directly, so they must listen on the service's port; these are left out",
-                        port.port, self.name
-                    ),
-                );
-                continue;
-            }
+            let target = matching
+                .port
+                .and_then(|number| u16::try_from(number).ok())
+                .unwrap_or(frontend.port);
+            let mut leaves_out = false;
             for endpoint in &slice.object.endpoints {
                 // Kubernetes: the addresses of an endpoint are interchangeable; kube-proxy uses the
                 // first.
                 let Some(Ok(addr)) = endpoint.addresses.first().map(|text| text.parse()) else {
                     continue;
                 };
-                let address = BackendAddr {
-                    addr,
-                    port: frontend.port,
-                };
                 let found = self.backend(endpoint);
+                if found.home == Home::Bare && target != frontend.port {
+                    leaves_out = true;
+                    continue;
+                }
+                let address = BackendAddr { addr, port: target };
                 let backend = backends.entry(address).or_insert(found);
                 backend.ready |= found.ready;
                 backend.serving |= found.serving;
+            }
+            if leaves_out {
+                conditions.add(
+                    SLICE_KIND,
+                    slice_name,
+                    &slice.origin,
+                    "PortRemapUnsupported",
+                    format!(
+                        "its port {target} differs from port {} of Service {}: backends without nodeName answer clients directly, so they must listen on the service's port; these are left out",
+                        port.port, self.name
+                    ),
+                );
             }
         }
         if backends.is_empty() && other_family {
@@ -332,7 +339,11 @@ impl One<'_> {
             ready,
             serving: is_serving || ready,
             weight: 1,
-            home: Home::Bare,
+            home: match endpoint.node_name.as_deref() {
+                Some(name) if name == self.node_name => Home::Here,
+                Some(_) => Home::Elsewhere,
+                None => Home::Bare,
+            },
         }
     }
 }

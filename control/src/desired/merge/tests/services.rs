@@ -197,6 +197,31 @@ fn a_backend_on_another_port_is_left_out() {
 }
 
 #[test]
+fn an_endpoint_is_where_its_node_is_and_may_listen_on_a_port_of_its_own_there() {
+    let slice = SLICE
+        .replace("port: 80", "port: 8080")
+        .replace("[10.1.1.10]", "[10.1.1.10], nodeName: node1")
+        .replace("[10.1.2.10]", "[10.1.2.10], nodeName: node2");
+
+    let desired = desired(&[NODE, WEB, &slice]);
+
+    let backends = &desired.services[&frontend("192.0.2.10", 80)].backends;
+    let homes: Vec<_> = backends
+        .iter()
+        .map(|(at, backend)| (at.to_string(), backend.home))
+        .collect();
+    assert_eq!(
+        homes,
+        [
+            ("10.1.1.10:8080".to_owned(), Home::Here),
+            ("10.1.2.10:8080".to_owned(), Home::Elsewhere),
+        ]
+    );
+    // The third has no node.
+    assert_eq!(only(&desired).reason, "PortRemapUnsupported");
+}
+
+#[test]
 fn ports_are_matched_by_name_and_slices_by_namespace() {
     let renamed = SLICE.replace("name: http", "name: other");
     let elsewhere = SLICE.replace("name: web-1", "name: web-1, namespace: prod");
