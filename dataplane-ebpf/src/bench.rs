@@ -3,6 +3,9 @@
 //! A test run does not restore the packet between its repetitions, and repeats one flow. So the driver puts the
 //! frame back, makes it the next flow's, and calls the program under test by a tail call, which does not return.
 //! Not in the agent's object.
+//!
+//! Live frames go through devices: `generate` writes one for a device after another, `reflect` is a peer that
+//! answers each, `sink` counts what arrives.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(
     clippy::inline_always,
@@ -15,10 +18,12 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
+use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 use fairlead_common::addr::Addr;
+use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 use fairlead_ebpf::forward::Hop;
 use fairlead_ebpf::packet::{Frame, Resize, Xdp, view_mut};
@@ -138,6 +143,102 @@ fn drive<const SOURCE: usize, const PORT: usize>(context: &XdpContext) -> u32 {
     // SAFETY: the kernel checks the program; a missing one returns here.
     unsafe { UNDER_TEST.tail_call(context, 0) };
     XDP_ABORTED
+}
+
+/// What `generate` sends: eight words of the first flow's frame, the device, the last flow's number (a power of
+/// two less one), the step from flow to flow (odd), how many frames there were.
+#[map]
+static GENERATE: Array<[u64; 12]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// How many frames `sink` has seen.
+#[map]
+static SUNK: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Writes a TCP frame over IPv4 and sends it by a device. A live frame's memory is used again as the device
+/// left it, so everything is written each time; the checksums are right, because conntrack looks at them.
+#[xdp]
+pub fn generate(context: XdpContext) -> u32 {
+    let Some(row) = GENERATE.get_ptr_mut(0) else {
+        return XDP_ABORTED;
+    };
+    let row = row.cast::<u64>();
+    #[expect(unsafe_code, reason = "shared memory")]
+    // SAFETY: twelve words; one test run at a time uses them.
+    let word = |i: usize| unsafe { row.add(i).read_volatile() };
+    let number = word(11);
+    #[expect(unsafe_code, reason = "shared memory")]
+    // SAFETY: as above.
+    unsafe {
+        row.add(11).write_volatile(number + 1);
+    };
+    let flow = ((number * word(10)) & word(9)) as u32;
+    let mut frame = Xdp::new(context);
+    let Ok(mut header) = view_mut::<64>(&mut frame, 0) else {
+        return XDP_ABORTED;
+    };
+    header.set::<u64, 0>(word(0));
+    header.set::<u64, 8>(word(1));
+    header.set::<u64, 16>(word(2));
+    header.set::<u64, 24>(word(3));
+    header.set::<u64, 32>(word(4));
+    header.set::<u64, 40>(word(5));
+    header.set::<u64, 48>(word(6));
+    header.set::<u64, 56>(word(7));
+    let (address, port) = (header.get::<u16, 28>(), header.get::<u16, 34>());
+    let host = (flow as u16).to_be();
+    let source = (u16::from_be(port) + (flow >> 16) as u16).to_be();
+    let moved = Delta::NONE.half(address, host);
+    let ip = moved.apply(header.get::<u16, 24>());
+    let tcp = moved.half(port, source).apply(header.get::<u16, 50>());
+    header.set::<u16, 28>(host);
+    header.set::<u16, 34>(source);
+    header.set::<u16, 24>(ip);
+    header.set::<u16, 50>(tcp);
+    send(word(8) as u32)
+}
+
+/// Answers a TCP frame over IPv4 as its receiver would, but for the flags: to whom it came from, by the device
+/// that it came by.
+#[xdp]
+pub fn reflect(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let device = frame.ifindex();
+    let Ok(mut header) = view_mut::<38>(&mut frame, 0) else {
+        return XDP_ABORTED;
+    };
+    let (to, to_end) = (header.get::<u32, 0>(), header.get::<u16, 4>());
+    let (from, from_end) = (header.get::<u32, 6>(), header.get::<u16, 10>());
+    header.set::<u32, 0>(from);
+    header.set::<u16, 4>(from_end);
+    header.set::<u32, 6>(to);
+    header.set::<u16, 10>(to_end);
+    let (src, dst) = (header.get::<u32, 26>(), header.get::<u32, 30>());
+    header.set::<u32, 26>(dst);
+    header.set::<u32, 30>(src);
+    let (src, dst) = (header.get::<u16, 34>(), header.get::<u16, 36>());
+    header.set::<u16, 34>(dst);
+    header.set::<u16, 36>(src);
+    send(device)
+}
+
+/// Counts a frame and drops it.
+#[xdp]
+pub fn sink(_: XdpContext) -> u32 {
+    if let Some(sunk) = SUNK.get_ptr_mut(0) {
+        #[expect(unsafe_code, reason = "shared memory")]
+        // SAFETY: a word; frames arrive on one CPU at a time.
+        unsafe {
+            sunk.write_volatile(sunk.read_volatile() + 1);
+        };
+    }
+    XDP_DROP
+}
+
+#[expect(unsafe_code, reason = "a helper call without pointers")]
+#[expect(clippy::cast_sign_loss, reason = "the answer is an XDP action")]
+#[inline(always)]
+fn send(device: u32) -> u32 {
+    // SAFETY: no memory is passed.
+    (unsafe { bpf_redirect(device, 0) }) as u32
 }
 
 /// The object is for the kernel only.

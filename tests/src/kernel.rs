@@ -138,6 +138,11 @@ pub fn on_a_node(work: impl FnOnce(&mut Node) + Send) {
     });
 }
 
+/// Moves this thread into a namespace like a node's, without programs.
+pub fn bare_place() {
+    place::make();
+}
+
 impl Node {
     fn new() -> Self {
         place::make();

@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !workspace::is_root() {
         bail!("BPF needs root: `sudo -E cargo xtask bench lb`");
     }
-    setup::ensure(&[setup::For::Build])?;
+    setup::ensure(&[setup::For::Build, setup::For::Bench])?;
     println!("bench: building");
     let target = workspace::target()?;
     let objects = ebpf::target_folder(workspace::root(), &target);

@@ -29,6 +29,7 @@ pub enum For {
     Lint,
     Run,
     Test,
+    Bench,
 }
 
 /// The linker that this tree is tested with, and the LLVM that it shares with the prebuilt compiler.
@@ -68,7 +69,7 @@ const fn package(name: &'static str, service: Option<&'static str>) -> Remedy {
 }
 
 /// Everything, in the order in which it is installed.
-const NEEDS: [Need; 14] = [
+const NEEDS: [Need; 16] = [
     Need {
         name: "compiler",
         why: "compiles the datapath for BPF",
@@ -100,7 +101,7 @@ const NEEDS: [Need; 14] = [
     Need {
         name: "ip",
         why: "makes the network namespaces",
-        uses: &[For::Run, For::Test],
+        uses: &[For::Run, For::Test, For::Bench],
         there_when: Sign::Programs(&["ip"]),
         remedy: package("iproute2", None),
     },
@@ -142,7 +143,7 @@ const NEEDS: [Need; 14] = [
     Need {
         name: "ethtool",
         why: "switches checksum offload off where XDP must see checksums",
-        uses: &[For::Run, For::Test],
+        uses: &[For::Run, For::Test, For::Bench],
         there_when: Sign::Programs(&["ethtool"]),
         remedy: package("ethtool", None),
     },
@@ -166,6 +167,20 @@ const NEEDS: [Need; 14] = [
         uses: &[For::Test],
         there_when: Sign::Programs(&["gobgpd", "gobgp"]),
         remedy: package("gobgpd", Some("gobgpd")),
+    },
+    Need {
+        name: "nftables",
+        why: "balances too, and is compared with",
+        uses: &[For::Bench],
+        there_when: Sign::Programs(&["nft"]),
+        remedy: package("nftables", None),
+    },
+    Need {
+        name: "iptables",
+        why: "balances too, as kube-proxy has it do, and is compared with",
+        uses: &[For::Bench],
+        there_when: Sign::Programs(&["iptables-restore"]),
+        remedy: package("iptables", None),
     },
 ];
 

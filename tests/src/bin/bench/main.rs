@@ -26,6 +26,8 @@ use fairlead_tests::kernel::{Node, ROUTER, TUNNEL_V4, UP0, XdpMd, addr_of, on_a_
 use fairlead_tests::packet::{Packet, eth, tcp};
 use fairlead_tests::report::{Figures, Goal, Report, median};
 
+mod live;
+
 const SERVICE_V4: &str = "192.0.2.80";
 const SERVICE_V6: &str = "2001:db8::80";
 /// Slots of the ring, and backends on it.
@@ -285,7 +287,9 @@ fn measure(node: &mut Node, object: &[u8]) -> Result<Report> {
         "only {encapsulated} packets were balanced: this is not the measurement that was meant"
     );
     let remembered = u32::try_from(node.rows::<Flows>().len())?;
-    Ok(report(&cases, remembered))
+    let mut report = report(&cases, remembered);
+    live::measure(node, &mut bench.ebpf, &mut report)?;
+    Ok(report)
 }
 
 fn report(cases: &[Case], remembered: u32) -> Report {
