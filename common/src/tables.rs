@@ -10,7 +10,7 @@ use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
 
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
-use crate::service::{Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey};
+use crate::service::{Backend, Count, NextHop, RingPage, Service, ServiceKey};
 use crate::snat::{Binding, EgressPort};
 
 /// What kind of BPF map a table is.
@@ -139,7 +139,7 @@ tables! {
     /// The slots of all rings, 512 to a row.
     Rings = "RINGS" v 1 MappedArray<u32, RingPage>[RING_PAGES],
     /// Backends by id.
-    Backends = "BACKENDS" v 2 Array<u32, Backend>[65536],
+    Backends = "BACKENDS" v 2 Array<u32, Backend>[131_072],
     /// Flows that began while their slot was in transition.
     Flows = "FLOWS" v 1 LruHash<FlowKey, Flow>[262_144],
     /// Translations by the flow as it looks outside: the truth.
@@ -151,7 +151,7 @@ tables! {
     /// Packets and bytes by service id.
     ServiceStats = "SERVICE_STATS" v 1 PerCpuArray<u32, Count>[65536],
     /// Packets and bytes by backend id.
-    BackendStats = "BACKEND_STATS" v 1 PerCpuArray<u32, Count>[65536],
+    BackendStats = "BACKEND_STATS" v 1 PerCpuArray<u32, Count>[131_072],
     /// Packets and bytes by reason.
     Reasons = "REASONS" v 1 PerCpuArray<u32, Count>[Reason::COUNT],
     /// The version of each table's layout, by its place in the registry.
@@ -160,8 +160,9 @@ tables! {
     NextHops = "NEXT_HOPS" v 1 Array<u32, NextHop>[65536],
 }
 
-/// Pages of slots: 64 rings of 65537 slots, 33 MiB.
-pub const RING_PAGES: u32 = 64 * (65537_u32.div_ceil(SLOTS_PER_PAGE));
+/// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five
+/// thousand with twenty as many.
+pub const RING_PAGES: u32 = 16384;
 
 #[cfg(test)]
 mod tests {

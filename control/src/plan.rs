@@ -47,8 +47,8 @@ pub struct Wanted<'a> {
     pub ways: &'a BTreeMap<IpAddr, Way>,
     /// What the host says.
     pub host: &'a Host,
-    /// Slots of a ring: a prime.
-    pub ring_slots: u32,
+    /// How large rings are.
+    pub ring_sizes: maglev::Sizes,
     /// How long flows that began before a change stay with their backend.
     pub drain_window: Duration,
 }

@@ -151,7 +151,7 @@ impl Agent {
             reach: &reach,
             ways: &ways,
             host: &host,
-            ring_slots: self.document.load_balancer.ring_slots,
+            ring_sizes: plan::maglev::Sizes::FLEET,
             drain_window: self.document.load_balancer.drain_window,
         };
         let known = self

@@ -224,10 +224,6 @@ impl TryFrom<UncheckedPrefixRule> for PrefixRule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct LoadBalancer {
-    /// Slots of a service's ring: a prime of at most 65537, equal on all nodes. More slots share more
-    /// evenly; 100 per backend keep shares within a percent. Default: 65537.
-    #[serde(deserialize_with = "prime")]
-    pub ring_slots: u32,
     /// How long flows that began before a change stay with their backend. Default: 60s.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub drain_window: Duration,
@@ -236,7 +232,6 @@ pub struct LoadBalancer {
 impl Default for LoadBalancer {
     fn default() -> Self {
         Self {
-            ring_slots: MAX_RING_SLOTS,
             drain_window: Duration::from_mins(1),
         }
     }
@@ -249,24 +244,6 @@ pub struct Telemetry {
     /// Where `/livez`, `/readyz` and `/metrics` are served: an address and port, or `none`. Default:
     /// `127.0.0.1:7179`.
     pub listen: Listen,
-}
-
-/// The greatest ring; a prime.
-pub const MAX_RING_SLOTS: u32 = 65537;
-
-fn prime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let slots = u32::deserialize(deserializer)?;
-    if slots > MAX_RING_SLOTS || !is_prime(slots) {
-        return Err(serde::de::Error::custom(format!(
-            "{slots} slots do not make a ring: choose a prime of at most {MAX_RING_SLOTS}, such as 251, 4093, 16381 or 65537"
-        )));
-    }
-    Ok(slots)
-}
-
-fn is_prime(number: u32) -> bool {
-    let root = number.isqrt();
-    number >= 2 && (2..=root).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// The prefix without its host bits.

@@ -153,7 +153,6 @@ mod tests {
     fn an_empty_file_is_all_defaults() {
         assert_eq!(read(""), Document::default());
         assert_eq!(read("# nothing yet\n"), Document::default());
-        assert_eq!(Document::default().load_balancer.ring_slots, 65537);
     }
 
     #[test]
@@ -173,7 +172,7 @@ bgp:
   import: {prefixes: [{prefix: 10.0.0.0/8, ge: 16, le: 24}, {prefix: 'fd00::/8'}]}
   maxPrefixes: 1000
   hostname: node1.example
-loadBalancer: {ringSlots: 4093, drainWindow: 1m 30s}
+loadBalancer: {drainWindow: 1m 30s}
 telemetry: {listen: '[::1]:7000'}
 ",
         );
@@ -242,16 +241,6 @@ telemetry: {listen: '[::1]:7000'}
     #[test]
     fn a_wrong_value_names_its_line_and_what_is_allowed() {
         for (text, line, says) in [
-            (
-                "loadBalancer:\n  ringSlots: 1000\n",
-                2,
-                "1000 slots do not make a ring: choose a prime of at most 65537",
-            ),
-            (
-                "loadBalancer:\n  ringSlots: 65539\n",
-                2,
-                "65539 slots do not make a ring",
-            ),
             ("loadBalancer:\n  drainWindow: soon\n", 2, "soon"),
             (
                 "ipv4NativeRoutingCIDR: ten\n",

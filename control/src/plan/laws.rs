@@ -14,11 +14,19 @@ use proptest::prelude::*;
 
 use self::tables::{Tables, is_safe};
 use self::world::{Event, World, backend_at, busy_day, event, frontend, world};
+use super::maglev::Sizes;
 use super::services::{address, key};
 use super::*;
 use crate::desired::{self, BackendAddr};
 
-const SLOTS: u32 = 31;
+/// Small, so that a story sees all slots, and of several sizes.
+const SIZES: Sizes = Sizes {
+    least: 16,
+    most: 64,
+    each: 4,
+};
+/// Flows of a service: one for each slot of the greatest ring.
+const FLOWS: u32 = SIZES.most;
 const WINDOW: Duration = Duration::from_mins(1);
 
 /// Windows that end now: of rings, and of backends that retire.
@@ -238,9 +246,17 @@ impl Story {
         for (frontend, service) in &self.world.desired.services {
             let members = self.world.members(service);
             let row = tables.services[&key(frontend)];
-            prop_assert_eq!(row.slots, if members.is_empty() { 0 } else { SLOTS });
+            let slots = SIZES.of(&members);
+            let moves = plan.memory.transitions.contains_key(&row.ring);
+            match members.is_empty() {
+                true => prop_assert_eq!(row.slots, 0),
+                false if moves => prop_assert!(row.slots >= slots && row.slots.is_power_of_two()),
+                false => prop_assert_eq!(row.slots, slots, "as small as may be"),
+            }
             prop_assert_eq!(plan.programmed.contains_key(frontend), !members.is_empty());
-            let ring = maglev::ring(&members, SLOTS);
+            let ring = maglev::ring(&members, SIZES);
+            let parts = (row.slots as usize).checked_div(ring.len()).unwrap_or(1);
+            let ring = ring.into_iter().flat_map(|member| vec![member; parts]);
             for (slot, member) in tables.ring(&row).into_iter().zip(ring) {
                 named.extend([slot.current, slot.previous]);
                 let (backend, at) = tables.backend(slot.current).unwrap();
@@ -322,7 +338,7 @@ impl Story {
     ) -> Result<(), TestCaseError> {
         for frontend in (0..5).map(frontend) {
             let service = key(&frontend);
-            for flow in 0..SLOTS {
+            for flow in 0..FLOWS {
                 let sent = self.tables.route(service, flow, true);
                 if let (Some((_, _, at)), Some(belongs)) = (sent, &self.belongs) {
                     let was = belongs
@@ -365,11 +381,11 @@ impl Story {
         for (frontend, service) in &self.world.desired.services {
             let service_key = key(frontend);
             belongs.insert(service_key, service.backends.keys().copied().collect());
-            for place in 0..SLOTS {
+            for place in 0..FLOWS {
                 let known = self
                     .connections
                     .keys()
-                    .find(|(service, flow)| *service == service_key && flow % SLOTS == place);
+                    .find(|(service, flow)| *service == service_key && flow % FLOWS == place);
                 let known = known.copied();
                 let goes_on = known.is_some_and(|flow| {
                     self.tables.follow(flow.0, flow.1) == self.connections.get(&flow).copied()
@@ -380,7 +396,7 @@ impl Story {
                 // Its ports are not used again soon: what is remembered of the old one stays.
                 known.map(|flow| self.connections.remove(&flow));
                 self.begun += 1;
-                let flow = self.begun * SLOTS + place;
+                let flow = self.begun * FLOWS + place;
                 if let Some(at) = self.tables.begin(service_key, flow) {
                     self.connections.insert((service_key, flow), at);
                 }

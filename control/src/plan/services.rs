@@ -28,7 +28,7 @@ use self::homes::{Home, Homes};
 use self::ids::Ids;
 use self::next_hops::NextHops;
 use super::diff::{Difference, difference};
-use super::maglev::{self, Member};
+use super::maglev::Member;
 use super::{Actual, Reach, Step, Wanted};
 use crate::desired::{BackendAddr, Condition, Frontend, Scope, Service};
 
@@ -41,8 +41,8 @@ pub struct Memory {
     pub transitions: BTreeMap<u32, Duration>,
     /// Backends that no slot names, and when their rows may go.
     pub retiring: BTreeMap<u32, Duration>,
-    /// Rings that were computed before, by slots and members: a memo.
-    rings: BTreeMap<(u32, Vec<Member>), Arc<[u32]>>,
+    /// Rings that were computed before, by their members: a memo.
+    rings: BTreeMap<Vec<Member>, Arc<[u32]>>,
 }
 
 /// The services' part of a plan.
@@ -232,12 +232,12 @@ fn members_of(
             ),
         );
     }
-    let most = wanted.ring_slots as usize;
+    let most = wanted.ring_sizes.most as usize;
     if members.len() > most {
         say(
             "TooManyBackends",
             format!(
-                "{} backends do not fit {most} slots, so the last ones get no flow; raise loadBalancer.ringSlots",
+                "{} backends do not fit {most} slots, so the last ones get no flow; divide them among services",
                 members.len()
             ),
         );
@@ -286,10 +286,10 @@ fn service_steps(
             continue;
         };
         let row = match homes.ring_of(frontend) {
-            Some(ring) => rows::Service {
+            Some((ring, slots)) => rows::Service {
                 id,
                 ring,
-                slots: wanted.ring_slots,
+                slots,
                 ..rows::Service::default()
             },
             None => rows::Service {
@@ -391,18 +391,6 @@ fn backend_steps(
         }
     }
     steps.append(&mut removed);
-}
-
-/// The ring of members, from the memo where it is known.
-fn ring(
-    memo: &BTreeMap<(u32, Vec<Member>), Arc<[u32]>>,
-    slots: u32,
-    members: &[Member],
-) -> Arc<[u32]> {
-    match memo.get(&(slots, members.to_vec())) {
-        Some(ring) => Arc::clone(ring),
-        None => maglev::ring(members, slots).into(),
-    }
 }
 
 #[cfg(test)]

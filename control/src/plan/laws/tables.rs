@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use fairlead_common::hash;
 use fairlead_common::route::{DEVICE_MASK, Device, Node};
 use fairlead_common::service::{
     Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags, forward,
@@ -10,6 +11,7 @@ use fairlead_common::service::{
 use fairlead_common::tables::RING_PAGES;
 use proptest::prelude::*;
 
+use super::FLOWS;
 use crate::desired::BackendAddr;
 use crate::plan::services::address;
 use crate::plan::{Actual, Step, Store};
@@ -120,7 +122,9 @@ impl Tables {
         is_new: bool,
     ) -> Option<(u32, u32, BackendAddr)> {
         let row = *self.services.get(&service).filter(|row| row.slots > 0)?;
-        let place = row.ring + flow % row.slots;
+        // Every slot of the greatest ring has its flow, and a slot is the upper bits of the hash.
+        let hash = (flow % FLOWS) << (32 - FLOWS.trailing_zeros());
+        let place = row.ring + hash::slot(hash, row.slots);
         let slot = self.slots.get(&place).copied().unwrap_or_default();
         let is_alive = |id: u32| {
             self.backend(id)

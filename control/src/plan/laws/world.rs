@@ -8,7 +8,7 @@ use fairlead_common::addr::Proto;
 use fairlead_common::service::ServiceKey;
 use proptest::prelude::*;
 
-use super::{SLOTS, WINDOW};
+use super::{SIZES, WINDOW};
 use crate::desired::{self, BackendAddr, Desired, Frontend, Home, NodeState, Scope};
 use crate::plan::maglev::Member;
 use crate::plan::services::key;
@@ -30,7 +30,7 @@ impl World {
             reach: &self.reach,
             ways: &self.ways,
             host: &self.host,
-            ring_slots: SLOTS,
+            ring_sizes: SIZES,
             drain_window: WINDOW,
         }
     }
@@ -120,7 +120,10 @@ pub(super) fn world() -> impl Strategy<Value = World> {
         2 => Just((false, true)),
         1 => Just((false, false)),
     ];
-    let backend = (backend, prop_oneof![4 => Just(1_u32), 1 => Just(3)]);
+    let backend = (
+        backend,
+        prop_oneof![6 => Just(1_u32), 1 => Just(3), 1 => Just(7)],
+    );
     let backends = proptest::collection::btree_map(0_u8..7, backend, 0..6);
     let services = proptest::collection::btree_map(0_u8..5, backends, 0..5);
     let reach = prop_oneof![
@@ -209,18 +212,21 @@ pub(super) fn busy_day() -> impl Strategy<Value = Vec<Event>> {
         3 => Just(Some((false, true))),
         2 => Just(None),
     ];
+    // A weight that is great makes the ring grow.
+    let weight = prop_oneof![8 => Just(1_u32), 1 => Just(5)];
+    let state = (state, weight).prop_map(|(state, weight)| Some((state?, weight)));
     let change = proptest::collection::vec(state, 6).prop_map(|states| {
         let backends = (0..6)
             .map(backend_at)
             .zip(states)
             .filter_map(|(at, state)| {
-                let (ready, serving) = state?;
+                let ((ready, serving), weight) = state?;
                 Some((
                     at,
                     desired::Backend {
                         ready,
                         serving,
-                        weight: 1,
+                        weight,
                         home: Home::Bare,
                     },
                 ))

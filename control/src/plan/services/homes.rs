@@ -1,7 +1,9 @@
 //! Which ring serves which services, and what its slots say.
 //!
 //! A home is a ring of one plan. It keeps the place of a ring that is there, or is given free pages; its
-//! slots begin as those of the ring that its services used so far.
+//! slots begin as those of the ring that its services used so far. A ring that grows gets a larger place, where
+//! the parts of each slot begin as the slot. One that shrinks is written in the old size until its window has
+//! ended, which moves no flow, and gets a smaller place then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,9 +13,9 @@ use fairlead_common::service::{SLOTS_PER_PAGE, ServiceKey, Slot};
 use fairlead_common::tables::RING_PAGES;
 
 use super::ids::Ids;
-use super::{Memory, key, ring};
+use super::{Memory, key};
 use crate::desired::{Condition, Frontend};
-use crate::plan::maglev::Member;
+use crate::plan::maglev::{self, Member};
 use crate::plan::{Actual, Wanted};
 
 /// A ring, its services and its slots.
@@ -82,7 +84,8 @@ pub(super) struct Homes<'a> {
     pub(super) forgotten: BTreeSet<ServiceKey>,
     /// Places became free in this plan that another one has use for.
     pub(super) again: bool,
-    pub(super) memo: BTreeMap<(u32, Vec<Member>), Arc<[u32]>>,
+    pub(super) memo: BTreeMap<Vec<Member>, Arc<[u32]>>,
+    pages: Pages,
 }
 
 impl<'a> Homes<'a> {
@@ -102,15 +105,16 @@ impl<'a> Homes<'a> {
             forgotten: BTreeSet::new(),
             again: false,
             memo: BTreeMap::new(),
+            pages: Pages::of(actual),
         }
     }
 
-    /// The ring of a service, when it has one.
-    pub(super) fn ring_of(&self, frontend: &Frontend) -> Option<u32> {
+    /// The ring of a service and how many slots it has, when it has one.
+    pub(super) fn ring_of(&self, frontend: &Frontend) -> Option<(u32, u32)> {
         self.settled
             .iter()
             .find(|home| home.services.contains(frontend))
-            .map(|home| home.ring)
+            .map(|home| (home.ring, home.slots.len() as u32))
     }
 
     /// Rings in transition, and when their windows end.
@@ -145,24 +149,16 @@ impl<'a> Homes<'a> {
                     .map(|service| (key(service), draft.base))
             })
             .collect();
-        let mut pages = Pages::of(self.actual);
         let mut homeless = Vec::new();
         for draft in drafts {
-            let place = match draft.base {
-                Some(base) if draft.stays => Some(base),
-                Some(_) | None => pages.take(self.wanted.ring_slots),
-            };
-            match place {
-                Some(place) => {
-                    let home = self.home(place, draft, groups[..].as_ref(), ids, alive);
-                    self.settled.push(home);
-                }
-                None => homeless.push(draft),
+            match self.home(draft, &groups, ids, alive, conditions) {
+                Ok(home) => self.settled.push(home),
+                Err(draft) => homeless.push(draft),
             }
         }
         self.join_equal();
         for draft in homeless {
-            self.shelter(draft, conditions);
+            self.shelter(draft, &groups, conditions);
         }
         self.forget_leavers(&continued);
         let used: BTreeSet<u32> = self.settled.iter().map(|home| home.ring).collect();
@@ -176,17 +172,19 @@ impl<'a> Homes<'a> {
         rows.filter(|row| row.slots > 0).map(|row| row.ring)
     }
 
-    /// Rings of the right size, each in pages of its own.
+    /// Rings of a size that we write, each in pages of its own.
     fn usable_rings(&self) -> BTreeSet<u32> {
-        let slots = self.wanted.ring_slots;
+        let sizes = self.wanted.ring_sizes;
         let mut end = 0;
         let mut usable = BTreeSet::new();
         for (&ring, held) in &self.actual.rings {
+            let slots = held.len() as u32;
             let fits = ring.is_multiple_of(SLOTS_PER_PAGE)
                 && ring >= end
-                && held.len() == slots as usize
+                && slots.is_power_of_two()
+                && (sizes.least..=sizes.most).contains(&slots)
                 && u64::from(ring) + u64::from(slots) <= u64::from(RING_PAGES * SLOTS_PER_PAGE);
-            end = end.max(ring.saturating_add(held.len() as u32));
+            end = end.max(ring.saturating_add(slots));
             if fits {
                 usable.insert(ring);
             }
@@ -206,10 +204,10 @@ impl<'a> Homes<'a> {
         for (group, (_, services)) in groups.iter().enumerate() {
             for service in services {
                 let row = self.actual.services.get(&key(service));
-                let ring = row
-                    .filter(|row| row.slots == self.wanted.ring_slots)
-                    .map(|row| row.ring)
-                    .filter(|ring| usable.contains(ring));
+                let ring = row.map(|row| row.ring).filter(|ring| {
+                    let slots = self.actual.rings.get(ring).map(|held| held.len() as u32);
+                    usable.contains(ring) && slots == row.map(|row| row.slots)
+                });
                 let place = match ring {
                     Some(ring) => users.entry(ring).or_default().entry(group).or_default(),
                     None => newcomers.entry(group).or_default(),
@@ -262,65 +260,112 @@ impl<'a> Homes<'a> {
             .keys()
             .map(|group| {
                 let want = self.want(groups[*group].0, ids);
-                let differ = want
-                    .iter()
-                    .zip(held)
-                    .filter(|(w, h)| **w != h.current)
-                    .count();
-                (differ, *group)
+                let slots = want.len().max(held.len());
+                let differs = |slot: &usize| {
+                    part_of(&want, slots, *slot) != part_of(held, slots, *slot).current
+                };
+                // A ring that grows leaves its place.
+                let grows = want.len() > held.len();
+                (grows, (0..slots).filter(differs).count(), *group)
             })
             .min()
-            .map(|(_, group)| group)
+            .map(|(.., group)| group)
     }
 
     /// The backend id of each slot.
     fn want(&mut self, members: &[Member], ids: &Ids) -> Vec<u32> {
-        let slots = self.wanted.ring_slots;
-        let ring = match self.memo.get(&(slots, members.to_vec())) {
+        let known = self.memo.get(members);
+        let ring = match known.or_else(|| self.memory.rings.get(members)) {
             Some(ring) => Arc::clone(ring),
-            None => ring(&self.memory.rings, slots, members),
+            None => maglev::ring(members, self.wanted.ring_sizes).into(),
         };
-        self.memo
-            .insert((slots, members.to_vec()), Arc::clone(&ring));
-        let ids: Vec<u32> = members.iter().map(|(at, _)| ids.id(*at)).collect();
-        ring.iter().map(|member| ids[*member as usize]).collect()
+        let named = named(&ring, members, ids);
+        self.memo.insert(members.to_vec(), ring);
+        named
     }
 
-    /// Computes the slots of a home and its transition.
+    /// Finds the place of a home, and computes its slots and its transition.
     fn home(
         &mut self,
-        place: u32,
         draft: Draft,
         groups: &[(&[Member], BTreeSet<Frontend>)],
         ids: &Ids,
         alive: &BTreeSet<u32>,
-    ) -> Home {
-        let want = self.want(groups[draft.group].0, ids);
-        let held = draft.base.and_then(|base| self.actual.rings.get(&base));
-        let began = draft
-            .base
-            .and_then(|base| self.memory.transitions.get(&base));
-        let Some(held) = held else {
-            return Home {
-                ring: place,
+        conditions: &mut Vec<Condition>,
+    ) -> Result<Home, Draft> {
+        let members = groups[draft.group].0;
+        let want = self.want(members, ids);
+        let base = draft.base.and_then(|base| {
+            let held = self.actual.rings.get(&base)?;
+            Some((base, held))
+        });
+        let Some((base, held)) = base else {
+            let Some(ring) = self.pages.take(want.len()) else {
+                return Err(draft);
+            };
+            return Ok(Home {
+                ring,
                 services: draft.services,
                 slots: want.into_iter().map(steady).collect(),
                 until: None,
                 group: draft.group,
-            };
+            });
         };
+        let mut course = self.course(base, held, &want, alive);
+        let mut ring = Some(base).filter(|_| draft.stays && course.slots.len() == held.len());
+        if ring.is_none() {
+            ring = self.pages.take(course.slots.len());
+        }
+        if ring.is_none() && draft.stays {
+            // Without a place of its size it goes on where it is.
+            ring = Some(base);
+            self.again = true;
+            if course.slots.len() > held.len() {
+                let sizes = maglev::Sizes {
+                    most: held.len() as u32,
+                    ..self.wanted.ring_sizes
+                };
+                let coarse = named(&maglev::ring(members, sizes), members, ids);
+                course = self.course(base, held, &coarse, alive);
+                self.no_room(
+                    &draft,
+                    want.len(),
+                    "so it has a smaller one than on other nodes",
+                    conditions,
+                );
+            }
+            course.slots = (0..held.len())
+                .map(|slot| part_of(&course.slots, held.len(), slot))
+                .collect();
+        }
+        let Some(ring) = ring else {
+            return Err(draft);
+        };
+        if course.has_ended {
+            self.forgotten.extend(draft.services.iter().map(key));
+        }
+        Ok(Home {
+            ring,
+            services: draft.services,
+            slots: course.slots,
+            until: course.until,
+            group: draft.group,
+        })
+    }
+
+    /// What becomes of the slots that are held when `want` is wanted.
+    fn course(&self, base: u32, held: &[Slot], want: &[u32], alive: &BTreeSet<u32>) -> Course {
+        let began = self.memory.transitions.get(&base);
         let window = self.wanted.drain_window;
-        let changes = want
-            .iter()
-            .zip(held)
-            .any(|(want, held)| *want != held.current);
+        let length = want.len().max(held.len());
+        let pairs =
+            || (0..length).map(|slot| (part_of(want, length, slot), part_of(held, length, slot)));
+        let changes = pairs().any(|(want, held)| want != held.current);
         let was_moving = began.is_some() || held.iter().any(|slot| slot.previous != 0);
         // A change at the very end of a window prolongs it: the flows that were remembered stay.
         let is_over = !changes && began.is_some_and(|until| *until <= self.now);
         let serves = |id: u32| id != 0 && alive.contains(&id) && !window.is_zero() && !is_over;
-        let slots: Vec<Slot> = want
-            .into_iter()
-            .zip(held)
+        let slots: Vec<Slot> = pairs()
             .map(|(want, held)| {
                 let previous = if serves(held.previous) {
                     held.previous
@@ -338,20 +383,21 @@ impl<'a> Homes<'a> {
                 }
             })
             .collect();
-        let is_moving = slots.iter().any(|slot| slot.previous != 0);
-        if was_moving && !is_moving {
-            self.forgotten.extend(draft.services.iter().map(key));
+        if slots.iter().all(|slot| slot.previous == 0) {
+            return Course {
+                slots: want.iter().copied().map(steady).collect(),
+                until: None,
+                has_ended: was_moving,
+            };
         }
         let until = match began {
             Some(until) if !changes => *until,
             Some(_) | None => self.now + window,
         };
-        Home {
-            ring: place,
-            services: draft.services,
+        Course {
             slots,
-            until: is_moving.then_some(until),
-            group: draft.group,
+            until: Some(until),
+            has_ended: false,
         }
     }
 
@@ -378,7 +424,12 @@ impl<'a> Homes<'a> {
     }
 
     /// A home that found no place joins another of its group, or its services have none.
-    fn shelter(&mut self, draft: Draft, conditions: &mut Vec<Condition>) {
+    fn shelter(
+        &mut self,
+        draft: Draft,
+        groups: &[(&[Member], BTreeSet<Frontend>)],
+        conditions: &mut Vec<Condition>,
+    ) {
         let other = self
             .settled
             .iter_mut()
@@ -388,6 +439,20 @@ impl<'a> Homes<'a> {
             return;
         }
         self.again = true;
+        let slots = self
+            .memo
+            .get(groups[draft.group].0)
+            .map_or(0, |ring| ring.len());
+        self.no_room(&draft, slots, "so it is not served", conditions);
+    }
+
+    fn no_room(
+        &self,
+        draft: &Draft,
+        slots: usize,
+        consequence: &str,
+        conditions: &mut Vec<Condition>,
+    ) {
         for service in &draft.services {
             let object = &self.wanted.desired.services[service].object;
             conditions.push(Condition {
@@ -395,8 +460,7 @@ impl<'a> Homes<'a> {
                 origin: String::new(),
                 reason: "NoRoomForRing".to_owned(),
                 message: format!(
-                    "{service}: no room for another ring of {} slots, so it is not served; lower loadBalancer.ringSlots, or let services share their backends",
-                    self.wanted.ring_slots
+                    "{service}: no room for another ring of {slots} slots, {consequence}; remove services, or let some have equal backends and share a ring"
                 ),
             });
         }
@@ -422,6 +486,26 @@ impl<'a> Homes<'a> {
             }
         }
     }
+}
+
+/// Slots and how long they are in transition.
+struct Course {
+    slots: Vec<Slot>,
+    /// When its transition ends.
+    until: Option<Duration>,
+    /// Whether a transition is over.
+    has_ended: bool,
+}
+
+/// What a ring says of slot `slot` of `slots`, whatever its own size.
+fn part_of<T: Copy>(ring: &[T], slots: usize, slot: usize) -> T {
+    ring[slot * ring.len() / slots]
+}
+
+/// A ring of members as one of ids.
+fn named(ring: &[u32], members: &[Member], ids: &Ids) -> Vec<u32> {
+    let ids: Vec<u32> = members.iter().map(|(at, _)| ids.id(*at)).collect();
+    ring.iter().map(|member| ids[*member as usize]).collect()
 }
 
 const fn steady(current: u32) -> Slot {
@@ -451,8 +535,8 @@ impl Pages {
     }
 
     /// Takes the first run of free pages that holds a ring.
-    fn take(&mut self, slots: u32) -> Option<u32> {
-        let need = slots.div_ceil(SLOTS_PER_PAGE) as usize;
+    fn take(&mut self, slots: usize) -> Option<u32> {
+        let need = slots.div_ceil(SLOTS_PER_PAGE as usize);
         let start = self
             .used
             .windows(need)

@@ -2,10 +2,12 @@ use std::net::IpAddr;
 
 use fairlead_common::addr::Proto;
 use fairlead_common::service::{SLOTS_PER_PAGE, Slot};
-use fairlead_common::tables::RING_PAGES;
+
+mod limits;
 
 use super::*;
 use crate::desired::{Backend, Desired, Home, ObjectName};
+use crate::plan::maglev::Sizes;
 use crate::plan::{Host, Plan};
 
 const WINDOW: Duration = Duration::from_mins(1);
@@ -45,17 +47,26 @@ const DRAINING: Backend = Backend {
 struct Node {
     desired: Desired,
     reach: BTreeMap<IpAddr, Reach>,
-    ring_slots: u32,
+    ring_sizes: Sizes,
     actual: Actual,
     memory: Memory,
 }
 
 impl Node {
-    fn new(ring_slots: u32) -> Self {
+    /// With rings of one size.
+    fn new(slots: u32) -> Self {
+        Self::with_rings(Sizes {
+            least: slots,
+            most: slots,
+            each: 1,
+        })
+    }
+
+    fn with_rings(ring_sizes: Sizes) -> Self {
         Self {
             desired: Desired::default(),
             reach: (0..=255).map(|n| (at(n).addr, Reach::OnLink)).collect(),
-            ring_slots,
+            ring_sizes,
             actual: Actual::default(),
             memory: Memory::default(),
         }
@@ -89,7 +100,7 @@ impl Node {
             reach: &self.reach,
             ways: &BTreeMap::new(),
             host: &Host::default(),
-            ring_slots: self.ring_slots,
+            ring_sizes: self.ring_sizes,
             drain_window: WINDOW,
         };
         crate::plan::plan(&wanted, &self.actual, &self.memory, now)
@@ -98,49 +109,9 @@ impl Node {
     /// Plans, carries out, and gives the plan.
     fn settle(&mut self, now: Duration) -> Plan {
         let plan = self.plan(now);
-        let mut slots = self.actual.rings.clone();
-        for step in &plan.steps {
-            match step.clone() {
-                Step::PutBackend(id, row) => {
-                    self.actual.backends.insert(id, row);
-                }
-                Step::RemoveBackend(id) => {
-                    self.actual.backends.remove(&id);
-                }
-                Step::PutService(key, row) => {
-                    self.actual.services.insert(key, row);
-                }
-                Step::RemoveService(key) => {
-                    self.actual.services.remove(&key);
-                }
-                Step::PutSlots { ring, slots: put } => {
-                    let held = slots.entry(ring).or_default();
-                    held.resize(self.ring_slots as usize, Slot::default());
-                    for (offset, slot) in put {
-                        held[offset as usize] = slot;
-                    }
-                }
-                Step::PutNode(row) => self.actual.node = Some(*row),
-                Step::PutDevice(_)
-                | Step::RemoveDevice(_)
-                | Step::PutNextHop(..)
-                | Step::RemoveNextHop(_)
-                | Step::ForgetFlows { .. } => {}
-            }
-        }
-        let used: BTreeSet<u32> = self
-            .rows()
-            .filter(|row| row.slots > 0)
-            .map(|row| row.ring)
-            .collect();
-        slots.retain(|ring, _| used.contains(ring));
-        self.actual.rings = slots;
+        self.actual = std::mem::take(&mut self.actual).after(&plan.steps);
         self.memory = plan.memory.clone();
         plan
-    }
-
-    fn rows(&self) -> impl Iterator<Item = &rows::Service> {
-        self.actual.services.values()
     }
 
     fn row(&self, service: u8) -> rows::Service {
@@ -189,7 +160,7 @@ fn only(plan: &Plan) -> (&str, &str, &str) {
 
 #[test]
 fn a_backend_on_the_link_and_one_behind_a_router_have_their_ways() {
-    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY), (2, READY)]);
     node.reach.insert(at(2).addr, Reach::Routed);
 
     node.settle(T0);
@@ -208,7 +179,7 @@ fn a_backend_on_the_link_and_one_behind_a_router_have_their_ways() {
 
 #[test]
 fn services_with_equal_backends_share_a_ring() {
-    let mut node = Node::new(13)
+    let mut node = Node::new(16)
         .with(1, &[(1, READY), (2, READY)])
         .with(2, &[(1, READY), (2, READY)])
         .with(3, &[(1, READY)]);
@@ -225,7 +196,7 @@ fn services_with_equal_backends_share_a_ring() {
 
 #[test]
 fn a_backend_that_drains_keeps_its_flows_for_the_window_and_then_goes() {
-    let mut node = Node::new(251).with(1, &[(1, READY), (2, READY)]);
+    let mut node = Node::new(256).with(1, &[(1, READY), (2, READY)]);
     node.settle(T0);
     let drained = node.id(1);
 
@@ -273,7 +244,7 @@ fn a_backend_that_drains_keeps_its_flows_for_the_window_and_then_goes() {
 
 #[test]
 fn a_backend_that_died_leaves_no_mark() {
-    let mut node = Node::new(251).with(1, &[(1, READY), (2, READY)]);
+    let mut node = Node::new(256).with(1, &[(1, READY), (2, READY)]);
     node.settle(T0);
 
     node.set(1, &[(2, READY)]);
@@ -289,7 +260,7 @@ fn a_backend_that_died_leaves_no_mark() {
 
 #[test]
 fn a_second_change_keeps_the_backend_that_serves_the_old_flows() {
-    let mut node = Node::new(251).with(1, &[(1, READY)]);
+    let mut node = Node::new(256).with(1, &[(1, READY)]);
     node.settle(T0);
     let first = node.id(1);
 
@@ -314,7 +285,7 @@ fn a_second_change_keeps_the_backend_that_serves_the_old_flows() {
 
 #[test]
 fn planning_again_does_not_prolong_a_window() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY)]);
     node.settle(T0);
     node.set(1, &[(1, DRAINING), (2, READY)]);
     node.settle(T0);
@@ -327,7 +298,7 @@ fn planning_again_does_not_prolong_a_window() {
 
 #[test]
 fn a_change_at_the_end_of_a_window_prolongs_it() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY)]);
     node.settle(T0);
     let first = node.id(1);
     node.set(1, &[(1, DRAINING), (2, READY)]);
@@ -343,7 +314,7 @@ fn a_change_at_the_end_of_a_window_prolongs_it() {
 
 #[test]
 fn after_a_restart_windows_that_are_found_begin_anew() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]).with(2, &[(7, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY)]).with(2, &[(7, READY)]);
     node.settle(T0);
     node.set(1, &[(1, DRAINING), (2, READY)]);
     node.set(2, &[(8, READY)]);
@@ -361,7 +332,7 @@ fn after_a_restart_windows_that_are_found_begin_anew() {
 
 #[test]
 fn an_id_is_not_used_again_while_flows_may_name_it() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY)]);
     node.settle(T0);
     let gone = node.id(1);
     node.set(1, &[(2, READY)]);
@@ -388,7 +359,7 @@ fn an_id_is_not_used_again_while_flows_may_name_it() {
 
 #[test]
 fn a_backend_that_comes_back_has_its_id() {
-    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY), (2, READY)]);
     node.settle(T0);
     let id = node.id(1);
     node.set(1, &[(2, READY)]);
@@ -404,7 +375,7 @@ fn a_backend_that_comes_back_has_its_id() {
 #[test]
 fn a_service_that_differs_leaves_a_shared_ring_with_its_flows() {
     let both = [(1, READY), (2, READY)];
-    let mut node = Node::new(251).with(1, &both).with(2, &both);
+    let mut node = Node::new(256).with(1, &both).with(2, &both);
     node.settle(T0);
     let shared = node.ring(1).to_vec();
 
@@ -431,19 +402,19 @@ fn a_service_that_differs_leaves_a_shared_ring_with_its_flows() {
 
 #[test]
 fn a_last_backend_that_drains_keeps_the_ring() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY)]);
     node.settle(T0);
 
     node.set(1, &[(1, DRAINING)]);
     let plan = node.settle(T0);
 
-    assert_eq!(node.row(1).slots, 13);
+    assert_eq!(node.row(1).slots, 16);
     assert_eq!(plan.programmed[&frontend(1)], 0, "but nobody is ready");
 }
 
 #[test]
 fn a_service_without_a_backend_keeps_a_row_without_slots() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY)]);
     let plan = node.settle(T0);
     assert_eq!(plan.programmed[&frontend(1)], 1);
     let id = node.row(1).id;
@@ -463,7 +434,7 @@ fn a_service_without_a_backend_keeps_a_row_without_slots() {
 
 #[test]
 fn a_backend_out_of_reach_is_left_out_and_named() {
-    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY), (2, READY)]);
     node.reach.insert(at(1).addr, Reach::Unreachable);
 
     let plan = node.settle(T0);
@@ -481,7 +452,7 @@ fn a_backend_out_of_reach_is_left_out_and_named() {
 
 #[test]
 fn a_way_that_changes_rewrites_one_row() {
-    let mut node = Node::new(13).with(1, &[(1, READY), (2, READY)]);
+    let mut node = Node::new(16).with(1, &[(1, READY), (2, READY)]);
     node.settle(T0);
 
     node.reach.insert(at(1).addr, Reach::Routed);
@@ -495,103 +466,49 @@ fn a_way_that_changes_rewrites_one_row() {
 }
 
 #[test]
-fn more_backends_than_slots_are_a_condition() {
-    let three = [(1, READY), (2, READY), (3, READY)];
-    let mut node = Node::new(2).with(1, &three);
-
-    let plan = node.settle(T0);
-
-    assert_eq!(
-        only(&plan).2,
-        "192.0.2.1:80/tcp: 3 backends do not fit 2 slots, so the last ones get no flow; raise loadBalancer.ringSlots"
-    );
-    assert_eq!(node.actual.backends.len(), 2);
-}
-
-#[test]
-fn a_full_table_of_backends_is_a_condition_and_others_are_served() {
-    let mut node = Node::new(13).with(1, &[(1, READY)]);
+fn a_ring_that_grows_and_one_that_shrinks_keep_every_flow_for_the_window() {
+    let mut node = Node::with_rings(Sizes {
+        least: 16,
+        most: 1024,
+        each: 16,
+    })
+    .with(1, &[(1, READY)])
+    .with(2, &[(9, READY)]);
     node.settle(T0);
-    let strange = |id: u32| rows::Backend {
-        addr: Addr::from(std::net::Ipv4Addr::from(0x0b00_0000 + id)),
-        forward: forward::L2,
-        ..rows::Backend::default()
-    };
-    node.actual
-        .backends
-        .extend((2..65536).map(|id| (id, strange(id))));
+    let (first, place) = (node.id(1), node.row(1).ring);
+    assert_eq!(node.row(1).slots, 16);
 
-    node.set(2, &[(1, READY), (2, READY)]);
+    // Grows: the parts of every slot begin as the slot.
+    node.set(1, &[(1, READY), (2, READY)]);
     let plan = node.settle(T0);
-
-    assert_eq!(
-        only(&plan),
-        (
-            "Service default/s2",
-            "BackendsFull",
-            "192.0.2.2:80/tcp: the table of backends is full, so 1 of them get no flow; remove services or backends"
-        )
+    assert_eq!(node.row(1).slots, 32);
+    assert_ne!(
+        node.row(1).ring,
+        place,
+        "packets may be on their way through the old one"
     );
-    assert_eq!(plan.programmed[&frontend(2)], 1);
-}
-
-#[test]
-fn a_full_table_of_services_is_a_condition() {
-    let mut node = Node::new(13).with(1, &[]);
-    let strange = |id: u32| {
-        let addr = Addr::from(std::net::Ipv4Addr::from(0x0b00_0000 + id));
-        let row = rows::Service {
-            id,
-            ..rows::Service::default()
-        };
-        (ServiceKey::new(addr, Port::new(1), Proto::UDP), row)
-    };
-    node.actual.services = (1..65536).map(strange).collect();
-
-    let plan = node.plan(T0);
-
-    assert_eq!(
-        only(&plan),
-        (
-            "Service default/s1",
-            "ServicesFull",
-            "192.0.2.1:80/tcp: the table of services is full; remove services"
-        )
-    );
-}
-
-#[test]
-fn a_ring_without_room_waits_for_one_and_others_are_served() {
-    // A few great rings fill all pages.
-    let slots: u32 = 65537;
-    let room = u32::from(u8::try_from(RING_PAGES / slots.div_ceil(SLOTS_PER_PAGE)).unwrap());
-    let mut node = Node::new(slots);
-    for service in 0..=room as u8 {
-        node.set(service, &[(service, READY)]);
+    for slot in node.ring(1) {
+        let stays = slot.current == first;
+        assert_eq!(slot.previous, if stays { 0 } else { first });
     }
+    let grown: Vec<u32> = node.ring(1).iter().map(|slot| slot.current).collect();
+    assert_eq!(plan.wake, Some(T0 + WINDOW));
+    node.settle(T0 + WINDOW);
 
-    let plan = node.settle(T0);
-
-    let last = room as u8;
-    assert_eq!(
-        only(&plan),
-        (
-            "Service default/s64",
-            "NoRoomForRing",
-            "192.0.2.64:80/tcp: no room for another ring of 65537 slots, so it is not served; lower loadBalancer.ringSlots, or let services share their backends"
-        )
+    // Shrinks: in its old size while it moves.
+    node.set(1, &[(1, READY), (2, DRAINING)]);
+    node.settle(T0 + WINDOW);
+    assert_eq!(node.row(1).slots, 32);
+    for (slot, before) in node.ring(1).iter().zip(&grown) {
+        assert_eq!(slot.current, first);
+        assert_eq!(slot.previous, if *before == first { 0 } else { *before });
+    }
+    let plan = node.settle(T0 + WINDOW * 2);
+    assert_eq!(node.row(1).slots, 16);
+    assert!(forgotten(&plan).is_some());
+    assert!(
+        node.ring(1)
+            .iter()
+            .all(|slot| (slot.current, slot.previous) == (first, 0))
     );
-    assert_eq!(plan.programmed.len(), room as usize);
-    assert_eq!(node.row(last).slots, 0);
-    assert_eq!(plan.wake, None, "nothing will change by itself");
-
-    node.desired.services.remove(&frontend(3));
-    let plan = node.settle(T0);
-    assert_eq!(plan.wake, Some(T0), "a place became free");
-    let plan = node.settle(T0);
-    assert_eq!(
-        node.row(last).ring,
-        3 * slots.div_ceil(SLOTS_PER_PAGE) * SLOTS_PER_PAGE
-    );
-    assert_eq!(plan.conditions, []);
 }

@@ -31,7 +31,7 @@ mod live;
 const SERVICE_V4: &str = "192.0.2.80";
 const SERVICE_V6: &str = "2001:db8::80";
 /// Slots of the ring, and backends on it.
-const SLOTS: usize = 65537;
+const SLOTS: usize = 65536;
 const BACKENDS: usize = 100;
 /// Rounds of all cases, and packets of a case in a round.
 const ROUNDS: usize = 61;
