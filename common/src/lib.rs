@@ -28,4 +28,5 @@ pub mod reason;
 pub mod route;
 pub mod service;
 pub mod snat;
+pub mod socket;
 pub mod tables;

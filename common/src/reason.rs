@@ -67,6 +67,8 @@ reasons! {
     ServiceL2 = Forward "service-l2",
     /// To a service: encapsulated to a backend behind a router (IPIP, IP6IP6).
     ServiceEncapsulated = Forward "service-encapsulated",
+    /// To a service, from a socket of this node: the socket was given a backend before it sent anything.
+    ServiceSocket = Pass "service-socket",
     /// An encapsulated packet from a balancer, unwrapped for this backend.
     Decapsulated = Pass "decapsulated",
     /// Forwarded by the routing table.
@@ -117,6 +119,8 @@ reasons! {
 
     /// To a service whose ring has no backend for it.
     ServiceNoBackend = Drop "service-no-backend",
+    /// To a service, from a socket of this node: no backend lives, and the socket was told so.
+    ServiceSocketRefused = Drop "service-socket-refused",
     /// To a service whose backend's next hop has no MAC address yet.
     ServiceUnresolved = Drop "service-unresolved",
     /// To a service whose backend no route reaches.

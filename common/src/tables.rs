@@ -8,10 +8,10 @@ use bytemuck::Pod;
 use crate::addr::Addr;
 use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
-
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::service::{Backend, Count, NextHop, RingPage, Service, ServiceKey};
 use crate::snat::{Binding, EgressPort};
+use crate::socket::{Client, Translation, Translations};
 
 /// What kind of BPF map a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub enum Kind {
     LruHash,
     /// `BPF_MAP_TYPE_DEVMAP_HASH`.
     DevMapHash,
+    /// `BPF_MAP_TYPE_SK_STORAGE`: a row is kept in a socket and ends with it. The capacity is 0: there is no
+    /// limit but the sockets themselves.
+    SocketStorage,
 }
 
 impl Kind {
@@ -40,6 +43,7 @@ impl Kind {
             Self::Hash => "hash",
             Self::LruHash => "lru_hash",
             Self::DevMapHash => "devmap_hash",
+            Self::SocketStorage => "sk_storage",
         }
     }
 }
@@ -158,6 +162,12 @@ tables! {
     Layout = "LAYOUT" v 1 Array<u32, u32>[32],
     /// The neighbours that packets to backends are sent to, by id.
     NextHops = "NEXT_HOPS" v 1 Array<u32, NextHop>[65536],
+    /// The service that a connected socket of this node asked for, kept in the socket.
+    Sockets = "SOCKETS" v 1 SocketStorage<u32, Translation>[0],
+    /// The services that an unconnected UDP socket of this node sent to, kept in the socket.
+    Datagrams = "DATAGRAMS" v 1 SocketStorage<u32, Translations>[0],
+    /// Which backend a client on this node stays with, and when it last connected.
+    Affinity = "AFFINITY" v 1 LruHash<Client, Flow>[65536],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five
@@ -191,5 +201,8 @@ mod tests {
         assert_eq!(size_of::<NextHop>(), 40);
         assert_eq!(size_of::<Binding>(), 24);
         assert_eq!(size_of::<TxPort>(), 8);
+        assert_eq!(size_of::<Translation>(), 40);
+        assert_eq!(size_of::<Translations>(), 648);
+        assert_eq!(size_of::<Client>(), 16);
     }
 }

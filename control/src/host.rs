@@ -7,7 +7,7 @@
 //!   ways        when next hops on the ways to backends may have changed
 //!   routes      learnt routes in the kernel's main table
 //!   pods        network namespaces joined to this node
-//!   namespace, offload, sysctl   the three small rooms beneath
+//!   cgroup, namespace, offload, sysctl   the small rooms beneath
 //! ```
 //!
 //! Everything speaks of the network namespace that [`Netlink::open`] was called in.
@@ -18,6 +18,7 @@ use std::io;
 
 use rtnetlink::{Handle, new_connection_with_strict_check};
 
+pub mod cgroup;
 pub mod links;
 pub mod namespace;
 pub mod neighbours;

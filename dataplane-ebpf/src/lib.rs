@@ -1,4 +1,4 @@
-//! The programs that the kernel runs on packets, as a library that also compiles on the host.
+//! The programs that the kernel runs on packets and sockets, as a library that also compiles on the host.
 //!
 //! ```text
 //!            xdp_ingress, tc_ingress                              tc_egress       xdp_decap
@@ -7,6 +7,9 @@
 //!                              -> route -> way (fib) -> rewrite   -> rewrite
 //!                                           |
 //!                                        forward (which port) -> one Reason -> main: action + count
+//!
+//!            connect, sendmsg, recvmsg, getpeername
+//!  address -> sock -> another address, or a Reason -> main: refuse + count
 //! ```
 //!
 //! Every room works on a [`packet::Frame`], so XDP, TC and a test's buffer run the same code. Errors are
@@ -34,3 +37,5 @@ pub mod parse;
 pub mod rewrite;
 pub mod route;
 pub mod snat;
+pub mod sock;
+pub mod sockaddr;

@@ -7,12 +7,13 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::{classifier, xdp};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_ebpf::forward::Sent;
 use fairlead_ebpf::packet::{Frame, Skb, Xdp};
-use fairlead_ebpf::{classify, count, decap, forward, maps};
+use fairlead_ebpf::sockaddr::{Address, V4, V6};
+use fairlead_ebpf::{classify, count, decap, forward, maps, sock};
 
 /// Uplinks: services, the way back of translations, routing.
 #[xdp]
@@ -58,6 +59,89 @@ pub fn tc_egress(context: TcContext) -> i32 {
         Err(reason) => reason,
     };
     tc_end(bytes, Err(end))
+}
+
+/// Sockets of this node, IPv4: they connect to services.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    let mut address = V4::new(context);
+    let end = sock::connect(&mut address);
+    sock_end(&address, end)
+}
+
+/// As [`connect4`], IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    let mut address = V6::new(context);
+    let end = sock::connect(&mut address);
+    sock_end(&address, end)
+}
+
+/// Unconnected UDP sockets of this node, IPv4: they send to services.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    let mut address = V4::new(context);
+    let end = sock::send(&mut address);
+    sock_end(&address, end)
+}
+
+/// As [`sendmsg4`], IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    let mut address = V6::new(context);
+    let end = sock::send(&mut address);
+    sock_end(&address, end)
+}
+
+/// UDP sockets of this node, IPv4: answers come from services.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    sock::receive(&mut V4::new(context));
+    PROCEED
+}
+
+/// As [`recvmsg4`], IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    sock::receive(&mut V6::new(context));
+    PROCEED
+}
+
+/// Sockets of this node, IPv4: their peers are services.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(context: SockAddrContext) -> i32 {
+    sock::peer(&mut V4::new(context));
+    PROCEED
+}
+
+/// As [`getpeername4`], IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(context: SockAddrContext) -> i32 {
+    sock::peer(&mut V6::new(context));
+    PROCEED
+}
+
+/// The system call goes on, with the address as it is by then.
+const PROCEED: i32 = 1;
+/// The system call fails.
+const REFUSE: i32 = 0;
+const ENOMEM: i32 = 12;
+const ECONNREFUSED: i32 = 111;
+
+#[inline(always)]
+fn sock_end(address: &impl Address, end: Option<Reason>) -> i32 {
+    let Some(reason) = end else {
+        return PROCEED;
+    };
+    count::end(reason, 0);
+    match reason.verdict() {
+        Verdict::Pass | Verdict::Forward => PROCEED,
+        Verdict::Drop => {
+            let is_refused = reason == Reason::ServiceSocketRefused;
+            address.set_errno(if is_refused { ECONNREFUSED } else { ENOMEM });
+            REFUSE
+        }
+    }
 }
 
 #[inline(always)]

@@ -8,8 +8,11 @@
 )]
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::programs::SockAddrContext;
 use fairlead_common::addr::{Addr, Port};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::reason::Reason;
@@ -18,6 +21,7 @@ use fairlead_common::service::{
     Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, next_hop_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort};
+use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
 use fairlead_common::tables::{self, Table};
 
 #[map]
@@ -55,6 +59,14 @@ static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(tables::Reaso
 static LAYOUT: Array<u32> = Array::with_max_entries(tables::Layout::CAPACITY, 0);
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(tables::NextHops::CAPACITY, 0);
+// The kernel makes storage in sockets only with the types of its rows, which BTF maps have.
+#[btf_map]
+static SOCKETS: SkStorage<Translation> = SkStorage::new();
+#[btf_map]
+static DATAGRAMS: SkStorage<Translations> = SkStorage::new();
+#[map]
+static AFFINITY: LruHashMap<Client, Flow> =
+    LruHashMap::with_max_entries(tables::Affinity::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -284,6 +296,66 @@ pub fn egress_port(inside: &FlowKey) -> Option<EgressPort> {
 #[inline(always)]
 pub fn cache_egress_port(inside: &FlowKey, port: EgressPort) {
     let _ = SNAT_FWD.insert(inside, port, 0);
+}
+
+/// The service that a socket is connected to.
+#[inline(always)]
+pub fn socket(context: &SockAddrContext) -> Option<&'static mut Translation> {
+    // SAFETY: the row lives as long as its socket, which is locked while the program runs.
+    unsafe { SOCKETS.get_ptr_mut(context).as_mut() }
+}
+
+/// As [`socket`], made when there is none; `None` when the kernel has no memory for it.
+#[inline(always)]
+pub fn socket_or_new(context: &SockAddrContext) -> Option<&'static mut Translation> {
+    // SAFETY: as in `socket`; a new row is zero.
+    unsafe { SOCKETS.get_or_insert_ptr_mut(context, None).as_mut() }
+}
+
+/// The services that an unconnected socket sent to.
+#[inline(always)]
+pub fn datagrams(context: &SockAddrContext) -> Option<&'static mut Translations> {
+    // SAFETY: as in `socket`.
+    unsafe { DATAGRAMS.get_ptr_mut(context).as_mut() }
+}
+
+/// As [`datagrams`], made when there is none; `None` when the kernel has no memory for it.
+#[inline(always)]
+pub fn datagrams_or_new(context: &SockAddrContext) -> Option<&'static mut Translations> {
+    // SAFETY: as in `socket_or_new`.
+    unsafe { DATAGRAMS.get_or_insert_ptr_mut(context, None).as_mut() }
+}
+
+/// The row of the service that was last sent to.
+///
+/// Its place is read from memory, so that the verifier forgets by which of sixteen ways it got there and walks
+/// on once.
+#[inline(always)]
+pub fn last(rows: &mut Translations) -> &mut Translation {
+    // SAFETY: a field of the row that is borrowed.
+    let last = unsafe { (&raw const rows.last).read_volatile() };
+    &mut rows.rows[last as usize & (TRANSLATIONS - 1)]
+}
+
+/// Which backend a client stays with.
+#[inline(always)]
+pub fn affinity(client: &Client) -> Option<&'static mut Flow> {
+    let row = AFFINITY.get_ptr_mut(client)?;
+    // SAFETY: as in `flow`.
+    Some(unsafe { &mut *row })
+}
+
+/// Remembers which backend a client stays with. A full table forgets who was away the longest.
+#[inline(always)]
+pub fn remember_affinity(client: &Client, row: &Flow) {
+    let _ = AFFINITY.insert(client, row, 0);
+}
+
+/// A number that nobody can predict well enough to choose his backend by it.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: no arguments, no memory.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 /// Whether this host takes packets for the address out of a tunnel.

@@ -2,6 +2,7 @@
 //! peers, packets and the kernel's own test run.
 
 pub mod bpffs;
+pub mod cgroup;
 pub mod kernel;
 pub mod lab;
 pub mod netlink;

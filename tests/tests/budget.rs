@@ -12,7 +12,15 @@ use fairlead_control::dataplane::load::OBJECT;
 use fairlead_tests::kernel::on_a_node;
 
 /// Instructions that the verifier walks through, of its one million.
-const VERIFIED: [(&str, u32); 4] = [
+const VERIFIED: [(&str, u32); 12] = [
+    ("connect4", 15_000),
+    ("connect6", 15_000),
+    ("getpeername4", 100),
+    ("getpeername6", 100),
+    ("recvmsg4", 2_000),
+    ("recvmsg6", 2_000),
+    ("sendmsg4", 15_000),
+    ("sendmsg6", 30_000),
     ("tc_egress", 80_000),
     ("tc_ingress", 5_000),
     ("xdp_decap", 10_000),
@@ -82,8 +90,9 @@ fn no_program_comes_near_the_end_of_the_stack() {
         let bytes = stack_bytes(&function.instructions);
         println!("{name}: {bytes} bytes of {STACK_BYTES}");
 
+        // A program that only asks its socket needs none.
         assert!(
-            bytes > 0,
+            bytes > 0 || name.starts_with("getpeername") || name.starts_with("recvmsg"),
             "{name} names no stack: is this the right function?"
         );
         assert!(bytes <= STACK_BYTES, "{name}: {bytes} of {STACK_BYTES}");
@@ -122,7 +131,8 @@ fn all_tables_at_their_full_size_fit_into_their_share_of_memory() {
         | Map::PerCpuArray(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)
-        | Map::DevMapHash(data)) = map
+        | Map::DevMapHash(data)
+        | Map::SkStorage(data)) = map
         else {
             panic!("{name}: a map of another kind");
         };

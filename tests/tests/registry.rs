@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use aya_obj::Object;
 use aya_obj::generated::bpf_map_type::{
     self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_DEVMAP_HASH, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH,
-    BPF_MAP_TYPE_PERCPU_ARRAY,
+    BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
 };
 use fairlead_common::tables::{self, Kind};
 use fairlead_control::dataplane::load::OBJECT;
 
 /// `BPF_F_MMAPABLE` of `linux/bpf.h`.
 const MAPPED: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const ON_DEMAND: u32 = 1;
 /// `BPF_OBJ_NAME_LEN` of `linux/bpf.h`, without the final zero.
 const NAME_BYTES: usize = 15;
 
@@ -23,6 +25,7 @@ fn kind(kind: Kind) -> (bpf_map_type, u32) {
         Kind::Hash => (BPF_MAP_TYPE_HASH, 0),
         Kind::LruHash => (BPF_MAP_TYPE_LRU_HASH, 0),
         Kind::DevMapHash => (BPF_MAP_TYPE_DEVMAP_HASH, 0),
+        Kind::SocketStorage => (BPF_MAP_TYPE_SK_STORAGE, ON_DEMAND),
     }
 }
 
@@ -75,7 +78,20 @@ fn the_objects_programs_are_these_and_their_names_fit_into_the_kernel() {
 
     assert_eq!(
         names,
-        BTreeSet::from(["tc_egress", "tc_ingress", "xdp_decap", "xdp_ingress"])
+        BTreeSet::from([
+            "connect4",
+            "connect6",
+            "getpeername4",
+            "getpeername6",
+            "recvmsg4",
+            "recvmsg6",
+            "sendmsg4",
+            "sendmsg6",
+            "tc_egress",
+            "tc_ingress",
+            "xdp_decap",
+            "xdp_ingress",
+        ])
     );
     for name in names {
         assert!(name.len() <= NAME_BYTES, "{name}");

@@ -147,6 +147,8 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
             node.arrives(UP0, &packet)
         }
         Reason::CongestionLost => unwrapped(node, SERVICE, 3),
+        // No packet: a system call (`sock.rs`).
+        Reason::ServiceSocket | Reason::ServiceSocketRefused => return None,
         // The helpers do not fail on a packet that has come this far.
         Reason::HelperFailed => return None,
     })
@@ -174,5 +176,12 @@ fn every_reason_is_the_end_of_some_packet() {
             }
         }
     }
-    assert_eq!(never, BTreeSet::from([Reason::HelperFailed]));
+    assert_eq!(
+        never,
+        BTreeSet::from([
+            Reason::HelperFailed,
+            Reason::ServiceSocket,
+            Reason::ServiceSocketRefused
+        ])
+    );
 }

@@ -221,7 +221,8 @@ macro_rules! shown_by_rows {
 }
 
 shown_by_rows!(
-    NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops
+    NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops Sockets
+    Datagrams Affinity
 );
 
 fn used<T: Table>(

@@ -26,7 +26,7 @@ use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::{CapSet, Capability};
-use fairlead_common::tables::{self, DecapAddrs, Declaration, Layout, Reasons, Table as _};
+use fairlead_common::tables::{self, DecapAddrs, Declaration, Kind, Layout, Reasons, Table as _};
 
 use super::pins::{Lock, Pins};
 use super::table::{self, Pinned};
@@ -229,7 +229,9 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
         if !part.has_table(declared.name) {
             // No program of this part uses it: it is made as small as can be, not pinned, and goes
             // with the loader.
-            loader.map_max_entries(declared.name, 1);
+            if declared.kind != Kind::SocketStorage {
+                loader.map_max_entries(declared.name, 1);
+            }
             continue;
         }
         let version = versions
@@ -242,7 +244,13 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
                     table: declared.name,
                     replaced,
                 });
-                create(pins, declared)?
+                let path = pins.map(&format!("{}{NEW}", declared.name));
+                // The kernel wants the types of what sockets keep, which the object has: the loader makes
+                // and pins these.
+                if declared.kind != Kind::SocketStorage {
+                    create(&path, declared)?;
+                }
+                path
             }
         };
         loader.map_pin_path(declared.name, path);
@@ -306,7 +314,7 @@ fn inspect(pins: &Pins, declared: &Declaration, version: Option<u32>) -> Result<
     }))
 }
 
-fn create(pins: &Pins, declared: &Declaration) -> Result<std::path::PathBuf, Error> {
+fn create(path: &Path, declared: &Declaration) -> Result<(), Error> {
     let definition = aya_obj::Map::new_from_params(
         table::map_type(declared.kind) as u32,
         declared.key_bytes,
@@ -318,17 +326,15 @@ fn create(pins: &Pins, declared: &Declaration) -> Result<std::path::PathBuf, Err
         table: declared.name,
         source,
     })?;
-    let path = pins.map(&format!("{}{NEW}", declared.name));
-    map.pin(&path).map_err(|source| Error::Pin {
+    map.pin(path).map_err(|source| Error::Pin {
         name: declared.name.to_owned(),
         source,
-    })?;
-    Ok(path)
+    })
 }
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "aya knows 29 kinds of programs, the datapath has two"
+    reason = "aya knows 29 kinds of programs, the datapath has three"
 )]
 fn load_program(name: &str, program: &mut Program) -> Result<LoadedProgram, Error> {
     let wrong = |source| Error::Program {
@@ -338,6 +344,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<LoadedProgram, Erro
     let info = match program {
         Program::Xdp(xdp) => xdp.load().and_then(|()| xdp.info()),
         Program::SchedClassifier(tc) => tc.load().and_then(|()| tc.info()),
+        Program::CgroupSockAddr(sock) => sock.load().and_then(|()| sock.info()),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
     .map_err(wrong)?;

@@ -67,6 +67,14 @@ pub enum Error {
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Its rows are in sockets.
+    #[error(
+        "the rows of table {table} are kept in sockets, each beside its own: the kernel lists them for nobody"
+    )]
+    InSockets {
+        /// The table.
+        table: &'static str,
+    },
     /// This operation makes no sense for a map of this kind.
     #[error("a table of kind {} cannot be used by {operation}: {table}", kind.name())]
     Kind {
@@ -116,8 +124,12 @@ impl<T: Table> Pinned<T> {
     /// Opens the table's pin.
     ///
     /// # Errors
-    /// [`Error::NotPinned`] and [`Error::Unfit`] when it is not there or not this version's.
+    /// [`Error::NotPinned`] and [`Error::Unfit`] when it is not there or not this version's;
+    /// [`Error::InSockets`] when there is no table but what sockets keep.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
+        if T::KIND == Kind::SocketStorage {
+            return Err(Error::InSockets { table: T::NAME });
+        }
         let path = pins.map(T::NAME);
         if !path.exists() {
             return Err(Error::NotPinned {
@@ -149,6 +161,11 @@ impl<T: Table> Pinned<T> {
             // own, where aya has a type for them.
             Kind::Hash | Kind::LruHash | Kind::DevMapHash => {
                 Handle::Hash(Map::HashMap(map).try_into()?)
+            }
+            Kind::SocketStorage => {
+                return Err(MapError::InvalidMapType {
+                    map_type: map_type(T::KIND) as u32,
+                });
             }
         };
         Ok(Self { handle })
@@ -431,11 +448,14 @@ pub(super) fn difference(
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h).
 pub(super) const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// The creation flags of a kind of table.
 pub(super) const fn flags(kind: Kind) -> u32 {
     match kind {
         Kind::MappedArray => BPF_F_MMAPABLE,
+        Kind::SocketStorage => BPF_F_NO_PREALLOC,
         Kind::Array | Kind::PerCpuArray | Kind::Hash | Kind::LruHash | Kind::DevMapHash => 0,
     }
 }
@@ -448,6 +468,7 @@ pub(super) const fn map_type(kind: Kind) -> MapType {
         Kind::Hash => MapType::Hash,
         Kind::LruHash => MapType::LruHash,
         Kind::DevMapHash => MapType::DevMapHash,
+        Kind::SocketStorage => MapType::SkStorage,
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::service::ServiceKey;
+use fairlead_common::socket::Client;
 use serde_json::{Map, Value};
 
 /// A key as a person types it.
@@ -127,6 +128,21 @@ impl FromText for ServiceKey {
 
     fn from_number(_: u64) -> Result<Self, String> {
         Err("the key is addr, port, proto".to_owned())
+    }
+}
+
+impl FromText for Client {
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        known(fields, &["namespace", "service"])?;
+        Ok(Self {
+            namespace: field(fields, "namespace")?,
+            service: field(fields, "service")?,
+            pad: 0,
+        })
+    }
+
+    fn from_number(_: u64) -> Result<Self, String> {
+        Err("the key is namespace, service".to_owned())
     }
 }
 

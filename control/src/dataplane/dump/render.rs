@@ -10,6 +10,7 @@ use fairlead_common::service::{
     scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
+use fairlead_common::socket::{Client, Translation, Translations};
 use serde_json::{Value, json};
 
 /// A key or a value as JSON.
@@ -179,6 +180,30 @@ impl ToJson for Binding {
 impl ToJson for EgressPort {
     fn to_json(&self) -> Value {
         json!({ "port": self.port.number() })
+    }
+}
+
+impl ToJson for Translation {
+    fn to_json(&self) -> Value {
+        json!({
+            "service": address(self.service),
+            "servicePort": self.service_port.number(),
+            "backend": self.id,
+            "backendAddr": address(self.backend),
+            "backendPort": self.backend_port.number(),
+        })
+    }
+}
+
+impl ToJson for Translations {
+    fn to_json(&self) -> Value {
+        self.rows.iter().map(ToJson::to_json).collect()
+    }
+}
+
+impl ToJson for Client {
+    fn to_json(&self) -> Value {
+        json!({ "namespace": self.namespace, "service": self.service })
     }
 }
 
