@@ -22,10 +22,12 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod detour;
 pub mod flow;
 pub mod hash;
 pub mod reason;
 pub mod route;
+pub mod served;
 pub mod service;
 pub mod snat;
 pub mod socket;

@@ -69,6 +69,10 @@ reasons! {
     ServiceEncapsulated = Forward "service-encapsulated",
     /// To a service, from a socket of this node: the socket was given a backend before it sent anything.
     ServiceSocket = Pass "service-socket",
+    /// An ICMP error about a flow of a service: sent to that flow's backend.
+    ServiceIcmpError = Forward "service-icmp-error",
+    /// An echo request to a service address: answered.
+    ServiceEcho = Forward "service-echo",
     /// An encapsulated packet from a balancer, unwrapped for this backend.
     Decapsulated = Pass "decapsulated",
     /// Forwarded by the routing table.
@@ -129,6 +133,21 @@ reasons! {
     ServiceTooBig = Drop "service-too-big",
     /// To a service, and its TTL or hop limit ends here.
     ServiceTtl = Drop "service-ttl",
+    /// To a service address and not plain, while the program for such packets is missing.
+    ServiceOdd = Drop "service-odd",
+    /// To a service address, of a port or protocol that no service there has.
+    ServiceOther = Drop "service-other",
+    /// An echo request to a service address where no service has a backend.
+    ServiceEchoUnserved = Drop "service-echo-unserved",
+    /// An ICMP error to a service address about a packet that no service there sent.
+    ServiceIcmpForeign = Drop "service-icmp-foreign",
+    /// An ICMP error to a service address that quotes too little to tell the flow (a later fragment, no ports).
+    ServiceIcmpUnreadable = Drop "service-icmp-unreadable",
+    /// To a service address, with IPv4 options or IPv6 extension headers that hide the transport header or
+    /// forbid an answer.
+    ServiceHeaders = Drop "service-headers",
+    /// To a service address, and a fragment whose first one was not seen.
+    ServiceFragmentUnknown = Drop "service-fragment-unknown",
     /// Every probed port of the egress address is taken for this destination.
     PortsExhausted = Drop "ports-exhausted",
     /// The table of translations is full.

@@ -9,6 +9,7 @@ use crate::addr::Addr;
 use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
+use crate::served::Sieve;
 use crate::service::{Backend, Count, NextHop, RingPage, Service, ServiceKey};
 use crate::snat::{Binding, EgressPort};
 use crate::socket::{Client, Translation, Translations};
@@ -31,6 +32,8 @@ pub enum Kind {
     /// `BPF_MAP_TYPE_SK_STORAGE`: a row is kept in a socket and ends with it. The capacity is 0: there is no
     /// limit but the sockets themselves.
     SocketStorage,
+    /// `BPF_MAP_TYPE_PROG_ARRAY`.
+    ProgramArray,
 }
 
 impl Kind {
@@ -44,6 +47,7 @@ impl Kind {
             Self::LruHash => "lru_hash",
             Self::DevMapHash => "devmap_hash",
             Self::SocketStorage => "sk_storage",
+            Self::ProgramArray => "prog_array",
         }
     }
 }
@@ -168,6 +172,12 @@ tables! {
     Datagrams = "DATAGRAMS" v 1 SocketStorage<u32, Translations>[0],
     /// Which backend a client on this node stays with, and when it last connected.
     Affinity = "AFFINITY" v 1 LruHash<Client, Flow>[65536],
+    /// Programs for rare packets, by the row of their detour.
+    Detours = "DETOURS" v 1 ProgramArray<u32, u32>[8],
+    /// The addresses of services, and whether anybody serves there.
+    Addresses = "ADDRESSES" v 1 Hash<Addr, u32>[65536],
+    /// Which addresses may stand in ADDRESSES, by bit.
+    SieveTable = "SIEVE" v 1 Array<u32, Sieve>[1],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five

@@ -15,6 +15,7 @@
 //!
 //! Not here: who carries the steps out (`dataplane::apply`), and when (`agent`).
 
+mod addresses;
 pub mod diff;
 pub mod maglev;
 mod mirror;
@@ -27,7 +28,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use fairlead_common::addr::Addr;
 use fairlead_common::route::{Device, Node};
+use fairlead_common::served::Sieve;
 use fairlead_common::service::{Backend, NextHop, Service, ServiceKey, Slot};
 
 use crate::desired::{Condition, Desired, Frontend};
@@ -141,6 +144,10 @@ pub struct Actual {
     pub node: Option<Node>,
     /// `DEVICES` rows that are in use, by row (`ifindex & DEVICE_MASK`).
     pub devices: BTreeMap<u32, Device>,
+    /// `ADDRESSES`.
+    pub addresses: BTreeMap<Addr, u32>,
+    /// `SIEVE`.
+    pub sieve: Box<Sieve>,
 }
 
 /// One change of the kernel's tables.
@@ -171,6 +178,12 @@ pub enum Step {
     PutService(ServiceKey, Service),
     /// Removes a service's row.
     RemoveService(ServiceKey),
+    /// Writes the flags of a service's address.
+    PutAddress(Addr, u32),
+    /// Removes the row of an address.
+    RemoveAddress(Addr),
+    /// Writes the sieve before the addresses.
+    PutSieve(Box<Sieve>),
     /// Deletes the rows of `FLOWS` whose destination is one of these services, because their transition
     /// is over and what was remembered for it must not count in the next one; and those that name one
     /// of these backends, because their ids are about to be free.

@@ -26,6 +26,9 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
     {
         return lb::balance(frame, &network, transport, service);
     }
+    if maps::service_address(network.dst).is_some() {
+        return Err(Reason::ServiceOdd);
+    }
     if let Some(node) = maps::node()
         && !network.dst.is_none()
     {

@@ -5,6 +5,7 @@
 //! is not resolved: `bpf_fib_lookup` costs 90 to 200 ns, more than all the rest. Not for building rings: that
 //! is userspace's.
 
+use fairlead_common::flow::FlowKey;
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{Backend, Service, forward as forwarding};
@@ -28,31 +29,62 @@ pub fn balance(
     transport: &Transport,
     service: &Service,
 ) -> Result<Sent, Reason> {
-    if service.slots == 0 {
-        return Err(Reason::ServiceNoBackend);
-    }
     if network.ttl <= 1 {
         return Err(Reason::ServiceTtl);
     }
-    let key = transport.flow(network);
+    let is_new = transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let choice = choose(service, &transport.flow(network), is_new)?;
+    send(frame, network, transport, service, &choice)
+}
+
+/// The backend of a flow.
+pub struct Choice {
+    id: u32,
+    backend: &'static Backend,
+    hash: u32,
+}
+
+/// Finds the backend that serves a flow of a service.
+///
+/// # Errors
+/// [`Reason::ServiceNoBackend`].
+#[inline(always)]
+pub fn choose(service: &Service, key: &FlowKey, is_new: bool) -> Result<Choice, Reason> {
+    if service.slots == 0 {
+        return Err(Reason::ServiceNoBackend);
+    }
     let hash = key.hash();
     let place = service.ring.wrapping_add(hash::slot(hash, service.slots));
     let slot = maps::slot(place).ok_or(Reason::ServiceNoBackend)?;
     let id = if slot.previous == 0 {
         slot.current
     } else {
-        let is_new = transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-        flows::backend_in_transition(&key, slot, is_new)
+        flows::backend_in_transition(key, slot, is_new)
     };
     let backend = maps::backend(id).ok_or(Reason::ServiceNoBackend)?;
+    Ok(Choice { id, backend, hash })
+}
 
+/// Sends a packet to the chosen backend, whatever the packet is.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn send(
+    frame: &mut impl Resize,
+    network: &Network,
+    transport: &Transport,
+    service: &Service,
+    choice: &Choice,
+) -> Result<Sent, Reason> {
+    let backend = choice.backend;
     let bytes = frame.bytes();
     let sent = match backend.forward {
         forwarding::L2 => by_l2(frame, network, transport, backend),
-        forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, hash),
+        forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash),
         _ => Err(Reason::ServiceNoBackend),
     }?;
-    count::balanced(service.id, id, bytes);
+    count::balanced(service.id, choice.id, bytes);
     Ok(sent)
 }
 

@@ -5,6 +5,7 @@
 //!  packet -> parse -> classify -> lb    -> way (fib) -> rewrite   classify        decap
 //!                              -> snat  -> way (fib) -> rewrite   -> snat         -> rewrite
 //!                              -> route -> way (fib) -> rewrite   -> rewrite
+//!                              -> odd   (xdp_odd, by a tail call: what is to a service and not plain)
 //!                                           |
 //!                                        forward (which port) -> one Reason -> main: action + count
 //!
@@ -32,6 +33,7 @@ pub mod flows;
 pub mod forward;
 pub mod lb;
 pub mod maps;
+pub mod odd;
 pub mod packet;
 pub mod parse;
 pub mod rewrite;

@@ -9,11 +9,12 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+use fairlead_common::detour;
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_ebpf::forward::Sent;
 use fairlead_ebpf::packet::{Frame, Skb, Xdp};
 use fairlead_ebpf::sockaddr::{Address, V4, V6};
-use fairlead_ebpf::{classify, count, decap, forward, maps, sock};
+use fairlead_ebpf::{classify, count, decap, forward, maps, odd, sock};
 
 /// Uplinks: services, the way back of translations, routing.
 #[xdp]
@@ -21,6 +22,18 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
     let end = classify::from_uplink(&mut frame);
+    if let Err(Reason::ServiceOdd) = end {
+        maps::enter(detour::ODD, frame.context());
+    }
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where `xdp_ingress` turns off for packets to the addresses of services that are not plain.
+#[xdp]
+pub fn xdp_odd(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = odd::take(&mut frame);
     xdp_end(&frame, bytes, end)
 }
 

@@ -7,16 +7,19 @@
     reason = "a row is shared memory that other CPUs and userspace write while it is read"
 )]
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_common::addr::{Addr, Port};
+use fairlead_common::detour::Detour;
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
+use fairlead_common::served::{self, Sieve};
 use fairlead_common::service::{
     Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, next_hop_flags,
 };
@@ -67,6 +70,12 @@ static DATAGRAMS: SkStorage<Translations> = SkStorage::new();
 #[map]
 static AFFINITY: LruHashMap<Client, Flow> =
     LruHashMap::with_max_entries(tables::Affinity::CAPACITY, 0);
+#[map]
+static DETOURS: ProgramArray = ProgramArray::with_max_entries(tables::Detours::CAPACITY, 0);
+#[map]
+static ADDRESSES: HashMap<Addr, u32> = HashMap::with_max_entries(tables::Addresses::CAPACITY, 0);
+#[map]
+static SIEVE: Array<Sieve> = Array::with_max_entries(tables::SieveTable::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -100,6 +109,27 @@ pub fn redirect(ifindex: u32) -> u32 {
     TX_PORTS
         .redirect(ifindex, 0)
         .unwrap_or_else(|action| action)
+}
+
+/// Ends this program and begins the detour's; returns when there is none.
+#[inline(always)]
+pub fn enter(detour: Detour, context: &impl EbpfContext) {
+    // SAFETY: the context is the kernel's, and the kernel sees to it that the program is of its kind.
+    unsafe { DETOURS.tail_call(context, detour.row) };
+}
+
+/// The flags of a service's address ([`served::flags`]); none for any other address.
+#[inline(always)]
+pub fn service_address(addr: Addr) -> Option<u32> {
+    let (word, bit) = Sieve::place(addr);
+    let row = SIEVE.get_ptr(0)?.cast::<u64>();
+    // SAFETY: `place` answers ten bits, and the mask shows it to the verifier.
+    let bits = unsafe { row.add(word & (served::SIEVE_WORDS - 1)).read_volatile() };
+    if bits & bit == 0 {
+        return None;
+    }
+    // SAFETY: a word, valid alone.
+    unsafe { ADDRESSES.get(addr) }.copied()
 }
 
 /// The service that clients reach here.

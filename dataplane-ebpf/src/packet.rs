@@ -40,6 +40,13 @@ pub trait Frame {
     /// Asks the kernel for the way to a destination; the answer is a `BPF_FIB_LKUP_RET_*`, or negative.
     fn find_way(&self, question: &mut FibLookup) -> i64;
 
+    /// Reads `N` words of eight bytes from any place, in the order of memory. A helper reads them: for rare
+    /// packets, whose headers stand where the verifier does not follow a [`View`].
+    ///
+    /// # Errors
+    /// [`Reason::Malformed`] when the frame ends before.
+    fn load<const N: usize>(&self, at: usize) -> Result<[u64; N], Reason>;
+
     /// Writes a byte that is not covered by a checksum of its own header.
     ///
     /// # Errors
@@ -212,6 +219,11 @@ pub mod buffer {
         }
         fn find_way(&self, _: &mut FibLookup) -> i64 {
             -1
+        }
+        fn load<const N: usize>(&self, at: usize) -> Result<[u64; N], Reason> {
+            let bytes = self.0.get(at..at + N * 8).ok_or(Reason::Malformed)?;
+            let (words, _) = bytes.as_chunks::<8>();
+            Ok(core::array::from_fn(|i| u64::from_ne_bytes(words[i])))
         }
         fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
             *self.0.get_mut(at).ok_or(Reason::HelperFailed)? = byte;

@@ -10,6 +10,8 @@ use fairlead_common::service::ServiceKey;
 
 use crate::packet::{Frame, View, view};
 
+pub mod chain;
+
 /// Bytes of an untagged Ethernet header.
 pub const ETHERNET_BYTES: usize = 14;
 /// Bytes of an IPv4 header without options.

@@ -13,8 +13,12 @@ use crate::parse::{
     ETHERNET_BYTES, Family, IPV4_BYTES, IPV6_BYTES, Network, Transport, ether_type,
 };
 
-/// The TTL of a tunnel's outer header.
-const TUNNEL_TTL: u8 = 64;
+mod answer;
+
+pub use answer::echo_reply;
+
+/// The TTL or hop limit of headers of our own: RFC 1700's.
+const OWN_TTL: u8 = 64;
 /// "Don't fragment", in the order of memory.
 const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 
@@ -134,7 +138,7 @@ pub fn encapsulate(
             header.set::<u32, 0>(version | tunnel.flow_info(network.traffic_class));
             header.set::<u16, 4>((network.total as u16).to_be());
             header.set::<u8, 6>(inner.0);
-            header.set::<u8, 7>(TUNNEL_TTL);
+            header.set::<u8, 7>(OWN_TTL);
             header.set_v6::<8>(tunnel.src);
             header.set_v6::<24>(tunnel.dst);
         }
@@ -149,11 +153,11 @@ const fn ipv4_words(tunnel: &Tunnel, inner: Proto, traffic_class: u8, total: u16
     let [f0, f1] = DONT_FRAGMENT.to_ne_bytes();
     let first = u32::from_ne_bytes([0x45, traffic_class, t0, t1]);
     let second = u32::from_ne_bytes([0, 0, f0, f1]);
-    let third = u32::from_ne_bytes([TUNNEL_TTL, inner.0, 0, 0]);
+    let third = u32::from_ne_bytes([OWN_TTL, inner.0, 0, 0]);
     let (src, dst) = (tunnel.src.v4_word(), tunnel.dst.v4_word());
     let sum = first as u64 + second as u64 + third as u64 + src as u64 + dst as u64;
     let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
-    let third = u32::from_ne_bytes([TUNNEL_TTL, inner.0, c0, c1]);
+    let third = u32::from_ne_bytes([OWN_TTL, inner.0, c0, c1]);
     [first, second, third, src, dst]
 }
 

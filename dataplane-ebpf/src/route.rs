@@ -195,6 +195,16 @@ pub fn may_be_routed(frame: &impl Frame, network: &Network) -> Result<(), Reason
     Ok(())
 }
 
+/// Whether an address may be a packet's beyond the link: one host's, and of no smaller scope.
+#[inline(always)]
+pub const fn is_wide(addr: Addr) -> bool {
+    if addr.is_v4() {
+        !is_narrow_v4(addr.v4_word())
+    } else {
+        !is_narrow_v6(addr)
+    }
+}
+
 /// 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, and 224.0.0.0/3 (multicast, reserved, broadcast).
 #[inline(always)]
 const fn is_narrow_v4(word: u32) -> bool {

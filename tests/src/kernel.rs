@@ -12,9 +12,11 @@
 //! Every run checks what holds for every packet: exactly one reason is counted, with the frame's bytes; the
 //! action is that of the reason's verdict; what is passed is untouched.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aya::maps::ProgramArray;
 use aya::programs::{
     Program, ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp,
     XdpMode,
@@ -22,19 +24,21 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{Pod, Zeroable};
 use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
+use fairlead_common::detour;
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
+use fairlead_common::served;
 use fairlead_common::service::{
     Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
     next_hop_flags,
 };
 use fairlead_common::snat;
 use fairlead_common::tables::{
-    BackendStats, Backends, Devices, Flows, NextHops, NodeTable, Rings, ServiceStats, Services,
-    SnatFwd, SnatRev, Table, TxPorts,
+    Addresses, BackendStats, Backends, Detours, Devices, Flows, NextHops, NodeTable, Rings,
+    ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table, TxPorts,
 };
-use fairlead_control::dataplane::load::OBJECT;
+use fairlead_control::dataplane::load::{self, OBJECT};
 
 use crate::packet::{Mac, Packet, check};
 
@@ -92,6 +96,7 @@ pub struct Node {
     ebpf: Ebpf,
     /// Every frame that went in and came out, for the pcap of a failed test.
     seen: Vec<Vec<u8>>,
+    addresses: BTreeSet<Addr>,
     next_backend: u32,
     next_page: u32,
 }
@@ -148,8 +153,9 @@ impl Node {
     fn new() -> Self {
         place::make();
         let mut node = Self {
-            ebpf: load(),
+            ebpf: load_object(),
             seen: Vec::new(),
+            addresses: BTreeSet::new(),
             next_backend: 1,
             next_page: 0,
         };
@@ -234,7 +240,31 @@ impl Node {
             &ServiceKey::new(addr_of(addr), Port::new(port), proto),
             &service,
         );
+        let served = if ring.is_empty() {
+            0
+        } else {
+            served::flags::SERVED
+        };
+        self.own(addr_of(addr), served);
         service.id
+    }
+
+    /// Empties the table of programs for rare packets.
+    pub fn close_detours(&mut self) {
+        let rows = self.ebpf.map_mut(Detours::NAME).expect(Detours::NAME);
+        let mut rows: ProgramArray<_> = rows.try_into().expect(Detours::NAME);
+        for detour in detour::ALL {
+            rows.clear_index(&detour.row).expect(detour.program);
+        }
+    }
+
+    /// Makes an address a service's.
+    fn own(&mut self, addr: Addr, flags: u32) {
+        let held = self.get::<Addresses>(&addr).unwrap_or_default();
+        self.set::<Addresses>(&addr, &(held | flags));
+        self.addresses.insert(addr);
+        let sieve = self.addresses.iter().copied().collect();
+        self.set::<SieveTable>(&0, &sieve);
     }
 
     /// Says whether a backend answers.
@@ -485,7 +515,7 @@ pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
     clippy::wildcard_enum_match_arm,
     reason = "aya knows 29 kinds of programs, the datapath has three"
 )]
-fn load() -> Ebpf {
+fn load_object() -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     for (name, rows) in [
@@ -509,6 +539,7 @@ fn load() -> Ebpf {
         };
         result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
+    load::fill_detours(&mut ebpf).expect("programs for every detour");
     ebpf
 }
 

@@ -24,6 +24,7 @@ enum Layer {
     EtherType(u16),
     V4(V4),
     V6(V6),
+    Extension { kind: u8, body: Vec<u8> },
     Tcp { ports: (u16, u16), flags: u8 },
     Udp { ports: (u16, u16), checksum: bool },
     Icmp { kind: u8, code: u8, rest: u32 },
@@ -124,6 +125,20 @@ impl Packet {
             })),
             (src, dst) => panic!("{src} and {dst} are of two families"),
         }
+    }
+
+    /// Adds an IPv6 extension header of this kind: its bytes after "next header", 7 and a multiple of 8.
+    #[must_use]
+    pub fn extension(self, kind: u8, body: &[u8]) -> Self {
+        let body = body.to_vec();
+        self.with(Layer::Extension { kind, body })
+    }
+
+    /// Adds an IPv6 fragment header: offset in units of 8 bytes, and whether more follow.
+    #[must_use]
+    pub fn fragment_header(self, id: u32, offset: u16, more: bool) -> Self {
+        let field = (offset << 3 | u16::from(more)).to_be_bytes();
+        self.extension(44, &[&[0], &field[..], &id.to_be_bytes()].concat())
     }
 
     /// Adds a TCP header, of a segment in the middle of a connection.
@@ -308,6 +323,9 @@ fn encode(layers: &[Layer], ends: Option<(IpAddr, IpAddr)>) -> Vec<u8> {
         ]
         .concat(),
         Layer::EtherType(_) => encode(rest, None),
+        Layer::Extension { body, .. } => {
+            [&[proto(rest, 58)], &body[..], &encode(rest, ends)].concat()
+        }
         Layer::V4(header) => header.encode(rest),
         Layer::V6(header) => header.encode(rest),
         Layer::Tcp { ports, flags } => {
@@ -360,6 +378,9 @@ fn ether_type(rest: &[Layer]) -> [u8; 2] {
 
 fn proto(rest: &[Layer], icmp: u8) -> u8 {
     match rest.first() {
+        Some(Layer::Extension { kind, .. }) => *kind,
+        // "No next header".
+        Some(Layer::Payload(_)) if icmp == 58 => 59,
         Some(Layer::Tcp { .. }) => 6,
         Some(Layer::Udp { .. }) => 17,
         Some(Layer::Icmp { .. }) => icmp,

@@ -12,7 +12,7 @@ use fairlead_control::dataplane::load::OBJECT;
 use fairlead_tests::kernel::on_a_node;
 
 /// Instructions that the verifier walks through, of its one million.
-const VERIFIED: [(&str, u32); 12] = [
+const VERIFIED: [(&str, u32); 13] = [
     ("connect4", 15_000),
     ("connect6", 15_000),
     ("getpeername4", 100),
@@ -25,6 +25,7 @@ const VERIFIED: [(&str, u32); 12] = [
     ("tc_ingress", 5_000),
     ("xdp_decap", 10_000),
     ("xdp_ingress", 40_000),
+    ("xdp_odd", 80_000),
 ];
 /// Bytes of stack, of 512. The verifier adds what it needs for alignment.
 const STACK_BYTES: i16 = 384;
@@ -132,7 +133,8 @@ fn all_tables_at_their_full_size_fit_into_their_share_of_memory() {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::DevMapHash(data)
-        | Map::SkStorage(data)) = map
+        | Map::SkStorage(data)
+        | Map::ProgramArray(data)) = map
         else {
             panic!("{name}: a map of another kind");
         };

@@ -488,12 +488,20 @@ fn what_fits_into_the_way_with_its_outer_header_goes_and_one_byte_more_does_not(
     });
 }
 
+/// To addresses beside the services'.
+fn stranger_v4() -> Packet {
+    eth().ip(CLIENT_V4, "192.0.2.81")
+}
+
+fn stranger_v6() -> Packet {
+    eth().ip(CLIENT_V6, "2001:db8::81")
+}
+
 #[rstest]
-#[case::another_port(v4().tcp(40000, 81))]
 #[case::another_address(eth().ip(CLIENT_V4, "192.0.2.81").tcp(40000, 80))]
 #[case::the_way_back(eth().ip(SERVICE_V4, CLIENT_V4).tcp(80, 40000))]
-#[case::icmp(v4().ping(1, 1))]
-#[case::another_protocol(v4().proto(132).payload(*b"\x9c\x40\x00\x50"))]
+#[case::icmp(stranger_v4().ping(1, 1))]
+#[case::another_protocol(stranger_v4().proto(132).payload(*b"\x9c\x40\x00\x50"))]
 fn what_is_not_the_services_is_routed(#[case] packet: Packet) {
     on_a_node(|node| {
         let id = node.backend("10.1.0.11", forward::L2);
@@ -507,16 +515,19 @@ fn what_is_not_the_services_is_routed(#[case] packet: Packet) {
 }
 
 #[rstest]
-#[case::first_fragment(v4().fragment(0, true).tcp(40000, 80), Reason::Fragment)]
-#[case::later_fragment(v4().fragment(64, false).proto(6).payload(vec![0; 64]), Reason::Fragment)]
-#[case::ipv6_fragment(v6().proto(44).payload(*b"\x06\0\0\x01\0\0\0\x01aaaaaaaaaaaaaaaaaaaaaaaa"), Reason::Fragment)]
-#[case::ipv4_options(v4().options(&[1, 1, 1, 1]).tcp(40000, 80), Reason::IpOptions)]
-#[case::ipv6_hop_by_hop(v6().proto(0).payload(*b"\x06\0\x01\x04\0\0\0\0aaaaaaaaaaaaaaaaaaaaaaaa"), Reason::IpOptions)]
-#[case::cut_tcp_header_v4(v4().proto(6).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
-#[case::cut_tcp_header_v6(v6().proto(6).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
-#[case::cut_udp_header_v4(v4().proto(17).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
-#[case::cut_udp_header_v6(v6().proto(17).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
-fn what_cannot_be_balanced_is_passed_untouched(#[case] packet: Packet, #[case] reason: Reason) {
+#[case::first_fragment(stranger_v4().fragment(0, true).tcp(40000, 80), Reason::Fragment)]
+#[case::later_fragment(stranger_v4().fragment(64, false).proto(6).payload(vec![0; 64]), Reason::Fragment)]
+#[case::ipv6_fragment(stranger_v6().proto(44).payload(*b"\x06\0\0\x01\0\0\0\x01aaaaaaaaaaaaaaaaaaaaaaaa"), Reason::Fragment)]
+#[case::ipv4_options(stranger_v4().options(&[1, 1, 1, 1]).tcp(40000, 80), Reason::IpOptions)]
+#[case::ipv6_hop_by_hop(stranger_v6().proto(0).payload(*b"\x06\0\x01\x04\0\0\0\0aaaaaaaaaaaaaaaaaaaaaaaa"), Reason::IpOptions)]
+#[case::cut_tcp_header_v4(stranger_v4().proto(6).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
+#[case::cut_tcp_header_v6(stranger_v6().proto(6).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
+#[case::cut_udp_header_v4(stranger_v4().proto(17).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
+#[case::cut_udp_header_v6(stranger_v6().proto(17).payload(*b"\x9c\x40\x00\x50"), Reason::Malformed)]
+fn what_is_not_plain_and_not_the_services_is_passed_untouched(
+    #[case] packet: Packet,
+    #[case] reason: Reason,
+) {
     on_a_node(|node| {
         let id = node.backend("10.1.0.11", forward::L2);
         serve(node, &[steady(id)]);

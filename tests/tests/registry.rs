@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use aya_obj::Object;
 use aya_obj::generated::bpf_map_type::{
     self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_DEVMAP_HASH, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH,
-    BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
+    BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PROG_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
 };
 use fairlead_common::tables::{self, Kind};
 use fairlead_control::dataplane::load::OBJECT;
@@ -26,6 +26,7 @@ fn kind(kind: Kind) -> (bpf_map_type, u32) {
         Kind::LruHash => (BPF_MAP_TYPE_LRU_HASH, 0),
         Kind::DevMapHash => (BPF_MAP_TYPE_DEVMAP_HASH, 0),
         Kind::SocketStorage => (BPF_MAP_TYPE_SK_STORAGE, ON_DEMAND),
+        Kind::ProgramArray => (BPF_MAP_TYPE_PROG_ARRAY, 0),
     }
 }
 
@@ -91,6 +92,7 @@ fn the_objects_programs_are_these_and_their_names_fit_into_the_kernel() {
             "tc_ingress",
             "xdp_decap",
             "xdp_ingress",
+            "xdp_odd"
         ])
     );
     for name in names {

@@ -38,6 +38,10 @@ fn to_service() -> Packet {
     eth().ip(FAR, SERVICE).tcp(40000, 80)
 }
 
+fn ping() -> Packet {
+    eth().ip(FAR, SERVICE).ping(1, 1)
+}
+
 /// A packet that comes back to what `pod` sent.
 fn answered(node: &mut Node, pod: &str) -> Ran {
     let left = node.leaves(&eth().ip(pod, FAR).tcp(40000, 80));
@@ -98,6 +102,12 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
             node.ip("route add 10.244.1.6/32 dev pod0\n");
             answered(node, "10.244.1.6")
         }
+        Reason::ServiceIcmpError => {
+            let quoted = eth().ip(SERVICE, FAR).tcp(80, 40000);
+            let packet = eth().ip(FAR, SERVICE).icmp(3, 4, 1400).inside(&quoted);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceEcho => served(node, "10.1.0.11", forward::L2, &ping()),
         Reason::NotIp => node.arrives(UP0, &eth().ether_type(0x0806).payload([0; 28])),
         Reason::OtherMac => {
             let frame = to_pod().tcp(1, 2).macs(ROUTER, [0xff; 6]).bytes();
@@ -136,6 +146,35 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
             served(node, "10.51.0.1", forward::ENCAPSULATE, &packet)
         }
         Reason::ServiceTtl => served(node, "10.1.0.11", forward::L2, &to_service().ttl(1)),
+        Reason::ServiceOdd => {
+            node.close_detours();
+            served(node, "10.1.0.11", forward::L2, &ping())
+        }
+        Reason::ServiceOther => {
+            let packet = eth().ip(FAR, SERVICE).proto(47).payload([0; 8]);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceEchoUnserved => {
+            node.service(SERVICE, 80, Proto::TCP, &[]);
+            node.arrives(UP0, &ping())
+        }
+        Reason::ServiceIcmpForeign => {
+            let quoted = eth().ip(SERVICE, FAR).tcp(81, 40000);
+            let packet = eth().ip(FAR, SERVICE).icmp(3, 4, 1400).inside(&quoted);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceIcmpUnreadable => {
+            let packet = eth().ip(FAR, SERVICE).icmp(3, 4, 1400);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceHeaders => {
+            let packet = eth().ip(FAR, SERVICE).options(&[1; 4]).ping(1, 1);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceFragmentUnknown => {
+            let packet = eth().ip(FAR, SERVICE).fragment(9, false).udp(1, 2);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
         Reason::PortsExhausted => taken(node),
         Reason::BindingsFull => full(node),
         Reason::ProtocolUntranslatable => node.leaves(&from_pod().proto(50).payload([0; 8])),

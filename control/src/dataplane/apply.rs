@@ -15,7 +15,9 @@ use std::collections::BTreeSet;
 
 use fairlead_common::route::{DEVICE_MASK, Device};
 use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot};
-use fairlead_common::tables::{Backends, Devices, Flows, NextHops, NodeTable, Services, TxPorts};
+use fairlead_common::tables::{
+    Addresses, Backends, Devices, Flows, NextHops, NodeTable, Services, SieveTable, TxPorts,
+};
 
 use super::mapped::Access;
 use super::pins::Pins;
@@ -31,6 +33,8 @@ pub struct KernelStore {
     backends: Pinned<Backends>,
     next_hops: Pinned<NextHops>,
     flows: Pinned<Flows>,
+    addresses: Pinned<Addresses>,
+    sieve: Pinned<SieveTable>,
     slots: Slots,
 }
 
@@ -64,6 +68,8 @@ impl KernelStore {
             backends: Pinned::open(pins)?,
             next_hops: Pinned::open(pins)?,
             flows: Pinned::open(pins)?,
+            addresses: Pinned::open(pins)?,
+            sieve: Pinned::open(pins)?,
             slots: Slots::open(pins, access)?,
         })
     }
@@ -130,6 +136,9 @@ impl Store for KernelStore {
             Step::PutService(key, service) => self.services.set(key, service)?,
             // Gone already is as good.
             Step::RemoveService(key) => drop(self.services.remove(key)?),
+            Step::PutAddress(addr, flags) => self.addresses.set(addr, flags)?,
+            Step::RemoveAddress(addr) => drop(self.addresses.remove(addr)?),
+            Step::PutSieve(sieve) => self.sieve.set(&0, sieve)?,
             Step::ForgetFlows { services, backends } => self.forget_flows(services, backends)?,
         }
         Ok(())
@@ -170,6 +179,11 @@ impl Store for KernelStore {
                 actual.devices.insert(place, device);
             }
         }
+        for row in self.addresses.rows() {
+            let (addr, flags) = row?;
+            actual.addresses.insert(addr, flags);
+        }
+        *actual.sieve = self.sieve.get(&0)?.unwrap_or_default();
         Ok(actual)
     }
 }
@@ -260,6 +274,9 @@ impl Failed {
             | Step::RemoveBackend(_)
             | Step::PutService(..)
             | Step::RemoveService(_)
+            | Step::PutAddress(..)
+            | Step::RemoveAddress(_)
+            | Step::PutSieve(_)
             | Step::ForgetFlows { .. } => {}
         }
     }
@@ -293,7 +310,10 @@ impl Failed {
             | Step::PutDevice(_)
             | Step::RemoveDevice(_)
             | Step::PutNextHop(..)
-            | Step::RemoveService(_) => None,
+            | Step::RemoveService(_)
+            | Step::PutAddress(..)
+            | Step::RemoveAddress(_)
+            | Step::PutSieve(_) => None,
         }
     }
 }
@@ -323,6 +343,9 @@ pub fn describe(step: &Step) -> String {
         }
         Step::PutService(key, _) => format!("write service {}", frontend(key)),
         Step::RemoveService(key) => format!("remove service {}", frontend(key)),
+        Step::PutAddress(addr, _) => format!("write address {addr}"),
+        Step::RemoveAddress(addr) => format!("remove address {addr}"),
+        Step::PutSieve(_) => "write the sieve of addresses".to_owned(),
         Step::ForgetFlows { services, backends } => {
             let services = services.iter().map(frontend);
             let backends = backends.iter().map(|id| format!("backend {id}"));

@@ -14,19 +14,22 @@
 //!
 //! A table that was made anew is empty: fill it before attaching, so that no packet meets it so.
 //!
-//! Not for filling tables (`apply`), nor for attaching.
+//! Not for filling tables (`apply`), but for `DETOURS`, whose rows are programs; nor for attaching.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use aya::maps::{MapData, MapError};
+use aya::maps::{MapData, MapError, ProgramArray};
 use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::{CapSet, Capability};
-use fairlead_common::tables::{self, DecapAddrs, Declaration, Kind, Layout, Reasons, Table as _};
+use fairlead_common::detour;
+use fairlead_common::tables::{
+    self, DecapAddrs, Declaration, Detours, Kind, Layout, Reasons, Table as _,
+};
 
 use super::pins::{Lock, Pins};
 use super::table::{self, Pinned};
@@ -261,6 +264,11 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
         .filter(|(name, _)| part.has_program(name))
         .map(|(name, program)| load_program(name, program))
         .collect::<Result<_, _>>()?;
+    if part == Part::Node {
+        // The programs that run go by the same rows: a packet's detour is the next version's from here on, and
+        // what it agrees on with the way there is the tables.
+        fill_detours(&mut ebpf)?;
+    }
     for (name, program) in ebpf.programs_mut() {
         if part.has_program(name) {
             pin_program(pins, name, program)?;
@@ -283,6 +291,33 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
         programs,
         ebpf,
     })
+}
+
+/// Puts the loaded programs for rare packets into `DETOURS`.
+///
+/// # Errors
+/// The object lacks one of them, or the kernel refuses.
+pub fn fill_detours(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for detour in detour::ALL {
+        let wrong = |source| Error::Program {
+            program: detour.program.to_owned(),
+            source,
+        };
+        let program = ebpf
+            .program(detour.program)
+            .ok_or(ProgramError::NotLoaded)
+            .and_then(Program::fd)
+            .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+            .map_err(wrong)?;
+        let table = ebpf.map_mut(Detours::NAME).ok_or(MapError::InvalidName {
+            name: Detours::NAME.to_owned(),
+        });
+        table
+            .and_then(ProgramArray::try_from)
+            .and_then(|mut rows| rows.set(detour.row, &program, 0))
+            .map_err(|error| wrong(error.into()))?;
+    }
+    Ok(())
 }
 
 enum Found {

@@ -157,9 +157,9 @@ impl<T: Table> Pinned<T> {
         let handle = match T::KIND {
             Kind::Array | Kind::MappedArray => Handle::Array(Map::Array(map).try_into()?),
             Kind::PerCpuArray => Handle::PerCpu(Map::PerCpuArray(map).try_into()?),
-            // A devmap is read and written by the same calls as a hash; its rows are the registry's
-            // own, where aya has a type for them.
-            Kind::Hash | Kind::LruHash | Kind::DevMapHash => {
+            // A devmap and an array of programs are read and written by the same calls as a hash; their rows
+            // are the registry's own, where aya has types for them.
+            Kind::Hash | Kind::LruHash | Kind::DevMapHash | Kind::ProgramArray => {
                 Handle::Hash(Map::HashMap(map).try_into()?)
             }
             Kind::SocketStorage => {
@@ -258,8 +258,8 @@ impl<T: Table> Pinned<T> {
     ) -> Result<(Vec<Row<T>>, Option<Place>), Error> {
         match &self.handle {
             Handle::PerCpu(_) => Err(Self::wrong_kind("rows")),
-            // The kernel reads devmaps one row at a time only.
-            Handle::Hash(map) if T::KIND == Kind::DevMapHash => {
+            // The kernel reads these one row at a time only.
+            Handle::Hash(map) if matches!(T::KIND, Kind::DevMapHash | Kind::ProgramArray) => {
                 let rows = map
                     .iter()
                     .map(|row| {
@@ -456,7 +456,12 @@ pub(super) const fn flags(kind: Kind) -> u32 {
     match kind {
         Kind::MappedArray => BPF_F_MMAPABLE,
         Kind::SocketStorage => BPF_F_NO_PREALLOC,
-        Kind::Array | Kind::PerCpuArray | Kind::Hash | Kind::LruHash | Kind::DevMapHash => 0,
+        Kind::Array
+        | Kind::PerCpuArray
+        | Kind::Hash
+        | Kind::LruHash
+        | Kind::DevMapHash
+        | Kind::ProgramArray => 0,
     }
 }
 
@@ -469,6 +474,7 @@ pub(super) const fn map_type(kind: Kind) -> MapType {
         Kind::LruHash => MapType::LruHash,
         Kind::DevMapHash => MapType::DevMapHash,
         Kind::SocketStorage => MapType::SkStorage,
+        Kind::ProgramArray => MapType::ProgramArray,
     }
 }
 

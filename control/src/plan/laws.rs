@@ -206,6 +206,8 @@ impl Story {
                 Step::PutService(service, _) | Step::RemoveService(service) => {
                     format!("service {service:?}")
                 }
+                Step::PutAddress(addr, _) | Step::RemoveAddress(addr) => format!("address {addr}"),
+                Step::PutSieve(_) => "sieve".to_owned(),
                 Step::ForgetFlows { .. } => "flows".to_owned(),
             };
             prop_assert!(written.insert(name), "law 4: {step:?} comes twice");
@@ -222,7 +224,10 @@ impl Story {
                 | Step::PutBackend(..)
                 | Step::RemoveBackend(_)
                 | Step::PutService(..)
-                | Step::RemoveService(_) => false,
+                | Step::RemoveService(_)
+                | Step::PutAddress(..)
+                | Step::RemoveAddress(_)
+                | Step::PutSieve(_) => false,
             };
             prop_assert!(
                 may_be_idle || tables != before,
@@ -280,6 +285,9 @@ impl Story {
                 id
             );
         }
+        let addresses: BTreeSet<_> = keys.iter().map(|key| key.addr).collect();
+        prop_assert!(tables.addresses.keys().eq(&addresses));
+        prop_assert!(addresses.iter().all(|&addr| tables.sieve.passes(addr)));
         self.next_hops_are_wanted()?;
         let devices: Vec<_> = tables
             .devices

@@ -67,6 +67,13 @@ impl Actual {
             Step::RemoveService(key) => {
                 self.services.remove(key);
             }
+            Step::PutAddress(addr, flags) => {
+                self.addresses.insert(*addr, *flags);
+            }
+            Step::RemoveAddress(addr) => {
+                self.addresses.remove(addr);
+            }
+            Step::PutSieve(sieve) => self.sieve.clone_from(sieve),
             Step::ForgetFlows { .. } => {}
         }
     }

@@ -299,6 +299,7 @@ fn service_steps(
         };
         wanted_rows.insert(key, row);
     }
+    super::addresses::steps(wanted.desired, &wanted_rows, actual, steps, conditions);
     let Difference { put, remove } = difference(&wanted_rows, &actual.services);
     steps.extend(put.into_iter().map(|(key, row)| Step::PutService(key, row)));
     steps.extend(remove.into_iter().map(Step::RemoveService));

@@ -1,9 +1,12 @@
 //! A frame at a TC hook: a socket buffer, perhaps one that is cut into segments later.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes,
+    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use fairlead_common::reason::Reason;
@@ -199,6 +202,23 @@ impl Frame for Skb {
                 FibLookup::BYTES,
                 0,
             )
+        }
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Result<[u64; N], Reason> {
+        let mut words = MaybeUninit::<[u64; N]>::uninit();
+        // SAFETY: the helper compares the place with the buffer's end, and fills all of the words or fails.
+        unsafe {
+            match bpf_skb_load_bytes(
+                self.context.as_ptr(),
+                at as u32,
+                words.as_mut_ptr().cast(),
+                (N * 8) as u32,
+            ) {
+                0 => Ok(words.assume_init()),
+                _ => Err(Reason::Malformed),
+            }
         }
     }
 

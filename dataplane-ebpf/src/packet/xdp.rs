@@ -1,6 +1,9 @@
 //! A frame at an XDP hook.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head};
 use aya_ebpf::programs::XdpContext;
 use fairlead_common::reason::Reason;
@@ -19,6 +22,12 @@ impl Xdp {
     pub fn new(context: XdpContext) -> Self {
         let ifindex = context.ingress_ifindex() as u32;
         Self { context, ifindex }
+    }
+
+    /// The kernel's context, for a detour.
+    #[inline(always)]
+    pub const fn context(&self) -> &XdpContext {
+        &self.context
     }
 }
 
@@ -58,6 +67,23 @@ impl Frame for Xdp {
                 FibLookup::BYTES,
                 0,
             )
+        }
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Result<[u64; N], Reason> {
+        let mut words = MaybeUninit::<[u64; N]>::uninit();
+        // SAFETY: the helper compares the place with the frame's end, and fills all of the words or fails.
+        unsafe {
+            match bpf_xdp_load_bytes(
+                self.context.ctx,
+                at as u32,
+                words.as_mut_ptr().cast(),
+                (N * 8) as u32,
+            ) {
+                0 => Ok(words.assume_init()),
+                _ => Err(Reason::Malformed),
+            }
         }
     }
 

@@ -23,7 +23,7 @@ impl Node {
                 let map: HashMap<_, Wire<T::Key>, Wire<T::Value>> = map.try_into().expect(T::NAME);
                 map.get(&Wire(*key), 0).ok().map(|wire| wire.0)
             }
-            Kind::PerCpuArray | Kind::DevMapHash | Kind::SocketStorage => {
+            Kind::PerCpuArray | Kind::DevMapHash | Kind::SocketStorage | Kind::ProgramArray => {
                 panic!("{} is not read so", T::NAME)
             }
         }
@@ -47,7 +47,9 @@ impl Node {
                 let ifindex = index(key);
                 map.insert(ifindex, ifindex, None, 0).expect(T::NAME);
             }
-            Kind::PerCpuArray | Kind::SocketStorage => panic!("{} is not written so", T::NAME),
+            Kind::PerCpuArray | Kind::SocketStorage | Kind::ProgramArray => {
+                panic!("{} is not written so", T::NAME)
+            }
         }
     }
 

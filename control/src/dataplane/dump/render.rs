@@ -5,6 +5,7 @@
 use fairlead_common::addr::{Addr, Cidr4};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
+use fairlead_common::served::Sieve;
 use fairlead_common::service::{
     Backend, Count, NextHop, RingPage, Service, ServiceKey, Slot, flags, forward, next_hop_flags,
     scope, service_flags,
@@ -75,6 +76,12 @@ impl ToJson for Device {
 impl ToJson for TxPort {
     fn to_json(&self) -> Value {
         json!({ "ifindex": self.ifindex, "program": self.program })
+    }
+}
+
+impl ToJson for Sieve {
+    fn to_json(&self) -> Value {
+        json!({ "bits": self.bits() })
     }
 }
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use fairlead_common::addr::Addr;
 use fairlead_common::hash;
 use fairlead_common::route::{DEVICE_MASK, Device, Node};
+use fairlead_common::served::Sieve;
 use fairlead_common::service::{
     Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags, forward,
 };
@@ -25,6 +27,8 @@ pub(super) struct Tables {
     pub(super) slots: BTreeMap<u32, Slot>,
     pub(super) node: Option<Node>,
     pub(super) devices: BTreeMap<u32, Device>,
+    pub(super) addresses: BTreeMap<Addr, u32>,
+    pub(super) sieve: Box<Sieve>,
     /// `FLOWS`, with the address that the backend had when the flow was remembered.
     pub(super) flows: BTreeMap<(ServiceKey, u32), (u32, BackendAddr)>,
 }
@@ -66,6 +70,13 @@ impl Store for Tables {
             Step::RemoveService(key) => {
                 self.services.remove(&key);
             }
+            Step::PutAddress(addr, flags) => {
+                self.addresses.insert(addr, flags);
+            }
+            Step::RemoveAddress(addr) => {
+                self.addresses.remove(&addr);
+            }
+            Step::PutSieve(sieve) => self.sieve = sieve,
             Step::ForgetFlows { services, backends } => {
                 self.flows.retain(|(service, _), (id, _)| {
                     !services.contains(service) && !backends.contains(id)
@@ -89,6 +100,8 @@ impl Store for Tables {
             rings,
             node: self.node,
             devices: self.devices.clone(),
+            addresses: self.addresses.clone(),
+            sieve: self.sieve.clone(),
         })
     }
 }

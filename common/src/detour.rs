@@ -1,0 +1,24 @@
+//! Programs for rare packets: entered by a tail call, with a stack and a verifier's budget of their own, so that
+//! the program that every packet runs through does not grow with them.
+//!
+//! Whoever makes a detour has not changed the packet. When the row is empty the call returns, and the packet
+//! ends with the reason that led there: it is counted, and never lost silently.
+
+/// A program that is entered by a tail call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detour {
+    /// Its row in `DETOURS`.
+    pub row: u32,
+    /// Its name in the object.
+    pub program: &'static str,
+}
+
+/// Packets to the addresses of services that are not plain packets of a service, or that their service cannot
+/// take: fragments, options, ICMP, other ports, and what must be answered.
+pub const ODD: Detour = Detour {
+    row: 0,
+    program: "xdp_odd",
+};
+
+/// Every detour.
+pub const ALL: &[Detour] = &[ODD];

@@ -1,0 +1,161 @@
+//! The addresses of services, whatever their ports: from the services' rows.
+//!
+//! An address that only node ports are reached by is the host's own: what else comes to it is for the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_common::addr::Addr;
+use fairlead_common::served::{Sieve, flags};
+use fairlead_common::service::{Service, ServiceKey, scope};
+use fairlead_common::tables::{Addresses, Table};
+
+use super::diff::difference;
+use super::{Actual, Step};
+use crate::desired::{AddressKind, Condition, Desired};
+
+/// Plans `ADDRESSES` and `SIEVE` for these rows of services.
+pub(super) fn steps(
+    desired: &Desired,
+    services: &BTreeMap<ServiceKey, Service>,
+    actual: &Actual,
+    steps: &mut Vec<Step>,
+    conditions: &mut Vec<Condition>,
+) {
+    let hosts_own = hosts_own(desired);
+    let mut wanted = BTreeMap::new();
+    let mut left_out = 0_u32;
+    for (key, row) in services {
+        if key.scope != scope::OUTSIDE || hosts_own.contains(&key.addr) {
+            continue;
+        }
+        if wanted.len() >= Addresses::CAPACITY as usize && !wanted.contains_key(&key.addr) {
+            left_out += 1;
+            continue;
+        }
+        let served = if row.slots > 0 { flags::SERVED } else { 0 };
+        *wanted.entry(key.addr).or_default() |= served;
+    }
+    if left_out > 0 {
+        conditions.push(Condition {
+            object: "table ADDRESSES".to_owned(),
+            origin: String::new(),
+            reason: "AddressesFull".to_owned(),
+            message: format!(
+                "{left_out} services are balanced, but their addresses answer no echo and their other packets are routed; remove services"
+            ),
+        });
+    }
+    let rows = difference(&wanted, &actual.addresses);
+    steps.extend(rows.remove.into_iter().map(Step::RemoveAddress));
+    steps.extend(
+        rows.put
+            .into_iter()
+            .map(|(addr, flags)| Step::PutAddress(addr, flags)),
+    );
+    let sieve: Box<Sieve> = Box::new(wanted.into_keys().collect());
+    if sieve != actual.sieve {
+        steps.push(Step::PutSieve(sieve));
+    }
+}
+
+/// Addresses that no service has but by its node port.
+fn hosts_own(desired: &Desired) -> BTreeSet<Addr> {
+    let node_only = BTreeSet::from([AddressKind::Node]);
+    let of = |wants: bool| -> BTreeSet<Addr> {
+        let services = desired.services.iter();
+        services
+            .filter(|(_, service)| (service.address_kinds == node_only) == wants)
+            .map(|(frontend, _)| Addr::from(frontend.addr))
+            .collect()
+    };
+    of(true).difference(&of(false)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_common::addr::{Port, Proto};
+
+    use super::*;
+    use crate::desired::{self, Frontend, Scope};
+
+    fn addr(last: u8) -> Addr {
+        Addr::from(std::net::Ipv4Addr::new(192, 0, 2, last))
+    }
+
+    fn key(last: u8, port: u16) -> ServiceKey {
+        ServiceKey::new(addr(last), Port::new(port), Proto::TCP)
+    }
+
+    fn row(slots: u32) -> Service {
+        Service {
+            slots,
+            ..Service::default()
+        }
+    }
+
+    fn with_kinds(kinds: &[(u8, u16, &[AddressKind])]) -> Desired {
+        let services = kinds.iter().map(|&(last, port, kinds)| {
+            let frontend = Frontend {
+                addr: addr(last).ip(),
+                port,
+                proto: Proto::TCP,
+                scope: Scope::Outside,
+            };
+            let service = desired::Service {
+                address_kinds: kinds.iter().copied().collect(),
+                ..desired::Service::default()
+            };
+            (frontend, service)
+        });
+        Desired {
+            services: services.collect(),
+            ..Desired::default()
+        }
+    }
+
+    fn planned(desired: &Desired, rows: &[(ServiceKey, Service)]) -> Actual {
+        let mut planned = Vec::new();
+        let rows = rows.iter().copied().collect();
+        let actual = Actual::default();
+        steps(desired, &rows, &actual, &mut planned, &mut Vec::new());
+        actual.after(&planned)
+    }
+
+    #[test]
+    fn an_address_is_served_when_one_of_its_services_has_a_backend() {
+        let tables = planned(
+            &Desired::default(),
+            &[
+                (key(1, 80), row(0)),
+                (key(1, 81), row(7)),
+                (key(2, 80), row(0)),
+            ],
+        );
+
+        let expected = BTreeMap::from([(addr(1), flags::SERVED), (addr(2), 0)]);
+        assert_eq!(tables.addresses, expected);
+        assert!(tables.sieve.passes(addr(1)) && tables.sieve.passes(addr(2)));
+        assert_eq!(tables.sieve.bits(), 2);
+    }
+
+    #[test]
+    fn what_only_pods_reach_has_no_address_outside() {
+        let tables = planned(&Desired::default(), &[(key(1, 80).inside(), row(7))]);
+
+        assert_eq!(tables, Actual::default());
+    }
+
+    #[test]
+    fn an_address_with_node_ports_only_stays_the_hosts() {
+        let desired = with_kinds(&[
+            (1, 30080, &[AddressKind::Node]),
+            (2, 30080, &[AddressKind::Node]),
+            (2, 80, &[AddressKind::External]),
+        ]);
+        let rows = [key(1, 30080), key(2, 30080), key(2, 80)].map(|key| (key, row(7)));
+
+        let tables = planned(&desired, &rows);
+
+        assert_eq!(tables.addresses, BTreeMap::from([(addr(2), flags::SERVED)]));
+    }
+}
