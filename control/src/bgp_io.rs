@@ -11,8 +11,12 @@
 //! the connections and says nothing to the peers: those that keep routes over a restart do so.
 //! [`BgpHandle::shutdown`] and [`BgpHandle::withdraw_all`] are for leaving on purpose.
 //!
+//! BFD stands beside it (`bfd`): a thread for all speakers, of which each driver hears what concerns its
+//! own peers.
+//!
 //! Not for: which prefixes are announced, and what becomes of the learnt ones.
 
+pub mod bfd;
 mod connection;
 mod driver;
 mod netstat;
@@ -35,6 +39,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use bfd::Watch;
 use driver::Driver;
 pub use netstat::Md5Drops;
 
@@ -77,6 +82,7 @@ pub struct BgpHandle {
 #[derive(Debug)]
 enum Command {
     SetPeers(Vec<PeerConfig>),
+    SetBfd(Option<Watch>),
     SetAnnouncements(Announcements),
     Refresh(String, Family, oneshot::Sender<bool>),
     Peers(oneshot::Sender<Vec<PeerSnapshot>>),
@@ -123,6 +129,11 @@ impl BgpHandle {
     /// Makes the peers exactly these; sessions whose OPEN does not change stay up.
     pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Stopped> {
         self.command(Command::SetPeers(peers)).await
+    }
+
+    /// Lets BFD watch the peers that want it; with `None` nobody is watched.
+    pub async fn set_bfd(&self, watch: Option<Watch>) -> Result<(), Stopped> {
+        self.command(Command::SetBfd(watch)).await
     }
 
     /// Makes the announcements exactly these. The first call releases the End-of-RIB markers, so

@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use fairlead_bgp::{LargeCommunity, Password};
+use fairlead_bgp::{BfdConfig, LargeCommunity, Password};
 use fairlead_common::addr::Proto;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
@@ -229,6 +229,8 @@ pub struct Neighbor {
     pub families: BTreeSet<Family>,
     /// TCP MD5 password (RFC 2385).
     pub password: Option<Password>,
+    /// How it is watched by BFD.
+    pub bfd: Option<BfdConfig>,
     /// What the node's pod CIDRs carry towards it.
     pub pod_cidr_attributes: PathAttributes,
 }

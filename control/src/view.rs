@@ -9,9 +9,11 @@ mod hint;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use arc_swap::ArcSwap;
+use fairlead_bgp::bfd::Hops;
 use fairlead_bgp::snapshot::{PathSnapshot, PeerSnapshot};
 use fairlead_bgp::wire::Attributes;
 use fairlead_common::addr::{Addr, Port, Proto};
@@ -22,6 +24,7 @@ use fairlead_common::tables;
 use ipnetwork::IpNetwork;
 
 use crate::api::types::{self, RouteSet};
+use crate::bgp_io::bfd::{Bfd, BfdSnapshot};
 use crate::bgp_io::{BgpHandle, Md5Drops};
 use crate::dataplane::observe;
 use crate::dataplane::pins::Pins;
@@ -51,6 +54,8 @@ pub struct State {
     pub conditions: Vec<Condition>,
     /// The speakers, by their AS number.
     pub speakers: BTreeMap<u32, BgpHandle>,
+    /// BFD, while it runs.
+    pub bfd: Option<Bfd>,
 }
 
 /// Answers questions.
@@ -202,6 +207,12 @@ impl View {
             .collect())
     }
 
+    /// `GET /v1/bgp/bfd`.
+    pub async fn bfd(&self) -> Result<types::Bfd> {
+        let state = self.state.load_full();
+        Ok(bfd_of(&state).await)
+    }
+
     /// `GET /v1/bgp/routes`.
     pub async fn bgp_routes(&self, set: RouteSet) -> Result<Vec<types::BgpRoute>> {
         let state = self.state.load_full();
@@ -346,6 +357,7 @@ fn peer_row(local_asn: u32, peer: PeerSnapshot, drops: Md5Drops) -> types::Peer 
         state: format!("{:?}", peer.state),
         since_s: peer.in_state.as_secs(),
         hint: hint::of(&peer, established, drops),
+        bfd: peer.bfd.map(|bfd| bfd.state.to_string()),
         hostname: peer.hostname,
         families: peer
             .families
@@ -362,6 +374,44 @@ fn peer_row(local_asn: u32, peer: PeerSnapshot, drops: Md5Drops) -> types::Peer 
         messages_received: peer.counters.received,
         messages_sent: peer.counters.sent,
         last_error: peer.last_error,
+    }
+}
+
+async fn bfd_of(state: &State) -> types::Bfd {
+    let BfdSnapshot {
+        sessions,
+        discarded,
+    } = match &state.bfd {
+        Some(bfd) => bfd.snapshot().await,
+        None => BfdSnapshot::default(),
+    };
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    types::Bfd {
+        sessions: sessions
+            .into_iter()
+            .map(|session| types::BfdSession {
+                peer: session.key.peer.to_string(),
+                local: session.key.local.map(|local| local.to_string()),
+                multihop: session.key.hops == Hops::Multi,
+                state: session.standing.state.to_string(),
+                reason: session.standing.diagnostic.to_string(),
+                since_s: session.in_state.as_secs(),
+                transmit_interval_ms: ms(session.transmit_interval),
+                detection_time_ms: ms(session.detection_time),
+                remote_state: session.remote_state.to_string(),
+                remote_reason: session.remote_diagnostic.to_string(),
+                discriminator: session.discriminator,
+                remote_discriminator: session.remote_discriminator,
+                ups: session.ups,
+                failures: session.failures,
+                packets_sent: session.sent,
+                packets_received: session.received,
+            })
+            .collect(),
+        discarded: discarded
+            .into_iter()
+            .map(|(why, count)| (why.name().to_owned(), count))
+            .collect(),
     }
 }
 

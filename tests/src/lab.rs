@@ -169,7 +169,7 @@ impl Lab {
             Node::create(prefix, &dir, Plan(1), &router)?,
             Node::create(prefix, &dir, Plan(2), &router)?,
         ];
-        let frr = Frr::start(&router, &dir.join("router"), &documents::frr())?;
+        let frr = Frr::start_with_bfd(&router, &dir.join("router"), &documents::frr())?;
         let outside_server = traffic::serve(&outside, "outside", 80, &dir.join("outside.log"))?;
         Ok(Self {
             router,

@@ -91,6 +91,26 @@ impl Netns {
         self.sysctl("net.ipv6.fib_multipath_hash_policy", "1")
     }
 
+    /// Drops every packet that comes in or goes out; no link goes down, so nobody is told.
+    pub fn cut(&self) -> Result<()> {
+        let chain = |hook| {
+            format!(
+                "add chain inet cut {hook}s {{ type filter hook {hook} priority 0; policy drop; }}"
+            )
+        };
+        let rules = format!(
+            "add table inet cut; {}; {}",
+            chain("input"),
+            chain("output")
+        );
+        run(self.command("nft").arg(rules)).map(drop)
+    }
+
+    /// Ends a [`Self::cut`].
+    pub fn heal(&self) -> Result<()> {
+        self.run("nft delete table inet cut").map(drop)
+    }
+
     /// A command that runs inside, with the namespace's own /sys.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");

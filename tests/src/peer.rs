@@ -27,6 +27,15 @@ impl Frr {
     ///
     /// `dir` is made; it holds the configuration, the sockets and the logs.
     pub fn start(netns: &Netns, dir: &Path, config: &str) -> Result<Self> {
+        Self::start_daemons(netns, dir, config, &["zebra", "bgpd"])
+    }
+
+    /// Starts zebra, bfdd and bgpd, as [`Self::start`] does.
+    pub fn start_with_bfd(netns: &Netns, dir: &Path, config: &str) -> Result<Self> {
+        Self::start_daemons(netns, dir, config, &["zebra", "bfdd", "bgpd"])
+    }
+
+    fn start_daemons(netns: &Netns, dir: &Path, config: &str, daemons: &[&str]) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let file = dir.join("frr.conf");
         std::fs::write(&file, config).with_context(|| file.display().to_string())?;
@@ -38,7 +47,7 @@ impl Frr {
             dir: dir.to_owned(),
             processes: Vec::new(),
         };
-        for daemon in ["zebra", "bgpd"] {
+        for daemon in daemons {
             let mut command = netns.command(Path::new("/usr/lib/frr").join(daemon));
             command
                 .arg("--config_file")
@@ -52,6 +61,9 @@ impl Frr {
                 .arg("--socket")
                 .arg(dir.join("zserv.api"))
                 .args(["--log", "stdout"]);
+            if *daemon == "bfdd" {
+                command.arg("--bfdctl").arg(dir.join("bfdd.sock"));
+            }
             let log = dir.join(format!("{daemon}.log"));
             frr.processes.push(
                 Process::start(&mut command, &log)

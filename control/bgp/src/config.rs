@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::bfd;
 use crate::wire::{Family, LargeCommunity};
 
 pub use password::{NoPassword, Password};
@@ -58,6 +59,8 @@ pub struct PeerConfig {
     pub export: Vec<ExportRule>,
     /// How many prefixes per family it may send before the session is closed with Cease/1.
     pub max_prefixes: Option<usize>,
+    /// Watched by BFD (RFC 5882); `None`: only the hold time tells that it is gone.
+    pub bfd: Option<BfdConfig>,
     /// Offered graceful restart (RFC 4724); `None` offers none.
     pub graceful_restart: Option<GracefulRestart>,
     /// The source address of our dial; `None` lets the host choose.
@@ -89,12 +92,24 @@ impl PeerConfig {
             import: ImportPolicy::Nothing,
             export: Vec::new(),
             max_prefixes: None,
+            bfd: None,
             graceful_restart: None,
             local_address: None,
             next_hop_v4: None,
             next_hop_v6: None,
             password: None,
         }
+    }
+
+    /// The BFD session that watches the peer, if one does.
+    pub fn bfd_session(&self) -> Option<(bfd::Key, bfd::Timing)> {
+        let bfd = self.bfd?;
+        let key = bfd::Key {
+            peer: self.address,
+            local: self.local_address,
+            hops: bfd.hops,
+        };
+        Some((key, bfd.timing))
     }
 
     /// Whether `other` needs another OPEN or another connection than `self`.
@@ -114,6 +129,18 @@ impl PeerConfig {
             || self.password != other.password
             || capability(self) != capability(other)
     }
+}
+
+/// How a peer is watched by BFD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BfdConfig {
+    /// How fast a failure is detected.
+    pub timing: bfd::Timing,
+    /// Whether the peer is on the link.
+    pub hops: bfd::Hops,
+    /// No BGP session unless BFD is up (draft-ietf-idr-bgp-bfd-strict-mode, without its capability). By
+    /// default a session comes up without waiting, and ends when BFD, having been up, goes down.
+    pub strict: bool,
 }
 
 /// Which routes of a peer are used. Martians, our own prefixes and loops are refused by every

@@ -24,6 +24,11 @@ impl Jitter {
         low + Duration::from_nanos(self.next() % width_ns)
     }
 
+    /// Any number.
+    pub(crate) fn number(&mut self) -> u32 {
+        (self.next() >> 32) as u32
+    }
+
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.state;

@@ -15,6 +15,9 @@
 //!    poll_transmit / poll_connection / poll_event / poll_timeout
 //! ```
 //!
+//! Beside it stands [`bfd::Bfd`], of the same grammar and with a clock of its own: it tells the speaker
+//! within milliseconds that a peer is not reached any more.
+//!
 //! [`Speaker`] is the only way in. It announces what its embedder originates and never passes on
 //! what it learnt: a node is not a transit router. Everything is deterministic: the same inputs,
 //! instants and seed give the same outputs.
@@ -22,6 +25,7 @@
 //! Not for: TCP, TCP options, clocks and tasks (the embedder's), kernel routes, Kubernetes.
 
 pub mod best_path;
+pub mod bfd;
 pub mod config;
 pub mod fsm;
 mod jitter;
@@ -35,8 +39,8 @@ pub mod wire;
 
 pub use best_path::Reason;
 pub use config::{
-    Announcement, ExportRule, GracefulRestart, ImportPolicy, NoPassword, Password, PeerConfig,
-    PrefixRule, SpeakerConfig,
+    Announcement, BfdConfig, ExportRule, GracefulRestart, ImportPolicy, NoPassword, Password,
+    PeerConfig, PrefixRule, SpeakerConfig,
 };
 pub use fsm::State;
 pub use policy::Rejection;

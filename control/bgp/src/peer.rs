@@ -8,6 +8,7 @@
 
 mod advertise;
 mod intake;
+mod reach;
 mod restart;
 mod standing;
 mod view;
@@ -27,6 +28,7 @@ use crate::session::{Context, Direction, Negotiated, Output, Session, Timer, Tri
 use crate::snapshot::Counters;
 use crate::speaker::{ConnectionId, ConnectionRequest, DownReason, Shared, Transmit};
 use crate::wire::{Attributes, Family, Notification};
+use reach::Reach;
 
 /// A session younger than this is not replaced by a new connection: that one is a collision.
 const REPLACEABLE_AFTER: Duration = Duration::from_secs(5);
@@ -56,6 +58,7 @@ pub(crate) struct Peer {
     sent: BTreeMap<IpNetwork, Arc<Attributes>>,
     end_of_rib_sent: bool,
     without_next_hop: BTreeMap<Family, usize>,
+    reach: Reach,
     counters: Counters,
 }
 
@@ -89,6 +92,7 @@ impl Peer {
             sent: BTreeMap::new(),
             end_of_rib_sent: false,
             without_next_hop: BTreeMap::new(),
+            reach: Reach::default(),
             counters: Counters::default(),
             config,
         }
@@ -136,6 +140,10 @@ impl Peer {
         let is_another = self.config.address != config.address
             || self.config.remote_as != config.remote_as
             || config.graceful_restart.is_none();
+        let watched_by = |config: &PeerConfig| config.bfd_session().map(|(key, _)| key);
+        if watched_by(&self.config) != watched_by(&config) {
+            self.forget_standing();
+        }
         self.config = config;
         if reset {
             self.stop(&Notification::CONFIGURATION_CHANGED, now, shared);
@@ -164,6 +172,8 @@ impl Peer {
         }
         self.limit_prefixes(now, shared);
         self.advertise(now, shared);
+        // A session may have waited for a BFD session that is not wanted any more.
+        self.end_rests(now, shared);
     }
 
     pub(crate) fn handle_incoming(

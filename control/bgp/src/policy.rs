@@ -28,6 +28,8 @@ pub enum Rejection {
     Martian,
     /// The next hop cannot be one: ours, unspecified, mapped, of the other family.
     BadNextHop,
+    /// BFD says that packets to the next hop are lost (RFC 5882 §4.1).
+    NextHopDown,
     /// The import policy does not name it.
     NotImported,
 }
@@ -41,6 +43,7 @@ impl fmt::Display for Rejection {
             Self::OwnPrefix => "we originate this prefix or one that contains it",
             Self::Martian => "such a prefix is never routed",
             Self::BadNextHop => "the next hop is not usable",
+            Self::NextHopDown => "BFD is down to the next hop",
             Self::NotImported => "the import policy does not name it",
         })
     }
@@ -90,6 +93,8 @@ impl OwnPrefixes {
 pub(crate) struct Judge<'a> {
     pub(crate) policy: &'a ImportPolicy,
     pub(crate) own: &'a OwnPrefixes,
+    /// Neighbours that BFD lost.
+    pub(crate) unreachable: &'a BTreeSet<IpAddr>,
     pub(crate) local_as: u32,
     pub(crate) router_id: Ipv4Addr,
     /// Our end of the connection, and the next hops that we tell the peer.
@@ -99,6 +104,12 @@ pub(crate) struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// What is wrong with a path.
+    pub(crate) fn path(&self, prefix: &IpNetwork, attributes: &Attributes) -> Option<Rejection> {
+        self.attributes(attributes)
+            .or_else(|| self.prefix(prefix, attributes.next_hop))
+    }
+
     /// What is wrong with attributes, whatever the prefix.
     pub(crate) fn attributes(&self, attributes: &Attributes) -> Option<Rejection> {
         if attributes.as_path.contains(&self.local_as) {
@@ -116,7 +127,9 @@ impl Judge<'_> {
         if mapped || next_hop.is_unspecified() || is_ours {
             return Some(Rejection::BadNextHop);
         }
-        None
+        self.unreachable
+            .contains(&next_hop)
+            .then_some(Rejection::NextHopDown)
     }
 
     /// What is wrong with a prefix, or with a next hop for it: one of the other family needs what
@@ -215,10 +228,13 @@ mod tests {
         assert!(!rule("0.0.0.0/0", None, Some(32)).matches(&net("2001:db8::/32")));
     }
 
+    static NONE: BTreeSet<IpAddr> = BTreeSet::new();
+
     fn judge<'a>(policy: &'a ImportPolicy, own: &'a OwnPrefixes) -> Judge<'a> {
         Judge {
             policy,
             own,
+            unreachable: &NONE,
             local_as: 65001,
             router_id: Ipv4Addr::new(10, 0, 0, 1),
             local_addresses: [Some(IpAddr::from([192, 0, 2, 1])), None, None],

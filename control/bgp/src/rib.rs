@@ -145,6 +145,23 @@ impl Rib {
         self.judge_prefixes_again(peer, inside, verdict);
     }
 
+    /// Judges a peer's paths by a next hop again.
+    pub(crate) fn judge_again_by(
+        &mut self,
+        peer: PeerId,
+        next_hop: IpAddr,
+        verdict: impl Fn(&IpNetwork, &Attributes) -> Option<Rejection>,
+    ) {
+        let is_meant = |path: &Path| path.peer == peer && path.attributes.next_hop == next_hop;
+        let meant: Vec<_> = self
+            .destinations
+            .iter()
+            .filter(|(_, paths)| paths.iter().any(is_meant))
+            .map(|(prefix, _)| *prefix)
+            .collect();
+        self.judge_prefixes_again(peer, meant, verdict);
+    }
+
     fn judge_prefixes_again(
         &mut self,
         peer: PeerId,

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::best_path::Reason;
+use crate::bfd;
 use crate::fsm::State;
 use crate::policy::Rejection;
 use crate::wire::{Attributes, Family};
@@ -39,6 +40,10 @@ pub struct PeerSnapshot {
     pub keepalive_time: Option<Duration>,
     /// Its segments are signed with TCP MD5 (RFC 2385).
     pub signed: bool,
+    /// What BFD says of it, when it is watched by BFD.
+    pub bfd: Option<bfd::Standing>,
+    /// No session is sought until BFD is up.
+    pub waits_for_bfd: bool,
     /// Our end of the connection.
     pub local_address: Option<IpAddr>,
     /// Routes by family: those negotiated, or those configured when the session is down.

@@ -8,11 +8,12 @@
 mod output;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 
+use crate::bfd;
 use crate::config::{Announcements, PeerConfig, SpeakerConfig};
 use crate::jitter::Jitter;
 use crate::peer::Peer;
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) rib: Rib,
     pub(crate) announcements: Announcements,
     pub(crate) own: OwnPrefixes,
+    /// Neighbours that BFD lost: paths by them are not used, whoever told them.
+    pub(crate) unreachable: BTreeSet<IpAddr>,
     /// The embedder has said what it announces; before, no End-of-RIB is sent.
     pub(crate) announcements_known: bool,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -63,6 +66,7 @@ impl Speaker {
                 connections: BTreeMap::new(),
                 announcements: Announcements::new(),
                 own: OwnPrefixes::default(),
+                unreachable: BTreeSet::new(),
                 announcements_known: false,
                 transmits: VecDeque::new(),
                 requests: VecDeque::new(),
@@ -79,6 +83,7 @@ impl Speaker {
             if let Some(peer) = self.peers.get_mut(&id) {
                 peer.reconfigure(config, now, &mut self.shared);
             }
+            self.follow_reach();
             return;
         }
         self.next_peer += 1;
@@ -112,6 +117,7 @@ impl Speaker {
         };
         peer.stop(&Notification::PEER_DECONFIGURED, now, &mut self.shared);
         peer.forget_routes(&mut self.shared);
+        self.follow_reach();
     }
 
     /// Makes the announcements exactly these, by difference, withdrawals first.
@@ -185,6 +191,16 @@ impl Speaker {
         let connection = peer.handle_incoming(local, now, &mut self.shared)?;
         let ttl = peer.ttl(&self.shared.config);
         Some(Accepted { connection, ttl })
+    }
+
+    /// A BFD session that watches peers changed; which those are their configuration says.
+    pub fn handle_bfd(&mut self, key: &bfd::Key, standing: bfd::Standing, now: Instant) {
+        for peer in self.peers.values_mut() {
+            if peer.is_watched_by(key) {
+                peer.handle_bfd(standing, now, &mut self.shared);
+            }
+        }
+        self.follow_reach();
     }
 
     /// A dial was answered.
@@ -344,6 +360,26 @@ impl Speaker {
             .map(|prefix| (*prefix, self.learnt_paths(prefix)))
             .filter(|(_, paths)| !paths.is_empty())
             .collect()
+    }
+
+    /// Judges the paths again whose next hop BFD lost or found.
+    fn follow_reach(&mut self) {
+        let unreachable: BTreeSet<IpAddr> = self
+            .peers
+            .values()
+            .filter(|peer| peer.is_unreachable())
+            .map(Peer::address)
+            .collect();
+        let before = std::mem::replace(&mut self.shared.unreachable, unreachable);
+        let differing: Vec<IpAddr> = before
+            .symmetric_difference(&self.shared.unreachable)
+            .copied()
+            .collect();
+        for next_hop in differing {
+            for peer in self.peers.values() {
+                peer.judge_again_by(next_hop, &mut self.shared);
+            }
+        }
     }
 
     fn learnt_paths(&self, prefix: &IpNetwork) -> Vec<LearntPath> {

@@ -81,6 +81,7 @@ impl Agent {
             pods,
             conditions,
             speakers: self.speakers.handles(),
+            bfd: self.speakers.bfd(),
             desired,
         });
         // After what they speak of can be seen.

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::bgp_io::bfd::Bfd;
 use crate::bgp_io::{self, BgpHandle, LearntRoutes};
 use crate::config::document::{Bgp, Import};
 use crate::desired::announce::Announcement;
@@ -32,6 +33,8 @@ const MULTIPATH: usize = 64;
 #[derive(Debug)]
 pub struct Speakers {
     running: BTreeMap<u32, Running>,
+    /// Runs while a peer wants to be watched.
+    bfd: Option<Bfd>,
     /// A learnt route changed somewhere.
     changed: mpsc::Sender<()>,
     /// The routers' peers kept the routes of an agent that ran before this one.
@@ -56,6 +59,7 @@ impl Speakers {
     pub fn new(changed: mpsc::Sender<()>, restarting: bool) -> Self {
         Self {
             running: BTreeMap::new(),
+            bfd: None,
             changed,
             restarting,
         }
@@ -74,6 +78,7 @@ impl Speakers {
             self.end(asn, Some("the peering policy was removed")).await;
         }
         let mut conditions = Vec::new();
+        conditions.extend(self.follow_bfd(desired).await);
         for (&asn, router) in &desired.routers {
             if let Err(error) = self.follow_one(asn, router, &desired.node, bgp).await {
                 warn!(
@@ -90,6 +95,39 @@ impl Speakers {
             }
         }
         conditions
+    }
+
+    /// Runs BFD while a peer wants it.
+    async fn follow_bfd(&mut self, desired: &Desired) -> Option<Condition> {
+        let mut neighbors = desired.routers.values().flat_map(|r| r.neighbors.values());
+        let is_wanted = neighbors.any(|neighbor| neighbor.bfd.is_some());
+        if is_wanted == self.bfd.is_some() {
+            return None;
+        }
+        if let Some(bfd) = self.bfd.take() {
+            bfd.stop().await;
+        } else {
+            match Bfd::start() {
+                Ok(bfd) => self.bfd = Some(bfd),
+                Err(error) => {
+                    warn!(%error, "no BFD");
+                    return Some(Condition {
+                        object: "BFD".to_owned(),
+                        origin: String::new(),
+                        reason: "BfdFailed".to_owned(),
+                        message: format!(
+                            "{error}; peers are not watched, and strict ones stay down: is another BFD daemon running?"
+                        ),
+                    });
+                }
+            }
+        }
+        for running in self.running.values() {
+            let watch = self.bfd.as_ref().map(Bfd::watch);
+            // A speaker that has stopped is missed where it is asked.
+            let _ = running.handle.set_bfd(watch).await;
+        }
+        None
     }
 
     async fn follow_one(
@@ -121,6 +159,8 @@ impl Speakers {
         }
         if !self.running.contains_key(&asn) {
             let running = self.start(config, router.local_port)?;
+            let watch = self.bfd.as_ref().map(Bfd::watch);
+            running.handle.set_bfd(watch).await?;
             info!(asn, %router_id, listen = router.local_port, "BGP speaker started");
             self.running.insert(asn, running);
         }
@@ -183,6 +223,7 @@ impl Speakers {
                 next_hop_v4: node.ipv4,
                 next_hop_v6: node.ipv6,
                 password: neighbor.password.clone(),
+                bfd: neighbor.bfd,
                 export: export(&neighbor.pod_cidr_attributes, node),
                 ..PeerConfig::new(address.to_string(), address, neighbor.asn)
             })
@@ -241,6 +282,11 @@ impl Speakers {
         })
     }
 
+    /// Asks BFD, while it runs.
+    pub fn bfd(&self) -> Option<Bfd> {
+        self.bfd.clone()
+    }
+
     /// Ways to ask them.
     pub fn handles(&self) -> BTreeMap<u32, BgpHandle> {
         self.running
@@ -255,6 +301,10 @@ impl Speakers {
         let all: Vec<u32> = self.running.keys().copied().collect();
         for asn in all {
             self.end(asn, farewell).await;
+        }
+        // After the sessions: a peer that keeps routes over a restart has seen the session go by then.
+        if let Some(bfd) = self.bfd.take() {
+            bfd.stop().await;
         }
     }
 

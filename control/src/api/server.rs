@@ -87,6 +87,10 @@ pub async fn serve(
             get(async |State(view): Asked| answer(view.peers().await)),
         )
         .route(
+            "/v1/bgp/bfd",
+            get(async |State(view): Asked| answer(view.bfd().await)),
+        )
+        .route(
             "/v1/bgp/routes",
             get(
                 async |State(view): Asked, Query(query): Query<RoutesQuery>| {

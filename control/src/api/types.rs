@@ -2,6 +2,8 @@
 //!
 //! Only plain values; `view` fills them, `dpctl` prints them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::desired::Condition;
@@ -139,6 +141,8 @@ pub struct Peer {
     pub since_s: u64,
     /// The name it sent (FQDN capability), if any.
     pub hostname: Option<String>,
+    /// `up`, `init`, `down` or `admin-down`, when it is watched by BFD.
+    pub bfd: Option<String>,
     /// Per address family: prefixes received, accepted, advertised.
     pub families: Vec<PeerFamily>,
     /// Negotiated hold time in seconds; 0 until established, or for none.
@@ -167,6 +171,54 @@ pub struct PeerFamily {
     pub accepted: usize,
     /// Prefixes we sent.
     pub advertised: usize,
+}
+
+/// `GET /v1/bgp/bfd`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bfd {
+    /// Its sessions.
+    pub sessions: Vec<BfdSession>,
+    /// Packets that were not taken, by the reason.
+    pub discarded: BTreeMap<String, u64>,
+}
+
+/// A BFD session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BfdSession {
+    /// The other end's address.
+    pub peer: String,
+    /// Our end's, when it is not left to the host.
+    pub local: Option<String>,
+    /// The other end may be behind routers.
+    pub multihop: bool,
+    /// `up`, `init`, `down` or `admin-down`.
+    pub state: String,
+    /// Why it is that.
+    pub reason: String,
+    /// Seconds in that state.
+    pub since_s: u64,
+    /// Time between our packets, before jitter.
+    pub transmit_interval_ms: u64,
+    /// How long nothing may be heard; 0 until something was.
+    pub detection_time_ms: u64,
+    /// The other end's state.
+    pub remote_state: String,
+    /// Why it is that.
+    pub remote_reason: String,
+    /// Our name for the session.
+    pub discriminator: u32,
+    /// The other end's; 0: not known.
+    pub remote_discriminator: u32,
+    /// How many times it came up.
+    pub ups: u64,
+    /// How many times it failed.
+    pub failures: u64,
+    /// Packets sent.
+    pub packets_sent: u64,
+    /// Packets taken.
+    pub packets_received: u64,
 }
 
 /// A row of `GET /v1/bgp/routes`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fairlead_bgp::{
-    ConnectionId, ConnectionRequest, Event, LearntPath, Password, PeerConfig, Speaker,
+    ConnectionId, ConnectionRequest, Event, LearntPath, Password, PeerConfig, Speaker, bfd,
 };
 use futures::future::join_all;
 use ipnetwork::IpNetwork;
@@ -17,6 +17,7 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::bfd::Watch;
 use super::connection::{Arrival, Arrivals, Connection};
 use super::signature::sign;
 use super::{BgpSnapshot, Command, LearntRoutes, socket};
@@ -36,6 +37,9 @@ pub(super) struct Driver {
     accepting: JoinSet<()>,
     /// The peers whose connections must be signed; `false`: the kernel would not, so none is let in.
     signed: BTreeMap<IpAddr, (Password, bool)>,
+    watch: Option<Watch>,
+    /// The BFD sessions that peers want.
+    watched: BTreeMap<bfd::Key, bfd::Timing>,
     arrivals: Arrivals,
     arrived: mpsc::Receiver<Arrival>,
     dials: BTreeMap<ConnectionId, AbortHandle>,
@@ -73,6 +77,8 @@ impl Driver {
             listeners,
             accepting,
             signed: BTreeMap::new(),
+            watch: None,
+            watched: BTreeMap::new(),
             arrivals,
             arrived,
             dials: BTreeMap::new(),
@@ -97,6 +103,9 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => break,
+                Some(event) = next_change(&mut self.watch) => {
+                    self.speaker.handle_bfd(&event.key, event.standing, now());
+                }
                 () = sleep_until_some(wake) => self.wake(),
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command).await,
@@ -128,7 +137,13 @@ impl Driver {
         match command {
             Command::SetPeers(peers) => {
                 self.sign_incoming(&peers);
+                self.watched = peers.iter().filter_map(PeerConfig::bfd_session).collect();
+                self.be_watched();
                 self.speaker.set_peers(peers, now);
+            }
+            Command::SetBfd(watch) => {
+                self.watch = watch;
+                self.be_watched();
             }
             Command::SetAnnouncements(announcements) => {
                 self.speaker.set_announcements(announcements, now);
@@ -148,6 +163,12 @@ impl Driver {
                 self.wait_for_last_words().await;
                 let _ = answer.send(());
             }
+        }
+    }
+
+    fn be_watched(&self) {
+        if let Some(watch) = &self.watch {
+            watch.follow(self.watched.clone());
         }
     }
 
@@ -381,6 +402,14 @@ async fn accept(listener: Arc<TcpListener>, arrivals: Arrivals) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Pends where nothing is watched.
+async fn next_change(watch: &mut Option<Watch>) -> Option<bfd::Event> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -96,7 +96,7 @@ fn set_ttl(socket: &Socket, address: SocketAddr, ttl: Option<u8>) -> io::Result<
     }
 }
 
-fn lacks_ipv6(error: &io::Error) -> bool {
+pub(super) fn lacks_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)

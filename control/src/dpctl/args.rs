@@ -102,6 +102,8 @@ pub enum Noun {
 pub enum Bgp {
     /// Sessions and what was exchanged
     Peers,
+    /// BFD sessions: whether packets get to the peers that are watched, and how fast a failure is seen
+    Bfd,
     /// Paths
     Routes {
         /// Which

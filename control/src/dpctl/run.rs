@@ -10,7 +10,9 @@ use super::Outcome;
 use super::args::{Bgp, Dpctl, Global, Nat, Noun, Set};
 use super::render::{Align::Left, Align::Right, age, print, rows, say};
 use crate::api::client::ask;
-use crate::api::types::{BgpRoute, Binding, Peer, ReasonCount, Route, Service, Status};
+use crate::api::types::{
+    Bfd, BfdSession, BgpRoute, Binding, Peer, ReasonCount, Route, Service, Status,
+};
 
 /// Asks and prints.
 pub async fn run(typed: Dpctl) -> Result<Outcome> {
@@ -24,6 +26,7 @@ pub async fn run(typed: Dpctl) -> Result<Outcome> {
         Noun::Status => status(global).await,
         Noun::Services { name } => services(global, name.as_deref()).await,
         Noun::Bgp(Bgp::Peers) => peers(global).await,
+        Noun::Bgp(Bgp::Bfd) => bfd(global).await,
         Noun::Bgp(Bgp::Routes { set }) => bgp_routes(global, set).await,
         Noun::Bgp(Bgp::Why { prefix }) => bgp_why(global, prefix).await,
         Noun::Routes => routes(global).await,
@@ -239,6 +242,7 @@ async fn peers(global: &Global) -> Result<Outcome> {
             ("PEER ADDRESS", Left),
             ("SESSION", Left),
             ("SINCE", Right),
+            ("BFD", Left),
             ("FAMILY", Left),
             ("RECEIVED", Right),
             ("ACCEPTED", Right),
@@ -267,9 +271,10 @@ async fn peers(global: &Global) -> Result<Outcome> {
                         name.clone(),
                         peer.state.to_lowercase(),
                         age(peer.since_s),
+                        peer.bfd.clone().unwrap_or_else(|| "-".to_owned()),
                     ]
                 } else {
-                    vec![String::new(); 5]
+                    vec![String::new(); 6]
                 };
                 cells.extend([
                     family.family.clone(),
@@ -300,6 +305,72 @@ async fn peers(global: &Global) -> Result<Outcome> {
         say("no peers; a CiliumBGPPeeringPolicy that selects this node makes them");
     }
     Ok(Outcome::Yes)
+}
+
+async fn bfd(global: &Global) -> Result<Outcome> {
+    let bfd: Bfd = ask(&global.socket, "/v1/bgp/bfd").await?;
+    print(global, &bfd, |wide| {
+        let mut columns = vec![
+            ("PEER", Left),
+            ("HOPS", Left),
+            ("STATE", Left),
+            ("SINCE", Right),
+            ("DETECTS IN", Right),
+            ("SENDS EVERY", Right),
+            ("UPS", Right),
+            ("FAILURES", Right),
+            ("REASON", Left),
+        ];
+        if wide {
+            columns.extend([
+                ("LOCAL", Left),
+                ("PEER STATE", Left),
+                ("PEER REASON", Left),
+                ("ID", Right),
+                ("PEER ID", Right),
+                ("SENT", Right),
+                ("RECEIVED", Right),
+            ]);
+        }
+        let row = |session: &BfdSession| {
+            let mut cells = vec![
+                session.peer.clone(),
+                if session.multihop { "multi" } else { "single" }.to_owned(),
+                session.state.clone(),
+                age(session.since_s),
+                format!("{}ms", session.detection_time_ms),
+                format!("{}ms", session.transmit_interval_ms),
+                session.ups.to_string(),
+                session.failures.to_string(),
+                session.reason.clone(),
+            ];
+            if wide {
+                cells.extend([
+                    session.local.clone().unwrap_or_else(|| "-".to_owned()),
+                    session.remote_state.clone(),
+                    session.remote_reason.clone(),
+                    session.discriminator.to_string(),
+                    session.remote_discriminator.to_string(),
+                    session.packets_sent.to_string(),
+                    session.packets_received.to_string(),
+                ]);
+            }
+            cells
+        };
+        rows(global, &columns, bfd.sessions.iter().map(row).collect())
+    })?;
+    for (why, count) in &bfd.discarded {
+        say(&format!("{count} packets were not taken: {why}"));
+    }
+    if bfd.sessions.is_empty() {
+        say("no BFD sessions; a BGPPeerProfile with `bfd` that selects a peer makes one");
+    }
+    let is_up = |session: &BfdSession| session.state == "up";
+    Ok(if bfd.sessions.iter().all(is_up) {
+        Outcome::Yes
+    } else {
+        Outcome::No
+    })
 }
 
 async fn bgp_routes(global: &Global, set: Set) -> Result<Outcome> {

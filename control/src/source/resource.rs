@@ -6,7 +6,9 @@
 //! Not here: what an object means for this node (`desired::merge`); files (`source::manifests`).
 
 pub mod community;
+pub mod field;
 mod limits;
+pub mod peer_profile;
 pub mod peering_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +19,7 @@ use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
+use self::peer_profile::PeerProfile;
 use self::peering_policy::PeeringPolicy;
 use super::located::{FieldPath, Located, Shape, Step};
 use crate::object::{Condition, ObjectName};
@@ -58,6 +61,8 @@ pub struct Resources {
     pub secrets: BTreeMap<ObjectName, Sourced<Secret>>,
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
     pub peering_policies: BTreeMap<ObjectName, Sourced<PeeringPolicy>>,
+    /// `fairlead.io/v1alpha1 BGPPeerProfile`.
+    pub peer_profiles: BTreeMap<ObjectName, Sourced<PeerProfile>>,
     /// What was wrong.
     pub conditions: Vec<Condition>,
 }
@@ -75,6 +80,8 @@ pub enum Resource {
     Secret(Box<Secret>),
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
     PeeringPolicy(Box<PeeringPolicy>),
+    /// `fairlead.io/v1alpha1 BGPPeerProfile`.
+    PeerProfile(Box<PeerProfile>),
 }
 
 impl Resource {
@@ -86,6 +93,7 @@ impl Resource {
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::Secret(_) => "Secret",
             Self::PeeringPolicy(_) => "CiliumBGPPeeringPolicy",
+            Self::PeerProfile(_) => "BGPPeerProfile",
         }
     }
 
@@ -102,6 +110,7 @@ impl Resource {
             Self::EndpointSlice(slice) => (&slice.metadata, true),
             Self::Secret(secret) => (&secret.metadata, true),
             Self::PeeringPolicy(policy) => (&policy.metadata, false),
+            Self::PeerProfile(profile) => (&profile.metadata, false),
         };
         ObjectName {
             namespace: match (is_namespaced, metadata.namespace.as_deref()) {
@@ -165,6 +174,9 @@ pub fn join(readings: impl IntoIterator<Item = Reading>) -> Resources {
                 Resource::Secret(secret) => insert(&mut all.secrets, &name, *secret, &origin),
                 Resource::PeeringPolicy(policy) => {
                     insert(&mut all.peering_policies, &name, *policy, &origin)
+                }
+                Resource::PeerProfile(profile) => {
+                    insert(&mut all.peer_profiles, &name, *profile, &origin)
                 }
             };
             if let Some(first) = twice {
@@ -234,6 +246,11 @@ impl Reader {
             ("cilium.io/v2alpha1", "CiliumBGPPeeringPolicy") => {
                 self.object(tree, kind, |policy| {
                     Resource::PeeringPolicy(Box::new(policy))
+                });
+            }
+            ("fairlead.io/v1alpha1", "BGPPeerProfile") => {
+                self.object(tree, kind, |profile| {
+                    Resource::PeerProfile(Box::new(profile))
                 });
             }
             _ => {

@@ -22,7 +22,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::api::types::{Attachment, Peer, ReasonCount, Route};
+use crate::api::types::{Attachment, Bfd, BfdSession, Peer, ReasonCount, Route};
 
 /// What [`text`] is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -42,6 +42,8 @@ pub struct Figures {
     pub services: Vec<Service>,
     /// BGP peers.
     pub peers: Vec<Peer>,
+    /// BFD sessions.
+    pub bfd: Bfd,
     /// Learnt routes.
     pub routes: Vec<Route>,
     /// Tables that can be counted without walking them.
@@ -308,6 +310,45 @@ impl Figures {
                 })
             }),
         )?;
+        let sessions = || self.bfd.sessions.iter();
+        write(
+            e,
+            "bfd_session_up",
+            "Whether the BFD session is up.",
+            sessions().map(|session| (of_session(session), gauge(u8::from(session.state == "up")))),
+        )?;
+        write(
+            e,
+            "bfd_failures",
+            "How many times a BFD session that was up failed.",
+            sessions().map(|session| (of_session(session), counter(session.failures))),
+        )?;
+        write(
+            e,
+            "bfd_packets",
+            "BFD packets by direction.",
+            sessions().flat_map(|session| {
+                [
+                    ("sent", session.packets_sent),
+                    ("received", session.packets_received),
+                ]
+                .map(|(direction, count)| {
+                    (
+                        (of_session(session), [("direction", direction)]),
+                        counter(count),
+                    )
+                })
+            }),
+        )?;
+        write(
+            e,
+            "bfd_discarded_packets",
+            "BFD packets that were not taken, by reason.",
+            self.bfd
+                .discarded
+                .iter()
+                .map(|(why, count)| ([("reason", why.as_str())], counter(*count))),
+        )?;
         let installed = self.routes.iter().filter(|route| route.installed).count();
         write(
             e,
@@ -354,6 +395,11 @@ fn of_peer(peer: &Peer) -> [(&'static str, String); 2] {
         ("peer", peer.address.clone()),
         ("local_asn", peer.local_asn.to_string()),
     ]
+}
+
+fn of_session(session: &BfdSession) -> [(&'static str, String); 2] {
+    let hops = if session.multihop { "multi" } else { "single" };
+    [("peer", session.peer.clone()), ("hops", hops.to_owned())]
 }
 
 fn counter(value: u64) -> ConstCounter {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use fairlead_common::service::{Count, SLOTS_PER_PAGE};
 use fairlead_common::tables::{self, Table as _};
 
-use super::{BACKEND_STATES, View, announcement, backend_state, peer_row, peers_of};
+use super::{BACKEND_STATES, View, announcement, backend_state, bfd_of, peer_row, peers_of};
 use crate::bgp_io::Md5Drops;
 use crate::dataplane::table::Pinned;
 use crate::plan::{Actual, services as rows};
@@ -54,6 +54,7 @@ impl View {
             peers: peers
                 .map(|(asn, peer)| peer_row(asn, peer, Md5Drops::default()))
                 .collect(),
+            bfd: bfd_of(&state).await,
             routes: state.routes.clone(),
             tables: full(&state.actual),
             attachments: state.attachments.clone(),

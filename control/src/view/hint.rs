@@ -11,6 +11,12 @@ use crate::bgp_io::Md5Drops;
 /// The usual traps, said where they are seen.
 pub(super) fn of(peer: &PeerSnapshot, established: bool, drops: Md5Drops) -> Option<String> {
     let settled = peer.in_state > Duration::from_secs(5);
+    if peer.waits_for_bfd {
+        return Some(
+            "no session is sought until BFD is up (`strict`); `dpctl bgp bfd` says why it is not"
+                .to_owned(),
+        );
+    }
     if !established {
         let error = peer
             .last_error
@@ -96,6 +102,8 @@ mod tests {
             hold_time: None,
             keepalive_time: None,
             signed,
+            bfd: None,
+            waits_for_bfd: false,
             local_address: None,
             families: BTreeMap::new(),
             last_error: Some("connection: timed out".to_owned()),

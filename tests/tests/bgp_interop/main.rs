@@ -5,6 +5,7 @@
     reason = "the steps of these stories fail like their assertions"
 )]
 
+mod bfd;
 mod restart;
 mod signature;
 
@@ -67,7 +68,12 @@ impl Link {
 
     /// An FRR of this AS, with its files in `dir`, and lines about itself and about us.
     fn frr_with(&self, asn: u32, dir: &str, itself: &str, neighbor: &str) -> Frr {
-        let config = format!(
+        let config = Self::frr_config(asn, itself, neighbor);
+        Frr::start(&self.theirs, &self.dir.path().join(dir), &config).unwrap()
+    }
+
+    fn frr_config(asn: u32, itself: &str, neighbor: &str) -> String {
+        format!(
             "hostname peer\n\
              router bgp {asn}\n\
              {itself}\
@@ -90,8 +96,7 @@ impl Link {
              \x20 network 2001:db8:f::/48\n\
              \x20 neighbor us activate\n\
              \x20exit-address-family\n"
-        );
-        Frr::start(&self.theirs, &self.dir.path().join(dir), &config).unwrap()
+        )
     }
 
     /// Runs a story on our side of the link; the driver's own threads live there too.

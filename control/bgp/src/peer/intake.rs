@@ -1,5 +1,7 @@
 //! What a peer says: messages in, steps of its sessions and paths of the RIB out.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -200,9 +202,18 @@ impl Peer {
             let (rib, parts) = shared.rib_and_parts();
             let judge = judge(&self.config, established, parts);
             rib.judge_again_within(self.id, outer, |prefix, attributes| {
-                judge
-                    .attributes(attributes)
-                    .or_else(|| judge.prefix(prefix, attributes.next_hop))
+                judge.path(prefix, attributes)
+            });
+        }
+    }
+
+    /// Judges paths by a next hop again after BFD lost or found it.
+    pub(crate) fn judge_again_by(&self, next_hop: IpAddr, shared: &mut Shared) {
+        if let Some(established) = &self.latest {
+            let (rib, parts) = shared.rib_and_parts();
+            let judge = judge(&self.config, established, parts);
+            rib.judge_again_by(self.id, next_hop, |prefix, attributes| {
+                judge.path(prefix, attributes)
             });
         }
     }
@@ -211,36 +222,33 @@ impl Peer {
         if let Some(established) = &self.latest {
             let (rib, parts) = shared.rib_and_parts();
             let judge = judge(&self.config, established, parts);
-            rib.judge_again(self.id, |prefix, attributes| {
-                judge
-                    .attributes(attributes)
-                    .or_else(|| judge.prefix(prefix, attributes.next_hop))
-            });
+            rib.judge_again(self.id, |prefix, attributes| judge.path(prefix, attributes));
         }
     }
 }
 
-type Parts<'a> = (&'a SpeakerConfig, &'a OwnPrefixes);
+type Parts<'a> = (&'a SpeakerConfig, &'a OwnPrefixes, &'a BTreeSet<IpAddr>);
 
 const fn shared_parts(shared: &Shared) -> Parts<'_> {
-    (&shared.config, &shared.own)
+    (&shared.config, &shared.own, &shared.unreachable)
 }
 
 impl Shared {
     /// The table, and beside it what a path is judged by.
     const fn rib_and_parts(&mut self) -> (&mut Rib, Parts<'_>) {
-        (&mut self.rib, (&self.config, &self.own))
+        (&mut self.rib, (&self.config, &self.own, &self.unreachable))
     }
 }
 
 fn judge<'a>(
     config: &'a PeerConfig,
     established: &Established,
-    (speaker, own): Parts<'a>,
+    (speaker, own, unreachable): Parts<'a>,
 ) -> Judge<'a> {
     Judge {
         policy: &config.import,
         own,
+        unreachable,
         local_as: speaker.local_as,
         router_id: speaker.router_id,
         local_addresses: [

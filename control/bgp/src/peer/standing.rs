@@ -102,7 +102,8 @@ impl Peer {
                 }
             });
         }
-        if !self.enabled || self.session(direction.other()).state() >= State::OpenSent {
+        let is_other_under_way = self.session(direction.other()).state() >= State::OpenSent;
+        if !self.enabled || is_other_under_way || self.waits_for_bfd() {
             return;
         }
         let rest = is_fault(reason, was, failed).then(|| {
@@ -126,7 +127,7 @@ impl Peer {
         let under_way = Direction::BOTH
             .into_iter()
             .any(|direction| self.session(direction).state() >= State::OpenSent);
-        if !self.enabled || under_way {
+        if !self.enabled || under_way || self.waits_for_bfd() {
             return;
         }
         for direction in Direction::BOTH {
@@ -143,7 +144,8 @@ impl Peer {
     }
 
     pub(super) fn schedule(&mut self, direction: Direction, at: Instant) {
-        if direction == Direction::Passive || !self.config.passive {
+        let is_wanted = direction == Direction::Passive || !self.config.passive;
+        if is_wanted && !self.waits_for_bfd() {
             self.starts.insert(direction, at);
         }
     }

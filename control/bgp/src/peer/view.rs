@@ -68,6 +68,8 @@ impl Peer {
             hold_time: terms.map(|terms| terms.hold_time),
             keepalive_time: terms.map(|terms| terms.keepalive_time),
             signed: self.config.password.is_some(),
+            bfd: self.standing(),
+            waits_for_bfd: self.enabled && self.waits_for_bfd(),
             local_address: self.established.as_ref().and_then(|e| e.local_address),
             families,
             last_error: self.last_error.as_ref().map(ToString::to_string),

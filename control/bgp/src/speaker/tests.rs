@@ -4,6 +4,7 @@ mod broken_peer;
 mod change;
 mod network;
 mod random;
+mod reach;
 mod restart;
 
 use std::collections::BTreeMap;

@@ -41,6 +41,9 @@ impl Notification {
     /// Cease: the other connection of a collision stays (RFC 4271 §6.8).
     pub const COLLISION: Self = Self::bare(6, cease_subcode::CONNECTION_COLLISION_RESOLUTION);
 
+    /// Cease: BFD says that the peer is not reached (RFC 9384).
+    pub const BFD_DOWN: Self = Self::bare(6, 10);
+
     /// A NOTIFICATION without data.
     pub const fn bare(code: u8, subcode: u8) -> Self {
         Self {

@@ -4,6 +4,8 @@
 //! ours to guess. A peer whose password is missing is left out, because a session without it would be
 //! weaker than what was asked for (Cilium runs it with an empty one).
 
+mod profiles;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -17,8 +19,9 @@ use crate::desired::{
     AddressKind, Family, LabelSelector, Neighbor, NodeState, ObjectName, PathAttributes,
     VirtualRouter,
 };
+use crate::source::resource::field::label_selector;
 use crate::source::resource::peering_policy::{
-    self as policy, PeeringPolicy, SelectorType, ServiceAdvertisement, label_selector,
+    self as policy, PeeringPolicy, SelectorType, ServiceAdvertisement,
 };
 use crate::source::resource::{Origin, Resources};
 
@@ -61,7 +64,7 @@ pub(super) fn merge(
             return BTreeMap::new();
         }
     };
-    chosen
+    let mut routers: BTreeMap<u32, VirtualRouter> = chosen
         .object
         .spec
         .virtual_routers
@@ -81,7 +84,9 @@ pub(super) fn merge(
                 virtual_router(router, &annotated, node, &mut context),
             )
         })
-        .collect()
+        .collect();
+    profiles::apply(resources, node, &mut routers, conditions);
+    routers
 }
 
 fn selects(policy: &PeeringPolicy, labels: &BTreeMap<String, String>) -> bool {
@@ -238,6 +243,7 @@ fn neighbor(
             .map(|restart| seconds(restart.restart_time_seconds)),
         families,
         password,
+        bfd: None,
         pod_cidr_attributes: pod_cidr_attributes(neighbor, node, context),
     })
 }

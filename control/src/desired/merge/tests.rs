@@ -1,3 +1,4 @@
+mod profiles;
 mod services;
 
 use std::net::Ipv4Addr;

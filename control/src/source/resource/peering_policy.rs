@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Deserializer};
 
 use super::community::{Large, Standard, WellKnown};
+use super::field::{check_selector, within};
 use super::{Check, Wrong};
-use crate::object::{self, Requirement};
 use crate::source::located::FieldPath;
 
 /// A `CiliumBGPPeeringPolicy`.
@@ -201,21 +201,6 @@ const fn restart_s() -> u16 {
     120
 }
 
-/// A number within limits.
-fn within<'de, T, const LEAST: i64, const MOST: i64, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: TryFrom<i64>,
-    D: Deserializer<'de>,
-{
-    let number = i64::deserialize(deserializer)?;
-    T::try_from(number)
-        .ok()
-        .filter(|_| (LEAST..=MOST).contains(&number))
-        .ok_or_else(|| {
-            serde::de::Error::custom(format!("{number} is not within {LEAST} to {MOST}"))
-        })
-}
-
 fn address_of_prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     if let Ok(address) = text.parse::<IpAddr>() {
@@ -241,15 +226,7 @@ impl Check for PeeringPolicy {
                 why: "is empty; list at least one".to_owned(),
             });
         }
-        let selector = |path: &FieldPath, key: &str, selector: Option<&LabelSelector>| {
-            selector.map_or(Ok(()), |s| {
-                label_selector(s).map(|_| ()).map_err(|why| Wrong {
-                    path: path.clone().key(key),
-                    why,
-                })
-            })
-        };
-        selector(&spec, "nodeSelector", self.spec.node_selector.as_ref())?;
+        check_selector(&spec, "nodeSelector", self.spec.node_selector.as_ref())?;
         let mut asns = BTreeMap::new();
         for (index, router) in self.spec.virtual_routers.iter().enumerate() {
             let path = spec.clone().key("virtualRouters").index(index);
@@ -268,12 +245,12 @@ impl Check for PeeringPolicy {
                     why: "is empty; list at least one".to_owned(),
                 });
             }
-            selector(&path, "serviceSelector", router.service_selector.as_ref())?;
+            check_selector(&path, "serviceSelector", router.service_selector.as_ref())?;
             for (index, neighbor) in router.neighbors.iter().enumerate() {
                 let own = path.clone().key("neighbors").index(index);
                 for (index, paths) in neighbor.advertised_path_attributes.iter().enumerate() {
                     let own = own.clone().key("advertisedPathAttributes").index(index);
-                    selector(&own, "selector", paths.selector.as_ref())?;
+                    check_selector(&own, "selector", paths.selector.as_ref())?;
                 }
                 if neighbor.keep_alive_time_seconds > neighbor.hold_time_seconds {
                     return Err(Wrong {
@@ -291,37 +268,4 @@ impl Check for PeeringPolicy {
         }
         Ok(())
     }
-}
-
-/// A selector as a value that answers.
-///
-/// # Errors
-/// An expression contradicts itself; the text says how.
-pub fn label_selector(selector: &LabelSelector) -> Result<object::LabelSelector, String> {
-    let mut match_expressions = Vec::new();
-    for need in selector.match_expressions.iter().flatten() {
-        let key = need.key.clone();
-        let values: std::collections::BTreeSet<_> = need.values.iter().flatten().cloned().collect();
-        match_expressions.push(match (need.operator.as_str(), values.is_empty()) {
-            ("In", false) => Requirement::In(key, values),
-            ("NotIn", false) => Requirement::NotIn(key, values),
-            ("Exists", true) => Requirement::Exists(key),
-            ("DoesNotExist", true) => Requirement::DoesNotExist(key),
-            ("In" | "NotIn", true) => {
-                return Err(format!("{} {key}: needs values", need.operator));
-            }
-            ("Exists" | "DoesNotExist", false) => {
-                return Err(format!("{} {key}: takes no values", need.operator));
-            }
-            (other, _) => {
-                return Err(format!(
-                    "{other} is no operator; use In, NotIn, Exists or DoesNotExist"
-                ));
-            }
-        });
-    }
-    Ok(object::LabelSelector {
-        match_labels: selector.match_labels.clone().unwrap_or_default(),
-        match_expressions,
-    })
 }

@@ -1,0 +1,94 @@
+//! Peer profiles -> what they add to the peers that they select.
+//!
+//! Of several profiles that select a peer the first by name counts, and the others say so: two halves of
+//! what two people meant would be neither.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use fairlead_bgp::BfdConfig;
+use fairlead_bgp::bfd::{Hops, Timing};
+
+use super::super::Conditions;
+use super::selector_of;
+use crate::desired::{Neighbor, NodeState, VirtualRouter};
+use crate::source::resource::Resources;
+use crate::source::resource::peer_profile::{Bfd, PeerProfile, PeerSelector};
+
+const KIND: &str = "BGPPeerProfile";
+
+/// Adds what profiles say to the peers of this node.
+pub(super) fn apply(
+    resources: &Resources,
+    node: &NodeState,
+    routers: &mut BTreeMap<u32, VirtualRouter>,
+    conditions: &mut Conditions,
+) {
+    let for_this_node: Vec<_> = resources
+        .peer_profiles
+        .iter()
+        .filter(|(_, profile)| {
+            let selector = profile.object.spec.node_selector.as_ref();
+            selector.is_none_or(|selector| selector_of(selector).matches(&node.labels))
+        })
+        .collect();
+    for router in routers.values_mut() {
+        for ((address, _), neighbor) in &mut router.neighbors {
+            let mut selecting = for_this_node
+                .iter()
+                .filter(|(_, profile)| selects(&profile.object, *address, neighbor));
+            let Some((first, chosen)) = selecting.next() else {
+                continue;
+            };
+            for (name, profile) in selecting {
+                let message = format!(
+                    "peer {address}: {KIND} {first} selects it as well, and is in force; narrow `peers` of one of the two"
+                );
+                conditions.add(KIND, name, &profile.origin, "PeerConflict", message);
+            }
+            let is_multihop = neighbor.ebgp_multihop_ttl > 1;
+            let bfd = chosen.object.spec.bfd.as_ref();
+            neighbor.bfd = bfd.map(|bfd| watch(bfd, is_multihop));
+        }
+    }
+    for (name, profile) in &for_this_node {
+        let selects_any = routers.values().any(|router| {
+            let mut neighbors = router.neighbors.iter();
+            neighbors.any(|((address, _), neighbor)| selects(&profile.object, *address, neighbor))
+        });
+        if !selects_any {
+            let message = format!(
+                "it selects none of the BGP peers of node {}; `dpctl bgp peers` lists them",
+                node.name
+            );
+            conditions.add(KIND, name, &profile.origin, "NoPeerSelected", message);
+        }
+    }
+}
+
+fn selects(profile: &PeerProfile, address: IpAddr, neighbor: &Neighbor) -> bool {
+    let fits = |peer: &PeerSelector| {
+        peer.address.is_none_or(|prefix| prefix.contains(address))
+            && peer.asn.is_none_or(|asn| asn == neighbor.asn)
+    };
+    let peers = &profile.spec.peers;
+    peers.is_empty() || peers.iter().any(fits)
+}
+
+fn watch(bfd: &Bfd, is_multihop: bool) -> BfdConfig {
+    let interval = |ms: u32| Duration::from_millis(ms.into());
+    BfdConfig {
+        timing: Timing {
+            min_transmit: interval(bfd.transmit_interval_milliseconds),
+            min_receive: interval(bfd.receive_interval_milliseconds),
+            multiplier: bfd.detect_multiplier,
+        },
+        hops: if bfd.multihop.unwrap_or(is_multihop) {
+            Hops::Multi
+        } else {
+            Hops::Single
+        },
+        strict: bfd.strict,
+    }
+}

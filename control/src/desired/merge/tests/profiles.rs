@@ -1,0 +1,84 @@
+//! Peer profiles: which peers they select, and what they add to them.
+
+use fairlead_bgp::bfd::Hops;
+use fairlead_bgp::{BfdConfig, bfd::Timing};
+
+use super::*;
+
+fn profile(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: fairlead.io/v1alpha1\nkind: BGPPeerProfile\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+    )
+}
+
+fn bfd_of(desired: &Desired) -> Option<BfdConfig> {
+    let neighbors = desired.routers.values().flat_map(|r| r.neighbors.values());
+    neighbors.map(|neighbor| neighbor.bfd).next().unwrap()
+}
+
+#[test]
+fn a_profile_adds_bfd_to_the_peers_that_it_selects_and_to_no_other() {
+    for (spec, is_watched) in [
+        ("{bfd: {}}", true),
+        ("{peers: [{address: 10.0.0.1}], bfd: {}}", true),
+        ("{peers: [{address: 10.0.0.0/24}], bfd: {}}", true),
+        (
+            "{peers: [{asn: 65010, address: 10.0.0.0/8}], bfd: {}}",
+            true,
+        ),
+        ("{peers: [{asn: 1}, {asn: 65010}], bfd: {}}", true),
+        ("{peers: [{address: 10.0.1.0/24}], bfd: {}}", false),
+        ("{peers: [{asn: 1, address: 10.0.0.0/8}], bfd: {}}", false),
+        ("{}", false),
+    ] {
+        let desired = desired(&[NODE, POLICY, &profile("tor", spec)]);
+        let expected = is_watched.then_some(BfdConfig {
+            timing: Timing::default(),
+            hops: Hops::Single,
+            strict: false,
+        });
+        assert_eq!(bfd_of(&desired), expected, "{spec}");
+    }
+    let elsewhere = "{nodeSelector: {matchLabels: {rack: rack1}}, bfd: {}}";
+    let desired = desired(&[NODE, POLICY, &profile("tor", elsewhere)]);
+    assert_eq!(desired.conditions, []);
+    assert_eq!(bfd_of(&desired), None);
+}
+
+#[test]
+fn bfd_is_multihop_where_the_peer_is_or_where_it_is_said() {
+    let far = POLICY.replace("peerASN: 65010}", "peerASN: 65000, eBGPMultihopTTL: 3}");
+    for (policy, bfd, hops) in [
+        (&far, "{}", Hops::Multi),
+        (&far, "{multihop: false}", Hops::Single),
+        (&POLICY.to_owned(), "{multihop: true}", Hops::Multi),
+    ] {
+        let spec = format!("{{bfd: {bfd}}}");
+        let desired = desired(&[NODE, policy, &profile("tor", &spec)]);
+        assert_eq!(bfd_of(&desired).unwrap().hops, hops);
+    }
+}
+
+#[test]
+fn of_two_profiles_for_a_peer_the_first_counts_and_one_for_no_peer_says_so() {
+    let first = profile("a", "{bfd: {detectMultiplier: 4}}");
+    let second = profile("b", "{bfd: {detectMultiplier: 5}}");
+    let both = desired(&[NODE, POLICY, &second, &first]);
+    assert_eq!(bfd_of(&both).unwrap().timing.multiplier, 4);
+    let conflict = only(&both);
+    assert_eq!(
+        (&*conflict.object, &*conflict.reason),
+        ("BGPPeerProfile b", "PeerConflict")
+    );
+    assert_eq!(
+        conflict.message,
+        "peer 10.0.0.1: BGPPeerProfile a selects it as well, and is in force; narrow `peers` of one of the two"
+    );
+
+    let none = desired(&[NODE, POLICY, &profile("a", "{peers: [{asn: 7}], bfd: {}}")]);
+    assert_eq!(only(&none).reason, "NoPeerSelected");
+    assert_eq!(
+        only(&none).message,
+        "it selects none of the BGP peers of node node1; `dpctl bgp peers` lists them"
+    );
+}

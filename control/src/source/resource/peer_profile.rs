@@ -1,0 +1,99 @@
+//! `fairlead.io/v1alpha1 BGPPeerProfile`: what Cilium's objects have no field for, for the BGP peers that
+//! it selects. Cilium's own objects stay as they are.
+//!
+//! Not here: what it means for this node (`desired::merge`).
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use serde::Deserialize;
+
+use super::field::{check_selector, within};
+use super::{Check, Wrong};
+use crate::source::located::FieldPath;
+
+/// A `BGPPeerProfile`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerProfile {
+    /// `fairlead.io/v1alpha1`.
+    pub api_version: String,
+    /// `BGPPeerProfile`.
+    pub kind: String,
+    /// Its name.
+    pub metadata: ObjectMeta,
+    /// What it says.
+    #[serde(default)]
+    pub spec: Spec,
+}
+
+/// What a profile says.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    /// The nodes it is for; absent or empty: all.
+    pub node_selector: Option<LabelSelector>,
+    /// The peers it is for: those that one entry fits. Absent or empty: all.
+    #[serde(default)]
+    pub peers: Vec<PeerSelector>,
+    /// Watched by BFD; absent: not.
+    pub bfd: Option<Bfd>,
+}
+
+/// Peers of which all that is said is true.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerSelector {
+    /// Its address is this one, or in this prefix.
+    pub address: Option<IpNetwork>,
+    /// Its AS number, as the peer's object says it.
+    pub asn: Option<u32>,
+}
+
+/// How a peer is watched by BFD (RFC 5880).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bfd {
+    /// Packets that may be lost before the peer counts as gone. Default: 3.
+    #[serde(default = "multiplier", deserialize_with = "within::<u8, 2, 255, _>")]
+    pub detect_multiplier: u8,
+    /// The least milliseconds between two packets that we send. Default: 300.
+    #[serde(
+        default = "interval_ms",
+        deserialize_with = "within::<u32, 10, 60_000, _>"
+    )]
+    pub transmit_interval_milliseconds: u32,
+    /// The least milliseconds between two packets that we can take. Default: 300.
+    #[serde(
+        default = "interval_ms",
+        deserialize_with = "within::<u32, 10, 60_000, _>"
+    )]
+    pub receive_interval_milliseconds: u32,
+    /// The peer may be behind routers (RFC 5883). Default: when its `ebgpMultihop` is more than 1.
+    pub multihop: Option<bool>,
+    /// No BGP session unless BFD is up. Default: no.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+const fn multiplier() -> u8 {
+    3
+}
+const fn interval_ms() -> u32 {
+    300
+}
+
+impl Check for PeerProfile {
+    fn check(&self) -> Result<(), Wrong> {
+        let spec = FieldPath::default().key("spec");
+        check_selector(&spec, "nodeSelector", self.spec.node_selector.as_ref())?;
+        for (index, peer) in self.spec.peers.iter().enumerate() {
+            if *peer == PeerSelector::default() {
+                return Err(Wrong {
+                    path: spec.key("peers").index(index),
+                    why: "says nothing; leave `peers` out to select all".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
