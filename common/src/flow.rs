@@ -56,6 +56,14 @@ impl FlowKey {
         (self.hash_keyed(hash::K) >> 32) as u32
     }
 
+    /// The hash that selects the ring slot of a service with session affinity: of the client's address alone, so
+    /// that every node gives a client the same slot without remembering it.
+    #[inline(always)]
+    pub const fn client_hash(&self) -> u32 {
+        let [a, b] = self.src.halves();
+        (hash::finish(hash::fold(hash::fold(hash::K, a), b)) >> 32) as u32
+    }
+
     /// A hash that outsiders cannot predict without `secret`.
     #[inline(always)]
     pub const fn hash_keyed(&self, secret: u64) -> u64 {
@@ -143,6 +151,21 @@ mod tests {
     #[test]
     fn consecutive_clients_with_one_port_spread_evenly() {
         assert!(chi_square((0..65536).map(|i| key(0x0a00_0000 + i, 40000).hash())) < 360.0);
+    }
+
+    #[test]
+    fn consecutive_clients_of_a_service_with_affinity_spread_evenly() {
+        assert!(chi_square((0..65536).map(|i| key(0x0a00_0000 + i, 40000).client_hash())) < 360.0);
+    }
+
+    #[test]
+    fn a_client_has_one_hash_whatever_it_asks() {
+        let other = FlowKey {
+            dst_port: Port::new(443),
+            proto: Proto::UDP,
+            ..key(0x0a00_0001, 50000)
+        };
+        assert_eq!(key(0x0a00_0001, 40000).client_hash(), other.client_hash());
     }
 
     #[test]

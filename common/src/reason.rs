@@ -148,6 +148,8 @@ reasons! {
     ServiceHeaders = Drop "service-headers",
     /// To a service address, and a fragment whose first one was not seen.
     ServiceFragmentUnknown = Drop "service-fragment-unknown",
+    /// To a service that does not let its source in (`loadBalancerSourceRanges`).
+    ServiceSourceDenied = Drop "service-source-denied",
     /// Every probed port of the egress address is taken for this destination.
     PortsExhausted = Drop "ports-exhausted",
     /// The table of translations is full.

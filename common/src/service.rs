@@ -82,6 +82,57 @@ pub struct Service {
 pub mod service_flags {
     /// Only sources in `SOURCE_RANGES` are let in.
     pub const SOURCE_RANGES: u32 = 1;
+    /// Session affinity: the slot is chosen by the client's address alone.
+    pub const AFFINITY: u32 = 2;
+}
+
+/// Sources that a service lets in: a key of `SOURCE_RANGES`, as the kernel's longest prefix match has it.
+///
+/// Prefixes of all services stand in one table, apart by the id in front of the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct SourceRange {
+    /// How many bits of what follows count: those of the id and those of the prefix.
+    pub bits: u32,
+    /// [`Service::id`].
+    pub service: u32,
+    /// The prefix; an IPv4 one in its IPv4-mapped form.
+    pub addr: Addr,
+}
+
+impl SourceRange {
+    const ID_BITS: u32 = 32;
+    const MAPPED_BITS: u32 = 96;
+
+    /// The key of a prefix of `length` bits, counted in the address's own family.
+    pub const fn new(service: u32, addr: Addr, length: u8) -> Self {
+        let in_front = if addr.is_v4() { Self::MAPPED_BITS } else { 0 };
+        Self {
+            bits: Self::ID_BITS + in_front + length as u32,
+            service,
+            addr,
+        }
+    }
+
+    /// The key of one source.
+    #[inline(always)]
+    pub const fn of_source(service: u32, addr: Addr) -> Self {
+        Self {
+            bits: Self::ID_BITS + 128,
+            service,
+            addr,
+        }
+    }
+
+    /// The prefix's length in its own family.
+    pub const fn length(&self) -> u8 {
+        let in_front = if self.addr.is_v4() {
+            Self::MAPPED_BITS
+        } else {
+            0
+        };
+        self.bits.saturating_sub(Self::ID_BITS + in_front) as u8
+    }
 }
 
 /// One slot of a ring: who serves the flows that hash to it.

@@ -10,7 +10,7 @@ use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::served::Sieve;
-use crate::service::{Backend, Count, NextHop, RingPage, Service, ServiceKey};
+use crate::service::{Backend, Count, NextHop, RingPage, Service, ServiceKey, SourceRange};
 use crate::snat::{Binding, EgressPort};
 use crate::socket::{Client, Translation, Translations};
 
@@ -34,6 +34,8 @@ pub enum Kind {
     SocketStorage,
     /// `BPF_MAP_TYPE_PROG_ARRAY`.
     ProgramArray,
+    /// `BPF_MAP_TYPE_LPM_TRIE`, never preallocated: the longest prefix that covers a key.
+    LpmTrie,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl Kind {
             Self::DevMapHash => "devmap_hash",
             Self::SocketStorage => "sk_storage",
             Self::ProgramArray => "prog_array",
+            Self::LpmTrie => "lpm_trie",
         }
     }
 }
@@ -178,6 +181,8 @@ tables! {
     Addresses = "ADDRESSES" v 1 Hash<Addr, u32>[65536],
     /// Which addresses may stand in ADDRESSES, by bit.
     SieveTable = "SIEVE" v 1 Array<u32, Sieve>[1],
+    /// Sources that services with `loadBalancerSourceRanges` let in, by service id and prefix.
+    SourceRanges = "SOURCE_RANGES" v 1 LpmTrie<SourceRange, u32>[65536],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five
@@ -214,5 +219,6 @@ mod tests {
         assert_eq!(size_of::<Translation>(), 40);
         assert_eq!(size_of::<Translations>(), 648);
         assert_eq!(size_of::<Client>(), 16);
+        assert_eq!(size_of::<SourceRange>(), 24);
     }
 }

@@ -25,6 +25,8 @@ pub struct Desired {
     pub node: NodeState,
     /// Services by where clients reach them.
     pub services: BTreeMap<Frontend, Service>,
+    /// What load balancers in front of the cluster ask this node, by TCP port.
+    pub health_checks: BTreeMap<u16, HealthCheck>,
     /// How pods leave the cluster; `None`: untranslated.
     pub egress: Option<Egress>,
     /// The BGP instances of this node by their AS number.
@@ -44,6 +46,8 @@ pub struct NodeState {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address (`InternalIP`).
     pub ipv6: Option<Ipv6Addr>,
+    /// All of its addresses that its object names, of whatever type.
+    pub addresses: BTreeSet<IpAddr>,
     /// The prefixes its pods get addresses from.
     pub pod_cidrs: BTreeSet<IpNetwork>,
 }
@@ -86,6 +90,16 @@ pub enum Scope {
     Inside,
 }
 
+impl Scope {
+    /// The printed name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outside => "outside",
+            Self::Inside => "inside",
+        }
+    }
+}
+
 /// A service of one address, port and protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
@@ -99,10 +113,20 @@ pub struct Service {
     pub forwarding: Forwarding,
     /// Session affinity: how long a client that opens no connection stays with its backend.
     pub affinity: Option<Duration>,
-    /// The only sources that are let in; empty: all.
-    pub source_ranges: BTreeSet<IpNetwork>,
+    /// The only sources that are let in; none: all. An empty set lets nobody in.
+    pub source_ranges: Option<BTreeSet<IpNetwork>>,
     /// Its backends.
     pub backends: BTreeMap<BackendAddr, Backend>,
+}
+
+/// What `spec.healthCheckNodePort` answers: whether this node has backends of a service that is served by its
+/// own backends only.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HealthCheck {
+    /// The service.
+    pub object: ObjectName,
+    /// How many of its ready backends are on this node.
+    pub local_endpoints: u32,
 }
 
 /// How packets get to the backends of a service that have no agent of their own.

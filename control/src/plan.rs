@@ -6,7 +6,8 @@
 //!    because a place became free that a ring waits for);
 //! 3. every prefix of a plan leaves a safe datapath: no service points at a missing ring, no slot at a
 //!    missing backend, no backend at a missing next hop, no backend id is used again while a slot or a flow
-//!    may name it, and no next hop's while a backend does;
+//!    may name it, and no next hop's while a backend does; and a service that filters its clients keeps out
+//!    whom it kept out and still does;
 //! 4. a plan is no larger than the difference;
 //! 5. same inputs, same plan.
 //!
@@ -31,7 +32,7 @@ use std::time::Duration;
 use fairlead_common::addr::Addr;
 use fairlead_common::route::{Device, Node};
 use fairlead_common::served::Sieve;
-use fairlead_common::service::{Backend, NextHop, Service, ServiceKey, Slot};
+use fairlead_common::service::{Backend, NextHop, Service, ServiceKey, Slot, SourceRange};
 
 use crate::desired::{Condition, Desired, Frontend};
 
@@ -148,6 +149,8 @@ pub struct Actual {
     pub addresses: BTreeMap<Addr, u32>,
     /// `SIEVE`.
     pub sieve: Box<Sieve>,
+    /// `SOURCE_RANGES`.
+    pub source_ranges: BTreeSet<SourceRange>,
 }
 
 /// One change of the kernel's tables.
@@ -174,6 +177,10 @@ pub enum Step {
         /// Offsets within the ring, ascending, and their slots.
         slots: Vec<(u32, Slot)>,
     },
+    /// Lets sources in.
+    PutSourceRange(SourceRange),
+    /// Keeps sources out.
+    RemoveSourceRange(SourceRange),
     /// Writes a service's row.
     PutService(ServiceKey, Service),
     /// Removes a service's row.

@@ -85,7 +85,13 @@ impl View {
     pub async fn status(&self) -> Result<types::Status> {
         let state = self.state.load_full();
         let peers = peers_of(&state).await;
-        let announced = |frontend: &Frontend| announcement(&state, frontend).0;
+        let services: Vec<bool> = state
+            .desired
+            .services
+            .iter()
+            .filter(|(frontend, service)| service.is_announceable(frontend))
+            .map(|(frontend, _)| announcement(&state, frontend).0)
+            .collect();
         Ok(types::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -95,13 +101,8 @@ impl View {
             in_sync: state.in_sync,
             attachments: state.attachments.clone(),
             services: types::Tally {
-                good: state
-                    .desired
-                    .services
-                    .keys()
-                    .filter(|f| announced(f))
-                    .count(),
-                all: state.desired.services.len(),
+                good: services.iter().filter(|announced| **announced).count(),
+                all: services.len(),
             },
             peers: types::Tally {
                 good: peers
@@ -177,12 +178,17 @@ impl View {
                         })
                     })
                     .collect::<Result<_>>()?;
-                let (announced, reason) = announcement(&state, frontend);
+                let (announced, reason) = if service.is_announceable(frontend) {
+                    announcement(&state, frontend)
+                } else {
+                    (false, String::new())
+                };
                 Ok(types::Service {
                     name: service.object.to_string(),
                     address: frontend.addr.to_string(),
                     port: frontend.port,
                     protocol: frontend.proto.to_string(),
+                    scope: frontend.scope.name().to_owned(),
                     slots: ring.map_or(0, |ring| ring.len() as u32),
                     slots_in_transition,
                     announced,

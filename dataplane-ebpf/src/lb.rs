@@ -8,7 +8,7 @@
 use fairlead_common::flow::FlowKey;
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Backend, Service, forward as forwarding};
+use fairlead_common::service::{Backend, Service, forward as forwarding, service_flags};
 use fairlead_common::snat::tcp;
 
 use crate::forward::{self, Hop, Sent};
@@ -47,14 +47,19 @@ pub struct Choice {
 /// Finds the backend that serves a flow of a service.
 ///
 /// # Errors
-/// [`Reason::ServiceNoBackend`].
+/// [`Reason::ServiceNoBackend`], or [`Reason::ServiceSourceDenied`].
 #[inline(always)]
 pub fn choose(service: &Service, key: &FlowKey, is_new: bool) -> Result<Choice, Reason> {
     if service.slots == 0 {
         return Err(Reason::ServiceNoBackend);
     }
     let hash = key.hash();
-    let place = service.ring.wrapping_add(hash::slot(hash, service.slots));
+    let choice = if service.flags == 0 {
+        hash
+    } else {
+        choice_on_terms(service, key, hash)?
+    };
+    let place = service.ring.wrapping_add(hash::slot(choice, service.slots));
     let slot = maps::slot(place).ok_or(Reason::ServiceNoBackend)?;
     let id = if slot.previous == 0 {
         slot.current
@@ -86,6 +91,21 @@ pub fn send(
     }?;
     count::balanced(service.id, choice.id, bytes);
     Ok(sent)
+}
+
+/// What selects the slot where the service asks for more than a backend: that its client is let in, and that
+/// all flows of a client go one way.
+#[inline(always)]
+fn choice_on_terms(service: &Service, key: &FlowKey, hash: u32) -> Result<u32, Reason> {
+    let flags = service.flags;
+    if flags & service_flags::SOURCE_RANGES != 0 && !maps::admits(service.id, key.src) {
+        return Err(Reason::ServiceSourceDenied);
+    }
+    Ok(if flags & service_flags::AFFINITY != 0 {
+        key.client_hash()
+    } else {
+        hash
+    })
 }
 
 /// To a backend on a link of this node, as it is but for its MAC addresses.

@@ -12,6 +12,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_common::addr::{Addr, Port};
@@ -21,7 +22,8 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::served::{self, Sieve};
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, next_hop_flags,
+    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, SourceRange,
+    next_hop_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort};
 use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
@@ -76,6 +78,10 @@ static DETOURS: ProgramArray = ProgramArray::with_max_entries(tables::Detours::C
 static ADDRESSES: HashMap<Addr, u32> = HashMap::with_max_entries(tables::Addresses::CAPACITY, 0);
 #[map]
 static SIEVE: Array<Sieve> = Array::with_max_entries(tables::SieveTable::CAPACITY, 0);
+// Five words behind the length: a type with the address's alignment would have a gap there.
+#[map]
+static SOURCE_RANGES: LpmTrie<[u32; 5], u32> =
+    LpmTrie::with_max_entries(tables::SourceRanges::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -137,6 +143,15 @@ pub fn service_address(addr: Addr) -> Option<u32> {
 pub fn service(key: &ServiceKey) -> Option<&'static Service> {
     // SAFETY: a row's three words may be read while userspace replaces it; each is valid alone.
     unsafe { SERVICES.get(key) }
+}
+
+/// Whether a service with source ranges lets this source in.
+#[inline(always)]
+pub fn admits(service: u32, source: Addr) -> bool {
+    let range = SourceRange::of_source(service, source);
+    // SAFETY: both are {length, 20 bytes} without gaps, and the packed one may stand anywhere.
+    let key = unsafe { &*(&raw const range).cast::<Key<[u32; 5]>>() };
+    SOURCE_RANGES.get(key).is_some()
 }
 
 /// The slot at a place in `RINGS`.

@@ -206,11 +206,11 @@ fn agrees_with_dpctl(node: &Node) -> Result<()> {
         }
         ensure!(compared > 10, "{compared} reasons");
         let services = rows(&services)?;
-        ensure!(services.len() == 2, "{} services", services.len());
+        ensure!(services.len() == 4, "{} services", services.len());
         for row in services {
             let labels = format!(
-                "service={},address={},port=\"{}\",protocol={}",
-                row["name"], row["address"], row["port"], row["protocol"]
+                "service={},address={},port=\"{}\",protocol={},scope={}",
+                row["name"], row["address"], row["port"], row["protocol"], row["scope"]
             );
             for (name, wanted) in [
                 ("packets_total", &row["packets"]),
@@ -220,11 +220,12 @@ fn agrees_with_dpctl(node: &Node) -> Result<()> {
                 ensure!(*wanted == found, "{name} {found}: {row}");
             }
             let announced = metrics.value(&format!("fairlead_service_announced{{{labels}}}"))?;
-            ensure!(announced == 1, "{row}");
+            let is_outside = row["scope"] == "outside";
+            ensure!(announced == u64::from(is_outside), "{row}");
             let ready = format!("fairlead_service_backends{{{labels},state=\"ready\"}}");
             ensure!(metrics.value(&ready)? == 2, "{row}");
         }
-        for (map, entries) in [("SERVICES", 2), ("BACKENDS", 4)] {
+        for (map, entries) in [("SERVICES", 4), ("BACKENDS", 4)] {
             let found = metrics.value(&format!("fairlead_map_entries{{map=\"{map}\"}}"))?;
             ensure!(found == entries, "{found} rows of {map}");
         }

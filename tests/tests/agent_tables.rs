@@ -329,9 +329,12 @@ fn every_table_is_listed_dumped_and_looked_up_by_name() {
     let rows = dump::dump(&tables.pins, "services").unwrap();
     assert_eq!(
         rows[0].key,
-        json!({ "addr": "2001:db8::80", "port": 80, "proto": "tcp" })
+        json!({ "addr": "2001:db8::80", "port": 80, "proto": "tcp", "scope": "outside" })
     );
-    assert_eq!(rows[0].value, json!({ "id": 1, "ring": 510, "slots": 4 }));
+    assert_eq!(
+        rows[0].value,
+        json!({ "id": 1, "ring": 510, "slots": 4, "affinitySeconds": 0, "sourceRanges": false })
+    );
     assert_eq!(rows[0].raw_key.len(), 2 * size_of::<ServiceKey>());
     let row = dump::get(
         &tables.pins,

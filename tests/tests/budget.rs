@@ -133,6 +133,7 @@ fn all_tables_at_their_full_size_fit_into_their_share_of_memory() {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::DevMapHash(data)
+        | Map::LpmTrie(data)
         | Map::SkStorage(data)
         | Map::ProgramArray(data)) = map
         else {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Slot, forward};
+use fairlead_common::service::{Slot, forward, service_flags};
 use fairlead_common::snat::{self, Binding, State};
 use fairlead_common::tables::{DecapAddrs, NodeTable, SnatRev};
 use fairlead_tests::kernel::{EGRESS, Node, ROUTER, Ran, SNAT_ROWS, UP0, addr_of, flow, on_a_node};
@@ -174,6 +174,13 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
         Reason::ServiceFragmentUnknown => {
             let packet = eth().ip(FAR, SERVICE).fragment(9, false).udp(1, 2);
             served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceSourceDenied => {
+            served(node, "10.1.0.11", forward::L2, &to_service());
+            node.change_service(SERVICE, 80, Proto::TCP, |row| {
+                row.flags = service_flags::SOURCE_RANGES;
+            });
+            node.arrives(UP0, &to_service())
         }
         Reason::PortsExhausted => taken(node),
         Reason::BindingsFull => full(node),

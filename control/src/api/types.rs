@@ -87,13 +87,15 @@ pub struct Service {
     pub port: u16,
     /// `tcp` or `udp`.
     pub protocol: String,
+    /// Whose packets are meant: `outside` the uplinks, or `inside`, from pods of this node and its own sockets.
+    pub scope: String,
     /// Slots of its ring; 0: none in the kernel.
     pub slots: u32,
     /// Slots in transition.
     pub slots_in_transition: u32,
     /// Whether its address is announced.
     pub announced: bool,
-    /// Why, or why not.
+    /// Why, or why not; empty for an address that is none to be announced.
     pub reason: String,
     /// Packets balanced.
     pub packets: u64,

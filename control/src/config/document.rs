@@ -227,12 +227,20 @@ pub struct LoadBalancer {
     /// How long flows that began before a change stay with their backend. Default: 60s.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub drain_window: Duration,
+    /// Which of this node's addresses node ports are served at: those within these prefixes; a prefix of full
+    /// length is served itself. Default: the node's `InternalIP`s.
+    pub node_port_addresses: Vec<IpNetwork>,
+    /// Whether `hints` of endpoints (of `trafficDistribution` and topology aware routing) choose backends near
+    /// this node. Default: no.
+    pub topology_aware_hints: bool,
 }
 
 impl Default for LoadBalancer {
     fn default() -> Self {
         Self {
             drain_window: Duration::from_mins(1),
+            node_port_addresses: Vec::new(),
+            topology_aware_hints: false,
         }
     }
 }

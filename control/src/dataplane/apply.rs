@@ -14,9 +14,10 @@
 use std::collections::BTreeSet;
 
 use fairlead_common::route::{DEVICE_MASK, Device};
-use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot};
+use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot, SourceRange};
 use fairlead_common::tables::{
-    Addresses, Backends, Devices, Flows, NextHops, NodeTable, Services, SieveTable, TxPorts,
+    Addresses, Backends, Devices, Flows, NextHops, NodeTable, Services, SieveTable, SourceRanges,
+    TxPorts,
 };
 
 use super::mapped::Access;
@@ -35,6 +36,7 @@ pub struct KernelStore {
     flows: Pinned<Flows>,
     addresses: Pinned<Addresses>,
     sieve: Pinned<SieveTable>,
+    source_ranges: Pinned<SourceRanges>,
     slots: Slots,
 }
 
@@ -70,6 +72,7 @@ impl KernelStore {
             flows: Pinned::open(pins)?,
             addresses: Pinned::open(pins)?,
             sieve: Pinned::open(pins)?,
+            source_ranges: Pinned::open(pins)?,
             slots: Slots::open(pins, access)?,
         })
     }
@@ -133,6 +136,8 @@ impl Store for KernelStore {
             Step::PutBackend(id, backend) => self.backends.set(id, backend)?,
             Step::RemoveBackend(id) => self.backends.set(id, &Backend::default())?,
             Step::PutSlots { ring, slots } => self.put_slots(*ring, slots)?,
+            Step::PutSourceRange(range) => self.source_ranges.set(range, &1)?,
+            Step::RemoveSourceRange(range) => drop(self.source_ranges.remove(range)?),
             Step::PutService(key, service) => self.services.set(key, service)?,
             // Gone already is as good.
             Step::RemoveService(key) => drop(self.services.remove(key)?),
@@ -184,6 +189,9 @@ impl Store for KernelStore {
             actual.addresses.insert(addr, flags);
         }
         *actual.sieve = self.sieve.get(&0)?.unwrap_or_default();
+        for row in self.source_ranges.rows() {
+            actual.source_ranges.insert(row?.0);
+        }
         Ok(actual)
     }
 }
@@ -272,6 +280,8 @@ impl Failed {
             | Step::RemoveDevice(_)
             | Step::RemoveNextHop(_)
             | Step::RemoveBackend(_)
+            | Step::PutSourceRange(_)
+            | Step::RemoveSourceRange(_)
             | Step::PutService(..)
             | Step::RemoveService(_)
             | Step::PutAddress(..)
@@ -300,6 +310,10 @@ impl Failed {
                 .rings
                 .contains(&service.ring)
                 .then_some("its ring could not be written"),
+            // Until a service's row says that it filters, or no more, both must hold.
+            Step::RemoveSourceRange(_) => self
+                .any
+                .then_some("an earlier step failed, and a service may still let it in"),
             Step::RemoveBackend(_) => self
                 .any
                 .then_some("an earlier step failed, and a slot may still name it"),
@@ -310,6 +324,7 @@ impl Failed {
             | Step::PutDevice(_)
             | Step::RemoveDevice(_)
             | Step::PutNextHop(..)
+            | Step::PutSourceRange(_)
             | Step::RemoveService(_)
             | Step::PutAddress(..)
             | Step::RemoveAddress(_)
@@ -323,6 +338,14 @@ pub fn describe(step: &Step) -> String {
     let frontend = |key: &ServiceKey| {
         let addr = std::net::SocketAddr::new(key.addr.ip(), key.port.number());
         format!("{addr}/{}", key.proto)
+    };
+    let source = |range: &SourceRange| {
+        format!(
+            "{}/{} to service id {}",
+            range.addr.ip(),
+            range.length(),
+            range.service
+        )
     };
     match step {
         Step::PutNode(_) => "write the node's row".to_owned(),
@@ -341,6 +364,8 @@ pub fn describe(step: &Step) -> String {
         Step::PutSlots { ring, slots } => {
             format!("write {} slots of the ring at {ring}", slots.len())
         }
+        Step::PutSourceRange(range) => format!("let sources in ({})", source(range)),
+        Step::RemoveSourceRange(range) => format!("keep sources out ({})", source(range)),
         Step::PutService(key, _) => format!("write service {}", frontend(key)),
         Step::RemoveService(key) => format!("remove service {}", frontend(key)),
         Step::PutAddress(addr, _) => format!("write address {addr}"),

@@ -157,9 +157,9 @@ impl<T: Table> Pinned<T> {
         let handle = match T::KIND {
             Kind::Array | Kind::MappedArray => Handle::Array(Map::Array(map).try_into()?),
             Kind::PerCpuArray => Handle::PerCpu(Map::PerCpuArray(map).try_into()?),
-            // A devmap and an array of programs are read and written by the same calls as a hash; their rows
-            // are the registry's own, where aya has types for them.
-            Kind::Hash | Kind::LruHash | Kind::DevMapHash | Kind::ProgramArray => {
+            // A devmap, a trie and an array of programs are read and written by the same calls as a hash; their
+            // rows are the registry's own, where aya has types for them.
+            Kind::Hash | Kind::LruHash | Kind::DevMapHash | Kind::ProgramArray | Kind::LpmTrie => {
                 Handle::Hash(Map::HashMap(map).try_into()?)
             }
             Kind::SocketStorage => {
@@ -258,8 +258,13 @@ impl<T: Table> Pinned<T> {
     ) -> Result<(Vec<Row<T>>, Option<Place>), Error> {
         match &self.handle {
             Handle::PerCpu(_) => Err(Self::wrong_kind("rows")),
-            // The kernel reads these one row at a time only.
-            Handle::Hash(map) if matches!(T::KIND, Kind::DevMapHash | Kind::ProgramArray) => {
+            // The kernel reads these one row at a time only; tries in batches, but not every kernel does.
+            Handle::Hash(map)
+                if matches!(
+                    T::KIND,
+                    Kind::DevMapHash | Kind::ProgramArray | Kind::LpmTrie
+                ) =>
+            {
                 let rows = map
                     .iter()
                     .map(|row| {
@@ -455,7 +460,7 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 pub(super) const fn flags(kind: Kind) -> u32 {
     match kind {
         Kind::MappedArray => BPF_F_MMAPABLE,
-        Kind::SocketStorage => BPF_F_NO_PREALLOC,
+        Kind::SocketStorage | Kind::LpmTrie => BPF_F_NO_PREALLOC,
         Kind::Array
         | Kind::PerCpuArray
         | Kind::Hash
@@ -475,6 +480,7 @@ pub(super) const fn map_type(kind: Kind) -> MapType {
         Kind::DevMapHash => MapType::DevMapHash,
         Kind::SocketStorage => MapType::SkStorage,
         Kind::ProgramArray => MapType::ProgramArray,
+        Kind::LpmTrie => MapType::LpmTrie,
     }
 }
 

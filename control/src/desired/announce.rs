@@ -9,7 +9,7 @@ use std::fmt;
 
 use ipnetwork::IpNetwork;
 
-use super::{Desired, Frontend, ObjectName, Service, VirtualRouter};
+use super::{AddressKind, Backend, Desired, Frontend, ObjectName, Scope, Service, VirtualRouter};
 
 /// What the kernel has of what is desired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,7 +119,8 @@ fn of_router(
         };
         offer(&mut all, *prefix, Source::PodCidr, state);
     }
-    for (frontend, service) in &desired.services {
+    let services = desired.services.iter();
+    for (frontend, service) in services.filter(|(at, service)| service.is_announceable(at)) {
         let state = of_service(router, frontend, service, programmed);
         let prefix = IpNetwork::from(frontend.addr);
         offer(
@@ -151,11 +152,7 @@ fn of_service(
     service: &Service,
     programmed: &Programmed,
 ) -> State {
-    let is_selected = router
-        .services
-        .as_ref()
-        .is_some_and(|selector| selector.matches(&service.selectable_labels()));
-    if !is_selected {
+    if !router.selects(service) {
         return State::NotSelected;
     }
     if router.address_kinds.is_disjoint(&service.address_kinds) {
@@ -164,7 +161,8 @@ fn of_service(
     if !programmed.attached {
         return State::NotAttached;
     }
-    if !service.backends.values().any(|backend| backend.ready) {
+    let takes_flows = |backend: &Backend| backend.ready && backend.weight > 0;
+    if !service.backends.values().any(takes_flows) {
         return State::NoReadyBackend;
     }
     match programmed.services.get(frontend) {
@@ -191,7 +189,24 @@ fn offer(
     }
 }
 
+impl VirtualRouter {
+    /// Whether `serviceSelector` selects a service.
+    pub fn selects(&self, service: &Service) -> bool {
+        let labels = service.selectable_labels();
+        self.services
+            .as_ref()
+            .is_some_and(|selector| selector.matches(&labels))
+    }
+}
+
 impl Service {
+    /// Whether peers could be told of this address of it: not where only clients inside reach it, nor where it
+    /// is one that the node has anyway.
+    pub fn is_announceable(&self, at: &Frontend) -> bool {
+        let mut kinds = self.address_kinds.iter();
+        at.scope == Scope::Outside && kinds.any(|kind| *kind != AddressKind::Node)
+    }
+
     /// Its labels and the two that Cilium adds for selectors.
     pub fn selectable_labels(&self) -> BTreeMap<String, String> {
         let mut labels = self.labels.clone();

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeAddress};
 
 use super::{Condition, Desired, Egress, NodeState, ObjectName};
 use crate::config::Document;
@@ -39,11 +39,16 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
             }
         }
     };
-    let services = services::merge(resources, node_name, &mut conditions);
     let routers = match found {
         Some(found) => routers::merge(resources, &config.bgp, &node, found, &mut conditions),
         None => BTreeMap::new(),
     };
+    let around = services::Around {
+        node: &node,
+        routers: &routers,
+        config: &config.load_balancer,
+    };
+    let (services, health_checks) = services::merge(resources, &around, &mut conditions);
     let egress = egress(config, &node, &mut conditions);
     let mut conditions = conditions.0;
     conditions.sort();
@@ -51,6 +56,7 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
     Desired {
         node,
         services,
+        health_checks,
         egress,
         routers,
         conditions,
@@ -79,12 +85,14 @@ impl Conditions {
 }
 
 fn node_state(name: &str, node: &Node) -> NodeState {
-    let internal: Vec<IpAddr> = node
-        .status
-        .iter()
-        .flat_map(|status| status.addresses.iter().flatten())
+    let addresses = || {
+        let addresses = node.status.iter().flat_map(|status| &status.addresses);
+        addresses.flatten()
+    };
+    let parsed = |address: &NodeAddress| address.address.parse::<IpAddr>().ok();
+    let internal: Vec<IpAddr> = addresses()
         .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse().ok())
+        .filter_map(parsed)
         .collect();
     let spec = node.spec.clone().unwrap_or_default();
     let pod_cidrs: BTreeSet<IpNetwork> = spec
@@ -106,6 +114,7 @@ fn node_state(name: &str, node: &Node) -> NodeState {
             IpAddr::V6(v6) => Some(*v6),
             IpAddr::V4(_) => None,
         }),
+        addresses: addresses().filter_map(parsed).collect(),
         pod_cidrs,
     }
 }

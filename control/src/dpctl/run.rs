@@ -184,10 +184,11 @@ async fn services(global: &Global, name: Option<&str>) -> Result<Outcome> {
                     endpoint(&service.address, service.port),
                     service.protocol
                 ),
-                if service.announced {
-                    "yes".to_owned()
-                } else {
-                    format!("no ({})", service.reason)
+                service.scope.clone(),
+                match (service.announced, service.reason.as_str()) {
+                    (true, _) => "yes".to_owned(),
+                    (false, "") => "-".to_owned(),
+                    (false, reason) => format!("no ({reason})"),
                 },
                 String::new(),
                 String::new(),
@@ -204,6 +205,7 @@ async fn services(global: &Global, name: Option<&str>) -> Result<Outcome> {
                     String::new(),
                     format!("  {}", endpoint(&backend.address, backend.port)),
                     String::new(),
+                    String::new(),
                     backend.state.clone(),
                     backend.forward.clone(),
                     share(backend.slots, service.slots, ""),
@@ -217,6 +219,7 @@ async fn services(global: &Global, name: Option<&str>) -> Result<Outcome> {
             &[
                 ("NAME", Left),
                 ("ADDRESS", Left),
+                ("CLIENTS", Left),
                 ("ANNOUNCED", Left),
                 ("BACKEND", Left),
                 ("FORWARD", Left),

@@ -1,6 +1,7 @@
 //! The addresses of services, whatever their ports: from the services' rows.
 //!
-//! An address that only node ports are reached by is the host's own: what else comes to it is for the host.
+//! An address of this node, or one that only node ports are reached by, is the host's own: what else comes to
+//! it is for the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,7 +59,7 @@ pub(super) fn steps(
     }
 }
 
-/// Addresses that no service has but by its node port.
+/// The node's addresses, and those that no service has but by its node port.
 fn hosts_own(desired: &Desired) -> BTreeSet<Addr> {
     let node_only = BTreeSet::from([AddressKind::Node]);
     let of = |wants: bool| -> BTreeSet<Addr> {
@@ -68,7 +69,12 @@ fn hosts_own(desired: &Desired) -> BTreeSet<Addr> {
             .map(|(frontend, _)| Addr::from(frontend.addr))
             .collect()
     };
-    of(true).difference(&of(false)).copied().collect()
+    let node = desired.node.addresses.iter().copied().map(Addr::from);
+    of(true)
+        .difference(&of(false))
+        .copied()
+        .chain(node)
+        .collect()
 }
 
 #[cfg(test)]
@@ -157,5 +163,15 @@ mod tests {
         let tables = planned(&desired, &rows);
 
         assert_eq!(tables.addresses, BTreeMap::from([(addr(2), flags::SERVED)]));
+    }
+
+    #[test]
+    fn an_address_of_the_node_that_a_service_names_stays_the_hosts() {
+        let mut desired = with_kinds(&[(1, 80, &[AddressKind::External])]);
+        desired.node.addresses = BTreeSet::from([addr(1).ip()]);
+
+        let tables = planned(&desired, &[(key(1, 80), row(7))]);
+
+        assert_eq!(tables, Actual::default());
     }
 }

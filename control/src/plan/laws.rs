@@ -9,11 +9,11 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_common::route::DEVICE_MASK;
-use fairlead_common::service::{SLOTS_PER_PAGE, flags, forward, next_hop_flags};
+use fairlead_common::service::{SLOTS_PER_PAGE, flags, forward, next_hop_flags, service_flags};
 use proptest::prelude::*;
 
 use self::tables::{Tables, is_safe};
-use self::world::{Event, World, backend_at, busy_day, event, frontend, world};
+use self::world::{Event, SOURCES, World, backend_at, busy_day, event, frontend, source, world};
 use super::maglev::Sizes;
 use super::services::{address, key};
 use super::*;
@@ -84,7 +84,7 @@ impl Story {
 
     fn meddle(&mut self, what: u32, value: u32) {
         let nth = value as usize;
-        match what % 5 {
+        match what % 6 {
             0 => {
                 let count = self.tables.slots.len().max(1);
                 if let Some(slot) = self.tables.slots.values_mut().nth(nth % count) {
@@ -111,6 +111,16 @@ impl Story {
                 }
                 if let Some(row) = self.tables.next_hops.values_mut().next() {
                     row.mtu = value;
+                }
+            }
+            4 => {
+                let row = SourceRange {
+                    bits: 160,
+                    service: value % 7,
+                    ..SourceRange::default()
+                };
+                if !self.tables.source_ranges.remove(&row) {
+                    self.tables.source_ranges.insert(row);
                 }
             }
             _ => {
@@ -161,6 +171,7 @@ impl Story {
             if was_safe {
                 is_safe(&self.tables)?;
                 self.packets_stay(before, &actual, &ended, place)?;
+                self.sources_are_kept_out(before)?;
             }
         }
         is_safe(&self.tables)?;
@@ -203,6 +214,9 @@ impl Story {
                     }
                     format!("ring {ring}")
                 }
+                Step::PutSourceRange(range) | Step::RemoveSourceRange(range) => {
+                    format!("source range {range:?}")
+                }
                 Step::PutService(service, _) | Step::RemoveService(service) => {
                     format!("service {service:?}")
                 }
@@ -223,6 +237,8 @@ impl Story {
                 | Step::RemoveNextHop(_)
                 | Step::PutBackend(..)
                 | Step::RemoveBackend(_)
+                | Step::PutSourceRange(_)
+                | Step::RemoveSourceRange(_)
                 | Step::PutService(..)
                 | Step::RemoveService(_)
                 | Step::PutAddress(..)
@@ -248,6 +264,7 @@ impl Story {
         prop_assert_eq!(ids.len(), keys.len(), "service ids are distinct");
         prop_assert!(!ids.contains(&0));
         let mut named = BTreeSet::new();
+        let mut wanted_ranges = 0;
         for (frontend, service) in &self.world.desired.services {
             let members = self.world.members(service);
             let row = tables.services[&key(frontend)];
@@ -257,6 +274,18 @@ impl Story {
                 true => prop_assert_eq!(row.slots, 0),
                 false if moves => prop_assert!(row.slots >= slots && row.slots.is_power_of_two()),
                 false => prop_assert_eq!(row.slots, slots, "as small as may be"),
+            }
+            let (with_ranges, with_affinity) =
+                (service.source_ranges.is_some(), service.affinity.is_some());
+            let has = |flag| row.flags & flag != 0;
+            prop_assert_eq!(has(service_flags::SOURCE_RANGES), with_ranges);
+            prop_assert_eq!(has(service_flags::AFFINITY), with_affinity);
+            prop_assert_eq!(row.affinity_s, if with_affinity { 10800 } else { 0 });
+            wanted_ranges += service.source_ranges.as_ref().map_or(0, BTreeSet::len);
+            for source in SOURCES.map(source) {
+                let ranges = service.source_ranges.as_ref();
+                let admits = ranges.is_none_or(|ranges| ranges.contains(&source));
+                prop_assert_eq!(tables.admits(key(frontend), source), admits);
             }
             prop_assert_eq!(plan.programmed.contains_key(frontend), !members.is_empty());
             let ring = maglev::ring(&members, SIZES);
@@ -288,6 +317,7 @@ impl Story {
         let addresses: BTreeSet<_> = keys.iter().map(|key| key.addr).collect();
         prop_assert!(tables.addresses.keys().eq(&addresses));
         prop_assert!(addresses.iter().all(|&addr| tables.sieve.passes(addr)));
+        prop_assert_eq!(tables.source_ranges.len(), wanted_ranges);
         self.next_hops_are_wanted()?;
         let devices: Vec<_> = tables
             .devices
@@ -304,6 +334,35 @@ impl Story {
                 .collect::<Vec<_>>()
         );
         prop_assert!(tables.node.is_some());
+        Ok(())
+    }
+
+    /// Law 3, as clients see it: whom a service lets in before and after it lets in at every moment, and whom
+    /// it lets in neither before nor after it never does.
+    fn sources_are_kept_out(&self, before: &World) -> Result<(), TestCaseError> {
+        if self.belongs.is_none() {
+            // A stranger's row: what was wanted before is not what was there.
+            return Ok(());
+        }
+        for frontend in (0..5).map(frontend) {
+            let both = [before, &self.world].map(|world| world.desired.services.get(&frontend));
+            let [Some(was), Some(is)] = both else {
+                continue;
+            };
+            for source in SOURCES.map(source) {
+                let admits = |service: &desired::Service| {
+                    let ranges = service.source_ranges.as_ref();
+                    ranges.is_none_or(|ranges| ranges.contains(&source))
+                };
+                let does = self.tables.admits(key(&frontend), source);
+                prop_assert!(admits(was) || admits(is) || !does, "{} gets in", source);
+                prop_assert!(
+                    !(admits(was) && admits(is)) || does,
+                    "{} is kept out",
+                    source
+                );
+            }
+        }
         Ok(())
     }
 

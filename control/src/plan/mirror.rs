@@ -61,6 +61,12 @@ impl Actual {
                     held[offset] = slot;
                 }
             }
+            Step::PutSourceRange(range) => {
+                self.source_ranges.insert(*range);
+            }
+            Step::RemoveSourceRange(range) => {
+                self.source_ranges.remove(range);
+            }
             Step::PutService(key, service) => {
                 self.services.insert(*key, *service);
             }

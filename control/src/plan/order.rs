@@ -6,7 +6,8 @@
 //! ```
 //! A service leaves a ring before the ring takes the backends of others, and joins one after it has its
 //! own. Packets to the address of a service that are not its own end there, so an address is known no longer
-//! than its services are. Not here: which steps there are.
+//! than its services are. Sources are let in before the row that asks for them, and kept out after the row that
+//! does not. Not here: which steps there are.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,9 @@ pub fn order(mut steps: Vec<Step>, fresh: &BTreeSet<u32>) -> Vec<Step> {
     steps.sort_by_key(|step| match step {
         Step::RemoveAddress(_) => Moment::Disown,
         Step::PutNextHop(..) => Moment::NextHop,
-        Step::PutNode(_) | Step::PutDevice(_) | Step::PutBackend(..) => Moment::Row,
+        Step::PutNode(_) | Step::PutDevice(_) | Step::PutBackend(..) | Step::PutSourceRange(_) => {
+            Moment::Row
+        }
         Step::PutSlots { ring, .. } if fresh.contains(ring) => Moment::FreshRing,
         Step::PutSlots { .. } => Moment::UsedRing,
         Step::PutService(_, row) if row.slots == 0 || fresh.contains(&row.ring) => Moment::Leave,
@@ -41,7 +44,9 @@ pub fn order(mut steps: Vec<Step>, fresh: &BTreeSet<u32>) -> Vec<Step> {
         Step::RemoveService(_) => Moment::Leave,
         Step::PutAddress(..) | Step::PutSieve(_) => Moment::Own,
         Step::ForgetFlows { .. } => Moment::Forget,
-        Step::RemoveDevice(_) | Step::RemoveBackend(_) => Moment::Remove,
+        Step::RemoveDevice(_) | Step::RemoveBackend(_) | Step::RemoveSourceRange(_) => {
+            Moment::Remove
+        }
         Step::RemoveNextHop(_) => Moment::RemoveNextHop,
     });
     steps

@@ -15,6 +15,7 @@
 mod homes;
 mod ids;
 mod next_hops;
+mod terms;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -270,6 +271,7 @@ fn service_steps(
     let mut free = (1..Services::CAPACITY).filter(|id| !taken.contains(id));
     let mut used = BTreeSet::new();
     let mut wanted_rows = BTreeMap::new();
+    let mut wanted_ranges = BTreeSet::new();
     for (frontend, service) in &wanted.desired.services {
         let key = key(frontend);
         let known = actual.services.get(&key).map(|row| row.id);
@@ -285,21 +287,23 @@ fn service_steps(
             });
             continue;
         };
-        let row = match homes.ring_of(frontend) {
-            Some((ring, slots)) => rows::Service {
-                id,
-                ring,
-                slots,
-                ..rows::Service::default()
-            },
-            None => rows::Service {
-                id,
-                ..rows::Service::default()
-            },
+        let (ring, slots) = homes.ring_of(frontend).unwrap_or((0, 0));
+        let row = rows::Service {
+            id,
+            ring,
+            slots,
+            flags: terms::flags(service),
+            affinity_s: service.affinity.map_or(0, |time| time.as_secs() as u32),
+            pad: 0,
         };
         wanted_rows.insert(key, row);
+        wanted_ranges.extend(terms::source_ranges(id, frontend, service));
     }
     super::addresses::steps(wanted.desired, &wanted_rows, actual, steps, conditions);
+    let let_in = wanted_ranges.difference(&actual.source_ranges);
+    steps.extend(let_in.map(|range| Step::PutSourceRange(*range)));
+    let keep_out = actual.source_ranges.difference(&wanted_ranges);
+    steps.extend(keep_out.map(|range| Step::RemoveSourceRange(*range)));
     let Difference { put, remove } = difference(&wanted_rows, &actual.services);
     steps.extend(put.into_iter().map(|(key, row)| Step::PutService(key, row)));
     steps.extend(remove.into_iter().map(Step::RemoveService));

@@ -65,6 +65,8 @@ pub struct Service {
     pub port: u16,
     /// `tcp` or `udp`.
     pub protocol: String,
+    /// Where its clients are: `outside` or `inside`.
+    pub scope: &'static str,
     /// Packets balanced.
     pub packets: u64,
     /// Bytes balanced.
@@ -379,12 +381,13 @@ impl Figures {
 }
 
 impl Service {
-    fn labels(&self) -> [(&'static str, String); 4] {
+    fn labels(&self) -> [(&'static str, String); 5] {
         [
             ("service", self.name.clone()),
             ("address", self.address.clone()),
             ("port", self.port.to_string()),
             ("protocol", self.protocol.clone()),
+            ("scope", self.scope.to_owned()),
         ]
     }
 }

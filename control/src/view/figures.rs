@@ -38,7 +38,8 @@ impl View {
                 protocol: frontend.proto.to_string(),
                 packets: count.packets,
                 bytes: count.bytes,
-                announced: announcement(&state, frontend).0,
+                scope: frontend.scope.name(),
+                announced: service.is_announceable(frontend) && announcement(&state, frontend).0,
                 backends,
             })
         });

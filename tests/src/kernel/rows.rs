@@ -1,14 +1,19 @@
 //! Rows of the loaded object's tables, as values of `fairlead-common`.
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use bytemuck::Pod;
+use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::Count;
-use fairlead_common::tables::{Kind, Reasons, Table};
+use fairlead_common::service::{Count, Service, ServiceKey};
+use fairlead_common::tables::{Kind, Reasons, Services, Table};
 
 use fairlead_control::dataplane::table::Wire;
 
-use super::Node;
+use super::{Node, addr_of};
+
+/// Bytes of a source range behind its length.
+const SOURCE_BYTES: usize = 20;
 
 impl Node {
     /// Reads a row.
@@ -23,7 +28,11 @@ impl Node {
                 let map: HashMap<_, Wire<T::Key>, Wire<T::Value>> = map.try_into().expect(T::NAME);
                 map.get(&Wire(*key), 0).ok().map(|wire| wire.0)
             }
-            Kind::PerCpuArray | Kind::DevMapHash | Kind::SocketStorage | Kind::ProgramArray => {
+            Kind::PerCpuArray
+            | Kind::DevMapHash
+            | Kind::SocketStorage
+            | Kind::ProgramArray
+            | Kind::LpmTrie => {
                 panic!("{} is not read so", T::NAME)
             }
         }
@@ -47,10 +56,32 @@ impl Node {
                 let ifindex = index(key);
                 map.insert(ifindex, ifindex, None, 0).expect(T::NAME);
             }
+            Kind::LpmTrie => {
+                let mut map: LpmTrie<_, [u8; SOURCE_BYTES], Wire<T::Value>> =
+                    map.try_into().expect(T::NAME);
+                let bits = index(key);
+                let data = bytemuck::bytes_of(key)[size_of::<u32>()..].try_into();
+                let key = Key::new(bits, data.expect("a source range"));
+                map.insert(&key, Wire(*value), 0).expect(T::NAME);
+            }
             Kind::PerCpuArray | Kind::SocketStorage | Kind::ProgramArray => {
                 panic!("{} is not written so", T::NAME)
             }
         }
+    }
+
+    /// Changes the row of a service that [`Node::service`] made.
+    pub fn change_service(
+        &mut self,
+        addr: &str,
+        port: u16,
+        proto: Proto,
+        change: impl FnOnce(&mut Service),
+    ) {
+        let key = ServiceKey::new(addr_of(addr), Port::new(port), proto);
+        let mut row = self.get::<Services>(&key).expect("a row");
+        change(&mut row);
+        self.set::<Services>(&key, &row);
     }
 
     /// Removes a row of a hash table.
@@ -99,5 +130,5 @@ fn sum(map: &PerCpuArray<&mut MapData, Wire<Count>>, row: u32) -> Count {
 }
 
 fn index<K: Pod>(key: &K) -> u32 {
-    *bytemuck::from_bytes(bytemuck::bytes_of(key))
+    bytemuck::pod_read_unaligned(&bytemuck::bytes_of(key)[..size_of::<u32>()])
 }

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
-use fairlead_common::service::ServiceKey;
+use fairlead_common::service::{ServiceKey, SourceRange};
 use fairlead_common::socket::Client;
+use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 /// A key as a person types it.
@@ -146,6 +147,19 @@ impl FromText for Client {
     }
 }
 
+impl FromText for SourceRange {
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        known(fields, &["service", "prefix"])?;
+        let prefix: IpNetwork = field(fields, "prefix")?;
+        let addr = Addr::new(prefix.ip());
+        Ok(Self::new(field(fields, "service")?, addr, prefix.prefix()))
+    }
+
+    fn from_number(_: u64) -> Result<Self, String> {
+        Err("the key is service, prefix".to_owned())
+    }
+}
+
 impl FromText for FlowKey {
     fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
         known(fields, &["src", "srcPort", "dst", "dstPort", "proto"])?;
@@ -207,6 +221,13 @@ mod tests {
             Ok(service().inside())
         );
         assert_eq!(parse_key::<FlowKey>(&flow.to_json().to_string()), Ok(flow));
+        for (addr, length) in [("10.0.0.0", 8), ("fd00::", 64), ("::", 0)] {
+            let range = SourceRange::new(7, Addr::new(addr.parse().unwrap()), length);
+            assert_eq!(
+                parse_key::<SourceRange>(&range.to_json().to_string()),
+                Ok(range)
+            );
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, Service, ServiceKey, Slot, flags, forward, next_hop_flags,
-    scope, service_flags,
+    Backend, Count, NextHop, RingPage, Service, ServiceKey, Slot, SourceRange, flags, forward,
+    next_hop_flags, scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use fairlead_common::socket::{Client, Translation, Translations};
@@ -104,6 +104,15 @@ impl ToJson for Service {
             "slots": self.slots,
             "affinitySeconds": self.affinity_s,
             "sourceRanges": self.flags & service_flags::SOURCE_RANGES != 0,
+        })
+    }
+}
+
+impl ToJson for SourceRange {
+    fn to_json(&self) -> Value {
+        json!({
+            "service": self.service,
+            "prefix": format!("{}/{}", self.addr.ip(), self.length()),
         })
     }
 }

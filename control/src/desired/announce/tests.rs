@@ -59,6 +59,7 @@ fn desired() -> Desired {
             ..NodeState::default()
         },
         services: BTreeMap::from([(frontend(), service)]),
+        health_checks: BTreeMap::new(),
         egress: Some(Egress {
             address: Ipv4Addr::new(192, 0, 2, 9),
             is_node_address: false,
@@ -90,6 +91,46 @@ fn service_state(change: impl FnOnce(&mut Desired, &mut Programmed)) -> String {
 
 fn router(desired: &mut Desired) -> &mut VirtualRouter {
     desired.routers.get_mut(&65010).unwrap()
+}
+
+/// A service at another address of the same object.
+fn with(kind: AddressKind, scope: Scope) -> Desired {
+    let mut desired = desired();
+    let mut service = desired.services[&frontend()].clone();
+    service.address_kinds = BTreeSet::from([kind]);
+    let at = Frontend {
+        addr: "192.0.2.77".parse().unwrap(),
+        scope,
+        ..frontend()
+    };
+    desired.services.insert(at, service);
+    desired
+}
+
+#[test]
+fn an_address_for_clients_inside_and_an_address_of_the_node_are_not_announced() {
+    for (kind, scope) in [
+        (AddressKind::Cluster, Scope::Inside),
+        (AddressKind::LoadBalancer, Scope::Inside),
+        (AddressKind::Node, Scope::Outside),
+    ] {
+        let all = announcements(&with(kind, scope), &programmed());
+
+        let prefix: IpNetwork = "192.0.2.77/32".parse().unwrap();
+        assert!(!all[&65010].contains_key(&prefix), "{kind:?} {scope:?}");
+    }
+}
+
+#[test]
+fn a_backend_without_a_share_announces_nothing() {
+    let mut desired = desired();
+    let service = desired.services.get_mut(&frontend()).unwrap();
+    service.backends.values_mut().for_each(|one| one.weight = 0);
+
+    assert_eq!(
+        state(&desired, &programmed(), "192.0.2.10/32"),
+        "withheld: no backend is ready"
+    );
 }
 
 #[test]

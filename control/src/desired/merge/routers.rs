@@ -154,10 +154,9 @@ fn virtual_router(
             ServiceAdvertisement::ExternalIP => {
                 address_kinds.insert(AddressKind::External);
             }
-            ServiceAdvertisement::ClusterIP => context.condition(
-                "FieldUnsupported",
-                "serviceAdvertisements ClusterIP is not acted on yet: cluster addresses are not announced",
-            ),
+            ServiceAdvertisement::ClusterIP => {
+                address_kinds.insert(AddressKind::Cluster);
+            }
         }
     }
     let mut neighbors = BTreeMap::new();

@@ -1,20 +1,33 @@
 //! Services and their EndpointSlices -> services by where clients reach them.
 //!
-//! Which objects are ours follows kube-proxy: not headless, not ExternalName, not with the label
-//! `service.kubernetes.io/service-proxy-name`; a load balancer class must be absent or name us.
-//! Of two services with one address, port and protocol the older one wins, then the one whose name
-//! comes first, so that every node decides alike.
+//! What a service means follows kube-proxy. Not ours are those that are headless, ExternalName, or have the
+//! label `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless`. Of two services with
+//! one address, port, protocol and scope the older one wins, then the one whose name comes first, so that
+//! every node decides alike.
+//!
+//! ```text
+//!   places (addresses x ports) -> scopes (who may come) -> endpoints (who serves it) -> Service
+//!                                      ▲                        ▲
+//!                                      └──────── policy ────────┘
+//! ```
+
+mod endpoints;
+mod places;
+mod policy;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use fairlead_common::addr::Proto;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use self::policy::Policy;
 use super::Conditions;
+use crate::config::document::LoadBalancer;
 use crate::desired::{
-    AddressKind, Backend, BackendAddr, Frontend, Home, ObjectName, Scope, Service,
+    AddressKind, Backend, BackendAddr, Frontend, HealthCheck, Home, NodeState, ObjectName, Scope,
+    Service, VirtualRouter,
 };
 use crate::source::resource::{Resources, Sourced};
 
@@ -24,13 +37,25 @@ const SLICE_KIND: &str = "EndpointSlice";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Gives a service to another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Says that a service has no address to be served at.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// All services of the sources that are ours.
+/// What a service's meaning depends on beside itself.
+pub(super) struct Around<'a> {
+    /// This node.
+    pub(super) node: &'a NodeState,
+    /// Its BGP instances: whether they announce cluster addresses.
+    pub(super) routers: &'a BTreeMap<u32, VirtualRouter>,
+    /// How services are balanced.
+    pub(super) config: &'a LoadBalancer,
+}
+
+/// All services of the sources that are ours, and what is asked of their health.
 pub(super) fn merge(
     resources: &Resources,
-    node_name: &str,
+    around: &Around<'_>,
     conditions: &mut Conditions,
-) -> BTreeMap<Frontend, Service> {
+) -> (BTreeMap<Frontend, Service>, BTreeMap<u16, HealthCheck>) {
     let slices = slices_by_service(resources, conditions);
     let mut by_age: Vec<_> = resources.services.iter().collect();
     by_age.sort_by_key(|(name, sourced)| {
@@ -38,36 +63,54 @@ pub(super) fn merge(
         (created.is_none(), created, *name)
     });
     let mut services: BTreeMap<Frontend, Service> = BTreeMap::new();
+    let mut health_checks: BTreeMap<u16, HealthCheck> = BTreeMap::new();
     for (name, sourced) in by_age {
-        let Some(spec) = ours(name, sourced, conditions) else {
+        let Some(spec) = ours(sourced) else {
             continue;
         };
         let one = One {
-            node_name,
             name,
             sourced,
             spec,
             slices: slices.get(name).map_or(&[], Vec::as_slice),
+            around,
         };
-        for (frontend, service) in one.frontends(conditions) {
+        let found = one.frontends(conditions);
+        if let Some((port, check)) = one.health_check(&found) {
+            if let Some(winner) = health_checks.get(&port) {
+                let message = format!(
+                    "spec.healthCheckNodePort {port} is Service {}'s, which is older or comes first by name; give one of them another port",
+                    winner.object
+                );
+                one.say(conditions, "HealthCheckConflict", message);
+            } else {
+                health_checks.insert(port, check);
+            }
+        }
+        let mut refused = BTreeSet::new();
+        for (frontend, service) in found {
             match services.get(&frontend) {
                 None => {
                     services.insert(frontend, service);
                 }
-                Some(winner) => conditions.add(
-                    KIND,
-                    name,
-                    &sourced.origin,
-                    "AddressConflict",
-                    format!(
-                        "{frontend} belongs to Service {}, which is older or comes first by name; give one of them another address or port",
-                        winner.object
-                    ),
-                ),
+                Some(winner) => {
+                    let place = Frontend {
+                        scope: Scope::Outside,
+                        ..frontend
+                    };
+                    // Said once for both scopes.
+                    if refused.insert(place) {
+                        let message = format!(
+                            "{place} belongs to Service {}, which is older or comes first by name; give one of them another address or port",
+                            winner.object
+                        );
+                        one.say(conditions, "AddressConflict", message);
+                    }
+                }
             }
         }
     }
-    services
+    (services, health_checks)
 }
 
 /// The slices of each service.
@@ -109,133 +152,102 @@ fn slices_by_service<'a>(
 }
 
 /// The specification of a service that is ours to balance.
-fn ours<'a>(
-    name: &ObjectName,
-    sourced: &'a Sourced<core::Service>,
-    conditions: &mut Conditions,
-) -> Option<&'a core::ServiceSpec> {
+fn ours(sourced: &Sourced<core::Service>) -> Option<&core::ServiceSpec> {
     let spec = sourced.object.spec.as_ref()?;
     let labels = sourced.object.metadata.labels.as_ref();
-    if labels.is_some_and(|labels| labels.contains_key(PROXY_NAME))
-        || spec.cluster_ip.as_deref() == Some("None")
-        || spec.type_.as_deref() == Some("ExternalName")
-        || !spec.load_balancer_class.as_deref().is_none_or(is_our_class)
-    {
-        return None;
-    }
-    if spec
-        .load_balancer_source_ranges
-        .iter()
-        .flatten()
-        .next()
-        .is_some()
-    {
-        conditions.add(
-            KIND,
-            name,
-            &sourced.origin,
-            "SourceRangesUnsupported",
-            "spec.loadBalancerSourceRanges cannot be enforced yet, so the service is left out rather than opened to all; remove the ranges to balance it"
-                .to_owned(),
-        );
-        return None;
-    }
-    let mut unsupported = |field: &str, consequence: &str| {
-        let message = format!("{field} is not acted on yet: {consequence}");
-        conditions.add(KIND, name, &sourced.origin, "FieldUnsupported", message);
-    };
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        unsupported(
-            "spec.sessionAffinity ClientIP",
-            "connections of one client go to several backends",
-        );
-    }
-    if spec.external_traffic_policy.as_deref() == Some("Local") {
-        unsupported(
-            "spec.externalTrafficPolicy Local",
-            "backends of all nodes are used; the client's address is kept all the same",
-        );
-    }
-    Some(spec)
-}
-
-/// Load balancer classes that we answer to.
-fn is_our_class(class: &str) -> bool {
-    class == "io.cilium/bgp-control-plane" || class.starts_with("fairlead.io/")
+    let has = |label| labels.is_some_and(|labels| labels.contains_key(label));
+    let is_ours = !has(PROXY_NAME)
+        && !has(HEADLESS)
+        && spec.cluster_ip.as_deref() != Some("None")
+        && spec.type_.as_deref() != Some("ExternalName");
+    is_ours.then_some(spec)
 }
 
 /// A service of ours.
 struct One<'a> {
-    node_name: &'a str,
     name: &'a ObjectName,
     sourced: &'a Sourced<core::Service>,
     spec: &'a core::ServiceSpec,
     slices: &'a [(&'a ObjectName, &'a Sourced<EndpointSlice>)],
+    around: &'a Around<'a>,
 }
 
 impl One<'_> {
+    fn say(&self, conditions: &mut Conditions, reason: &str, message: String) {
+        conditions.add(KIND, self.name, &self.sourced.origin, reason, message);
+    }
+
     fn frontends(&self, conditions: &mut Conditions) -> Vec<(Frontend, Service)> {
+        let policy = Policy::of(self, conditions);
+        let template = self.template(&policy);
+        let is_cluster_announced = self.around.routers.values().any(|router| {
+            router.address_kinds.contains(&AddressKind::Cluster) && router.selects(&template)
+        });
         let mut all = Vec::new();
-        for (addr, address_kinds) in self.addresses() {
-            for port in self.spec.ports.iter().flatten() {
-                let Some(proto) = self.proto(port, conditions) else {
-                    continue;
-                };
-                let Ok(number) = u16::try_from(port.port) else {
-                    unreachable!("ports were checked when the object was read")
-                };
-                let frontend = Frontend {
+        for port in self.spec.ports.iter().flatten() {
+            let Some(proto) = self.proto(port, conditions) else {
+                continue;
+            };
+            let places = self.places(port);
+            if !places.is_empty() {
+                self.expect_endpoints(port, conditions);
+            }
+            for ((addr, number), kinds) in places {
+                let outside = Frontend {
                     addr,
                     port: number,
                     proto,
                     scope: Scope::Outside,
                 };
+                let backends = self.backends(outside, port, &policy, conditions);
+                let is_node_or_balancer = kinds.iter().any(|kind| *kind != AddressKind::Cluster);
                 let service = Service {
-                    object: self.name.clone(),
-                    labels: self
-                        .sourced
-                        .object
-                        .metadata
-                        .labels
-                        .clone()
-                        .unwrap_or_default(),
-                    address_kinds: address_kinds.clone(),
-                    backends: self.backends(frontend, port, conditions),
-                    ..Service::default()
+                    address_kinds: kinds,
+                    ..template.clone()
                 };
-                all.push((frontend, service));
+                if is_node_or_balancer || is_cluster_announced {
+                    let is_local = if is_node_or_balancer {
+                        policy.external_local
+                    } else {
+                        policy.internal_local
+                    };
+                    let source_ranges = policy
+                        .source_ranges
+                        .clone()
+                        .filter(|_| service.address_kinds.contains(&AddressKind::LoadBalancer));
+                    let service = Service {
+                        backends: only_here(is_local, &backends),
+                        source_ranges,
+                        ..service.clone()
+                    };
+                    all.push((outside, service));
+                }
+                let inside = Frontend {
+                    scope: Scope::Inside,
+                    ..outside
+                };
+                let is_local =
+                    policy.internal_local && service.address_kinds.contains(&AddressKind::Cluster);
+                let service = Service {
+                    backends: only_here(is_local, &backends),
+                    ..service
+                };
+                all.push((inside, service));
             }
         }
         all
     }
 
-    fn addresses(&self) -> BTreeMap<IpAddr, BTreeSet<AddressKind>> {
-        let mut addresses = BTreeMap::<IpAddr, BTreeSet<AddressKind>>::new();
-        let mut add = |text: &str, kind| {
-            if let Ok(address) = text.parse() {
-                addresses.entry(address).or_default().insert(kind);
-            }
-        };
-        for text in self.spec.external_ips.iter().flatten() {
-            add(text, AddressKind::External);
+    /// What all frontends of the service have in common.
+    fn template(&self, policy: &Policy) -> Service {
+        let labels = self.sourced.object.metadata.labels.clone();
+        Service {
+            object: self.name.clone(),
+            labels: labels.unwrap_or_default(),
+            forwarding: policy.forwarding,
+            affinity: policy.affinity,
+            ..Service::default()
         }
-        if self.spec.type_.as_deref() == Some("LoadBalancer") {
-            if let Some(text) = &self.spec.load_balancer_ip {
-                add(text, AddressKind::LoadBalancer);
-            }
-            let balancer = self
-                .sourced
-                .object
-                .status
-                .as_ref()
-                .and_then(|status| status.load_balancer.as_ref());
-            for ingress in balancer.iter().flat_map(|b| b.ingress.iter().flatten()) {
-                if let Some(text) = &ingress.ip {
-                    add(text, AddressKind::LoadBalancer);
-                }
-            }
-        }
-        addresses
     }
 
     fn proto(&self, port: &core::ServicePort, conditions: &mut Conditions) -> Option<Proto> {
@@ -247,103 +259,42 @@ impl One<'_> {
                     "port {}: {other} is not balanced; use TCP or UDP",
                     port.port
                 );
-                conditions.add(
-                    KIND,
-                    self.name,
-                    &self.sourced.origin,
-                    "ProtocolUnsupported",
-                    message,
-                );
+                self.say(conditions, "ProtocolUnsupported", message);
                 None
             }
         }
     }
 
-    /// The backends of one port: those of the slices of the address's family.
-    fn backends(
-        &self,
-        frontend: Frontend,
-        port: &core::ServicePort,
-        conditions: &mut Conditions,
-    ) -> BTreeMap<BackendAddr, Backend> {
-        let mut backends = BTreeMap::<BackendAddr, Backend>::new();
-        let mut other_family = false;
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        for (slice_name, slice) in self.slices {
-            let matching = slice.object.ports.iter().flatten().find(|candidate| {
-                candidate.name.as_deref().unwrap_or("") == port.name.as_deref().unwrap_or("")
-                    && candidate.protocol.as_deref().unwrap_or("TCP") == protocol
-            });
-            let Some(matching) = matching else {
-                continue;
-            };
-            if (slice.object.address_type == "IPv4") != frontend.addr.is_ipv4() {
-                other_family |= !slice.object.endpoints.is_empty();
-                continue;
-            }
-            let target = matching
-                .port
-                .and_then(|number| u16::try_from(number).ok())
-                .unwrap_or(frontend.port);
-            let mut leaves_out = false;
-            for endpoint in &slice.object.endpoints {
-                // Kubernetes: the addresses of an endpoint are interchangeable; kube-proxy uses the
-                // first.
-                let Some(Ok(addr)) = endpoint.addresses.first().map(|text| text.parse()) else {
-                    continue;
-                };
-                let found = self.backend(endpoint);
-                if found.home == Home::Bare && target != frontend.port {
-                    leaves_out = true;
-                    continue;
-                }
-                let address = BackendAddr { addr, port: target };
-                let backend = backends.entry(address).or_insert(found);
-                backend.ready |= found.ready;
-                backend.serving |= found.serving;
-            }
-            if leaves_out {
-                conditions.add(
-                    SLICE_KIND,
-                    slice_name,
-                    &slice.origin,
-                    "PortRemapUnsupported",
-                    format!(
-                        "its port {target} differs from port {} of Service {}: backends without nodeName answer clients directly, so they must listen on the service's port; these are left out",
-                        port.port, self.name
-                    ),
-                );
-            }
-        }
-        if backends.is_empty() && other_family {
-            conditions.add(
-                KIND,
-                self.name,
-                &self.sourced.origin,
-                "FamilyMismatch",
-                format!(
-                    "{frontend}: its backends are all of the other address family; add a slice of the address's family"
-                ),
-            );
-        }
-        backends
+    /// What load balancers in front of the cluster ask this node: only of services that each node serves with
+    /// its own backends.
+    fn health_check(&self, found: &[(Frontend, Service)]) -> Option<(u16, HealthCheck)> {
+        let is_asked = self.spec.type_.as_deref() == Some("LoadBalancer")
+            && self.spec.external_traffic_policy.as_deref() == Some("Local");
+        let port = self.spec.health_check_node_port.filter(|_| is_asked)?;
+        let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
+        let local: BTreeSet<_> = found
+            .iter()
+            .filter(|(frontend, _)| frontend.scope == Scope::Outside)
+            .flat_map(|(_, service)| &service.backends)
+            .filter(|(_, backend)| backend.ready)
+            .map(|(at, _)| at.addr)
+            .collect();
+        let check = HealthCheck {
+            object: self.name.clone(),
+            local_endpoints: local.len() as u32,
+        };
+        Some((port, check))
     }
+}
 
-    /// Absent conditions mean: ready, serving as it is ready (discovery.k8s.io/v1).
-    fn backend(&self, endpoint: &Endpoint) -> Backend {
-        let conditions = endpoint.conditions.as_ref();
-        let is_ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-        let is_serving = conditions.and_then(|c| c.serving).unwrap_or(is_ready);
-        let ready = is_ready || self.spec.publish_not_ready_addresses == Some(true);
-        Backend {
-            ready,
-            serving: is_serving || ready,
-            weight: 1,
-            home: match endpoint.node_name.as_deref() {
-                Some(name) if name == self.node_name => Home::Here,
-                Some(_) => Home::Elsewhere,
-                None => Home::Bare,
-            },
-        }
-    }
+/// The backends of this node only, where a traffic policy wants that.
+fn only_here(
+    is_local: bool,
+    backends: &BTreeMap<BackendAddr, Backend>,
+) -> BTreeMap<BackendAddr, Backend> {
+    backends
+        .iter()
+        .filter(|(_, backend)| !is_local || backend.home == Home::Here)
+        .map(|(at, backend)| (*at, *backend))
+        .collect()
 }

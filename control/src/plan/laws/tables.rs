@@ -1,6 +1,6 @@
 //! The kernel's tables in memory, and what a packet sees of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use fairlead_common::addr::Addr;
@@ -8,9 +8,11 @@ use fairlead_common::hash;
 use fairlead_common::route::{DEVICE_MASK, Device, Node};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags, forward,
+    Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, Slot, SourceRange, flags, forward,
+    service_flags,
 };
 use fairlead_common::tables::RING_PAGES;
+use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
 use super::FLOWS;
@@ -29,6 +31,7 @@ pub(super) struct Tables {
     pub(super) devices: BTreeMap<u32, Device>,
     pub(super) addresses: BTreeMap<Addr, u32>,
     pub(super) sieve: Box<Sieve>,
+    pub(super) source_ranges: BTreeSet<SourceRange>,
     /// `FLOWS`, with the address that the backend had when the flow was remembered.
     pub(super) flows: BTreeMap<(ServiceKey, u32), (u32, BackendAddr)>,
 }
@@ -63,6 +66,12 @@ impl Store for Tables {
                         .into_iter()
                         .map(|(offset, slot)| (ring + offset, slot)),
                 );
+            }
+            Step::PutSourceRange(range) => {
+                self.source_ranges.insert(range);
+            }
+            Step::RemoveSourceRange(range) => {
+                self.source_ranges.remove(&range);
             }
             Step::PutService(key, row) => {
                 self.services.insert(key, row);
@@ -102,6 +111,7 @@ impl Store for Tables {
             devices: self.devices.clone(),
             addresses: self.addresses.clone(),
             sieve: self.sieve.clone(),
+            source_ranges: self.source_ranges.clone(),
         })
     }
 }
@@ -154,6 +164,14 @@ impl Tables {
             }
         };
         Some((slot.previous, id, self.backend(id)?.1))
+    }
+
+    /// Whether a service lets a source in, as the datapath asks: the source is the whole of a wanted prefix.
+    pub(super) fn admits(&self, service: ServiceKey, source: IpNetwork) -> bool {
+        self.services.get(&service).is_some_and(|row| {
+            let range = SourceRange::new(row.id, Addr::new(source.ip()), source.prefix());
+            row.flags & service_flags::SOURCE_RANGES == 0 || self.source_ranges.contains(&range)
+        })
     }
 
     /// Begins a flow.

@@ -1,11 +1,12 @@
 //! What stories are made of: what is wanted, and what happens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use fairlead_common::addr::Proto;
 use fairlead_common::service::ServiceKey;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use proptest::prelude::*;
 
 use super::{SIZES, WINDOW};
@@ -114,6 +115,22 @@ fn way() -> impl Strategy<Value = Way> {
     })
 }
 
+/// Sources that services may let in.
+pub(super) const SOURCES: [(u8, u8); 3] = [(10, 8), (10, 16), (172, 12)];
+
+/// One of [`SOURCES`].
+pub(super) fn source((first, length): (u8, u8)) -> IpNetwork {
+    let network = Ipv4Network::new_checked([first, 0, 0, 0].into(), length);
+    IpNetwork::V4(network.unwrap())
+}
+
+/// What services ask for: source ranges and affinity.
+fn terms() -> impl Strategy<Value = (Option<BTreeSet<IpNetwork>>, Option<Duration>)> {
+    let range = proptest::sample::select(&SOURCES[..]).prop_map(source);
+    let ranges = proptest::option::of(proptest::collection::btree_set(range, 0..3));
+    (ranges, proptest::option::of(Just(Duration::from_hours(3))))
+}
+
 pub(super) fn world() -> impl Strategy<Value = World> {
     let backend = prop_oneof![
         6 => Just((true, true)),
@@ -125,7 +142,7 @@ pub(super) fn world() -> impl Strategy<Value = World> {
         prop_oneof![6 => Just(1_u32), 1 => Just(3), 1 => Just(7)],
     );
     let backends = proptest::collection::btree_map(0_u8..7, backend, 0..6);
-    let services = proptest::collection::btree_map(0_u8..5, backends, 0..5);
+    let services = proptest::collection::btree_map(0_u8..5, (backends, terms()), 0..5);
     let reach = prop_oneof![
         5 => Just(Reach::OnLink),
         3 => Just(Reach::Routed),
@@ -142,13 +159,13 @@ pub(super) fn world() -> impl Strategy<Value = World> {
     )
         .prop_map(|(mut services, ways, alike, devices)| {
             if let Some((from, to)) = alike
-                && let Some(backends) = services.get(&from).cloned()
+                && let Some(service) = services.get(&from).cloned()
             {
-                services.insert(to, backends);
+                services.insert(to, service);
             }
             let services = services
                 .into_iter()
-                .map(|(number, backends)| {
+                .map(|(number, (backends, (source_ranges, affinity)))| {
                     let backends = backends
                         .into_iter()
                         .map(|(at, ((ready, serving), weight))| {
@@ -162,6 +179,8 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                         })
                         .collect();
                     let service = desired::Service {
+                        affinity,
+                        source_ranges,
                         backends,
                         ..desired::Service::default()
                     };

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::{Node, Secret, Service};
+use k8s_openapi::api::core::v1::{Node, Secret, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::{Check, Wrong};
@@ -25,6 +25,23 @@ fn port(path: FieldPath, number: i32) -> Result<(), Wrong> {
         path,
         why: format!("{number} is not within 1 to 65535"),
     })
+}
+
+/// A day, as the API server has it.
+const LONGEST_AFFINITY_S: i32 = 86400;
+
+fn affinity(service: &ServiceSpec, spec: &FieldPath) -> Result<(), Wrong> {
+    let config = service.session_affinity_config.as_ref();
+    let client = config.and_then(|config| config.client_ip.as_ref());
+    let seconds = client.and_then(|client| client.timeout_seconds);
+    if let Some(seconds) = seconds.filter(|s| !(1..=LONGEST_AFFINITY_S).contains(s)) {
+        let path = spec.clone().key("sessionAffinityConfig").key("clientIP");
+        return Err(Wrong {
+            path: path.key("timeoutSeconds"),
+            why: format!("{seconds} is not within 1 to {LONGEST_AFFINITY_S}"),
+        });
+    }
+    Ok(())
 }
 
 impl Check for Node {
@@ -69,11 +86,50 @@ impl Check for Service {
             for (index, text) in service.external_ips.iter().flatten().enumerate() {
                 address(spec.clone().key("externalIPs").index(index), text)?;
             }
+            for (index, text) in service.cluster_ips.iter().flatten().enumerate() {
+                if text != "None" {
+                    address(spec.clone().key("clusterIPs").index(index), text)?;
+                }
+            }
             for (index, entry) in service.ports.iter().flatten().enumerate() {
-                port(
-                    spec.clone().key("ports").index(index).key("port"),
-                    entry.port,
-                )?;
+                let path = spec.clone().key("ports").index(index);
+                port(path.clone().key("port"), entry.port)?;
+                // 0 is what the API server fills in.
+                if let Some(number) = entry.node_port.filter(|number| *number != 0) {
+                    port(path.key("nodePort"), number)?;
+                }
+            }
+            if let Some(number) = service.health_check_node_port.filter(|n| *n != 0) {
+                port(spec.clone().key("healthCheckNodePort"), number)?;
+            }
+            affinity(service, &spec)?;
+            for (key, value, known) in [
+                (
+                    "sessionAffinity",
+                    &service.session_affinity,
+                    ["ClientIP", "None"],
+                ),
+                (
+                    "externalTrafficPolicy",
+                    &service.external_traffic_policy,
+                    ["Cluster", "Local"],
+                ),
+                (
+                    "internalTrafficPolicy",
+                    &service.internal_traffic_policy,
+                    ["Cluster", "Local"],
+                ),
+            ] {
+                let unknown = value
+                    .as_deref()
+                    .filter(|text| !text.is_empty() && !known.contains(text));
+                if let Some(text) = unknown {
+                    let [first, second] = known;
+                    return Err(Wrong {
+                        path: spec.key(key),
+                        why: format!("{text:?} is neither {first} nor {second}"),
+                    });
+                }
             }
         }
         let ingress = self

@@ -31,6 +31,7 @@ fn figures() -> Figures {
             address: "2001:db8::1".to_owned(),
             port: 80,
             protocol: "tcp".to_owned(),
+            scope: "outside",
             packets: 42,
             bytes: 4200,
             announced: true,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{NODE, SLICE, WEB, backend, desired, frontend, only};
+use super::{NODE, SLICE, WEB, backend, desired, endpoints_of, frontend, only, outside, said};
 use crate::desired::{AddressKind, Backend, Home};
 
 #[test]
@@ -51,9 +51,7 @@ fn every_kind_of_address_is_served_and_known() {
 
     let desired = desired(&[NODE, &web]);
 
-    let kinds: Vec<_> = desired
-        .services
-        .iter()
+    let kinds: Vec<_> = outside(&desired)
         .map(|(at, service)| {
             (
                 at.addr.to_string(),
@@ -85,7 +83,7 @@ fn external_addresses_are_served_for_any_type_and_balancer_addresses_only_for_th
     let desired = desired(&[NODE, &web]);
 
     assert_eq!(
-        desired.services.keys().copied().collect::<Vec<_>>(),
+        outside(&desired).map(|(at, _)| *at).collect::<Vec<_>>(),
         [frontend("192.0.2.11", 80)]
     );
 }
@@ -109,6 +107,7 @@ fn services_of_others_are_left_alone() {
             "{app: web}",
             "{service.kubernetes.io/service-proxy-name: other}",
         ),
+        ("{app: web}", "{service.kubernetes.io/headless: ''}"),
     ] {
         let web = WEB.replace(from, to);
         assert_ne!(web, WEB);
@@ -122,41 +121,7 @@ fn services_of_others_are_left_alone() {
         "  type: LoadBalancer",
         "  type: LoadBalancer\n  loadBalancerClass: io.cilium/bgp-control-plane",
     );
-    assert_eq!(desired(&[NODE, &ours]).services.len(), 1);
-}
-
-#[test]
-fn a_service_that_must_filter_its_clients_is_not_opened_to_all() {
-    let web = format!("{WEB}  loadBalancerSourceRanges: [10.0.0.0/8]\n");
-
-    let desired = desired(&[NODE, &web]);
-
-    assert!(desired.services.is_empty());
-    assert_eq!(only(&desired).reason, "SourceRangesUnsupported");
-    assert_eq!(only(&desired).origin, "1.yaml:2");
-}
-
-#[test]
-fn what_is_not_acted_on_is_said() {
-    for (field, says) in [
-        (
-            "sessionAffinity: ClientIP",
-            "spec.sessionAffinity ClientIP is not acted on yet: connections of one client go to several backends",
-        ),
-        (
-            "externalTrafficPolicy: Local",
-            "spec.externalTrafficPolicy Local is not acted on yet: backends of all nodes are used",
-        ),
-    ] {
-        let desired = desired(&[NODE, &format!("{WEB}  {field}\n")]);
-
-        assert_eq!(desired.services.len(), 1);
-        assert!(
-            only(&desired).message.starts_with(says),
-            "{:?}",
-            desired.conditions
-        );
-    }
+    assert_eq!(outside(&desired(&[NODE, &ours])).count(), 1);
 }
 
 #[test]
@@ -165,11 +130,11 @@ fn a_protocol_that_is_not_balanced_leaves_the_other_ports() {
 
     let desired = desired(&[NODE, &web]);
 
-    let frontends: Vec<_> = desired.services.keys().map(ToString::to_string).collect();
+    let frontends: Vec<_> = outside(&desired).map(|(at, _)| at.to_string()).collect();
     assert_eq!(frontends, ["192.0.2.10:80/tcp", "192.0.2.10:80/udp"]);
     assert_eq!(
-        only(&desired).message,
-        "port 81: SCTP is not balanced; use TCP or UDP"
+        said(&desired, "ProtocolUnsupported"),
+        ["port 81: SCTP is not balanced; use TCP or UDP"]
     );
 }
 
@@ -268,8 +233,8 @@ fn a_slice_without_a_service_or_addresses_is_a_condition() {
     );
     let names = SLICE.replace("IPv4", "FQDN");
     assert_eq!(
-        only(&desired(&[NODE, WEB, &names])).message,
-        "addressType FQDN names no addresses; use IPv4 or IPv6"
+        said(&desired(&[NODE, WEB, &names]), "AddressTypeUnsupported"),
+        ["addressType FQDN names no addresses; use IPv4 or IPv6"]
     );
 }
 
@@ -284,7 +249,13 @@ fn the_older_of_two_services_with_one_address_wins() {
         "name: a-new, creationTimestamp: '2025-01-01T00:00:00Z',",
     );
 
-    let desired = desired(&[NODE, &new, &old]);
+    let desired = desired(&[
+        NODE,
+        &new,
+        &old,
+        &endpoints_of("z-old"),
+        &endpoints_of("a-new"),
+    ]);
 
     assert_eq!(
         desired.services[&frontend("192.0.2.10", 80)].object.name,
@@ -303,6 +274,8 @@ fn of_two_services_of_one_age_the_first_by_name_wins() {
         NODE,
         &WEB.replace("name: web", "name: b"),
         &WEB.replace("name: web", "name: a"),
+        &endpoints_of("a"),
+        &endpoints_of("b"),
     ]);
 
     assert_eq!(
@@ -310,6 +283,24 @@ fn of_two_services_of_one_age_the_first_by_name_wins() {
         "a"
     );
     assert_eq!(only(&desired).reason, "AddressConflict");
+}
+
+#[test]
+fn a_service_that_nobody_serves_is_said_once_for_each_port() {
+    let web = WEB.replace(
+        "{name: http, port: 80}",
+        "{name: http, port: 80}, {name: tls, port: 443}",
+    );
+
+    let desired = desired(&[NODE, &web, SLICE]);
+
+    assert_eq!(
+        said(&desired, "NoEndpoints"),
+        [
+            "port 443 has no endpoint, so its packets are dropped (service-no-backend); add an EndpointSlice with the label kubernetes.io/service-name and a port named \"tls\""
+        ]
+    );
+    assert_eq!(outside(&desired).count(), 2);
 }
 
 #[test]
@@ -342,6 +333,41 @@ fn values_that_the_api_server_would_refuse_are_refused_with_their_line() {
             "status: {loadBalancer: {ingress: [{ip: b}]}}\nspec:\n",
             "1.yaml:5",
             "status.loadBalancer.ingress[0].ip: \"b\" is not an IP address",
+        ),
+        (
+            WEB,
+            "port: 80",
+            "port: 80, nodePort: 70000",
+            "1.yaml:8",
+            "spec.ports[0].nodePort: 70000 is not within 1 to 65535",
+        ),
+        (
+            WEB,
+            "  type: LoadBalancer",
+            "  clusterIPs: [x]",
+            "1.yaml:6",
+            "spec.clusterIPs[0]: \"x\" is not an IP address",
+        ),
+        (
+            WEB,
+            "  type: LoadBalancer",
+            "  healthCheckNodePort: -1",
+            "1.yaml:6",
+            "spec.healthCheckNodePort: -1 is not within 1 to 65535",
+        ),
+        (
+            WEB,
+            "  type: LoadBalancer",
+            "  externalTrafficPolicy: local",
+            "1.yaml:6",
+            "spec.externalTrafficPolicy: \"local\" is neither Cluster nor Local",
+        ),
+        (
+            WEB,
+            "  type: LoadBalancer",
+            "  sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}",
+            "1.yaml:6",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is not within 1 to 86400",
         ),
         (
             SLICE,
