@@ -236,3 +236,63 @@ pub struct Count {
     /// Bytes of their frames as they arrived.
     pub bytes: u64,
 }
+
+/// What a service or a backend has carried, and how its flows began.
+///
+/// 32 bytes: half a cache line, which is written for each packet anyway.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of their frames as they arrived.
+    pub bytes: u64,
+    /// TCP flows that began: packets with SYN and without ACK, repeated ones included. Of other protocols
+    /// nothing says that a packet is a flow's first, and nothing is counted.
+    pub new_flows: u64,
+    /// Packets whose slot was in transition, so that the flow's memory was asked.
+    pub in_transition: u64,
+}
+
+/// A service and the reason for which packets of it were dropped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct ServiceDrop {
+    /// [`Service::id`].
+    pub service: u32,
+    /// `Reason as u32`.
+    pub reason: u32,
+}
+
+/// What each CPU counts for itself, and readers sum.
+pub trait Counter: Pod + Default + PartialEq {
+    /// The sum of two.
+    #[must_use]
+    fn plus(self, other: Self) -> Self;
+}
+
+impl Counter for u64 {
+    fn plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+}
+
+impl Counter for Count {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.plus(other.packets),
+            bytes: self.bytes.plus(other.bytes),
+        }
+    }
+}
+
+impl Counter for Traffic {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.plus(other.packets),
+            bytes: self.bytes.plus(other.bytes),
+            new_flows: self.new_flows.plus(other.new_flows),
+            in_transition: self.in_transition.plus(other.in_transition),
+        }
+    }
+}

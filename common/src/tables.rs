@@ -10,7 +10,9 @@ use crate::flow::{Flow, FlowKey};
 use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::served::Sieve;
-use crate::service::{Backend, Count, NextHop, RingPage, Service, ServiceKey, SourceRange};
+use crate::service::{
+    Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey, SourceRange, Traffic,
+};
 use crate::snat::{Binding, EgressPort};
 use crate::socket::{Client, Translation, Translations};
 
@@ -25,6 +27,8 @@ pub enum Kind {
     PerCpuArray,
     /// `BPF_MAP_TYPE_HASH`, preallocated.
     Hash,
+    /// `BPF_MAP_TYPE_PERCPU_HASH`, preallocated.
+    PerCpuHash,
     /// `BPF_MAP_TYPE_LRU_HASH`: only for what may be forgotten.
     LruHash,
     /// `BPF_MAP_TYPE_DEVMAP_HASH`.
@@ -46,6 +50,7 @@ impl Kind {
             Self::MappedArray => "array (mapped)",
             Self::PerCpuArray => "percpu_array",
             Self::Hash => "hash",
+            Self::PerCpuHash => "percpu_hash",
             Self::LruHash => "lru_hash",
             Self::DevMapHash => "devmap_hash",
             Self::SocketStorage => "sk_storage",
@@ -159,10 +164,10 @@ tables! {
     SnatFwd = "SNAT_FWD" v 1 LruHash<FlowKey, EgressPort>[262_144],
     /// Service addresses that this host, as a backend, takes packets for out of a tunnel.
     DecapAddrs = "DECAP_ADDRS" v 1 Hash<Addr, u32>[1024],
-    /// Packets and bytes by service id.
-    ServiceStats = "SERVICE_STATS" v 1 PerCpuArray<u32, Count>[65536],
-    /// Packets and bytes by backend id.
-    BackendStats = "BACKEND_STATS" v 1 PerCpuArray<u32, Count>[131_072],
+    /// Packets, bytes and new flows by service id.
+    ServiceStats = "SERVICE_STATS" v 2 PerCpuArray<u32, Traffic>[65536],
+    /// Packets, bytes and new flows by backend id.
+    BackendStats = "BACKEND_STATS" v 2 PerCpuArray<u32, Traffic>[131_072],
     /// Packets and bytes by reason.
     Reasons = "REASONS" v 1 PerCpuArray<u32, Count>[Reason::COUNT],
     /// The version of each table's layout, by its place in the registry.
@@ -183,6 +188,8 @@ tables! {
     SieveTable = "SIEVE" v 1 Array<u32, Sieve>[1],
     /// Sources that services with `loadBalancerSourceRanges` let in, by service id and prefix.
     SourceRanges = "SOURCE_RANGES" v 1 LpmTrie<SourceRange, u32>[65536],
+    /// Packets dropped, by service id and reason; a service that drops nothing has no row.
+    ServiceDrops = "SERVICE_DROPS" v 1 PerCpuHash<ServiceDrop, u64>[16384],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five

@@ -5,7 +5,8 @@
 //!  netlink ─> host/{links,ways} ┤                        ┌─> dataplane (pinned tables, links)
 //!  bgp_io ──> learnt routes ────┼─> Agent: one round ────┼─> host (routes, neighbours)
 //!  clock ───> ends of windows ──┤   after another        ├─> bgp_io (peers, announcements)
-//!  api ─────> stop ─────────────┘                        ├─> view (what dpctl and scrapers ask)
+//!  health ──> verdicts ─────────┤                        ├─> health (whom to ask)
+//!  api ─────> stop, drain ──────┘                        ├─> view (what dpctl and scrapers ask)
 //!                                                        └─> telemetry (health, meter)
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! everything.
 
 mod devices;
+mod drains;
 mod lifecycle;
 mod round;
 mod speakers;
@@ -25,7 +27,7 @@ use anyhow::{Context, Result};
 use fairlead_common::tables::{Services, Table};
 use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -34,14 +36,18 @@ pub use self::lifecycle::{
 };
 
 use self::devices::Devices;
+use self::drains::DrainBook;
 use self::speakers::Speakers;
-use crate::api::server::{self, Stop};
+use crate::api::server::{self, Order};
+use crate::api::types::DrainOutcome;
 use crate::config::Document;
 use crate::dataplane::apply::KernelStore;
 use crate::dataplane::load;
 use crate::dataplane::observe::{self, Bindings};
 use crate::dataplane::pins::Pins;
 use crate::desired::Condition;
+use crate::desired::drain::Drain;
+use crate::health::Prober;
 use crate::host::{Netlink, links, sysctl, ways};
 use crate::plan::{Actual, Memory};
 use crate::source::manifests::Manifests;
@@ -79,6 +85,8 @@ struct Agent {
     store: KernelStore,
     bindings: Bindings,
     speakers: Speakers,
+    prober: Prober,
+    drains: DrainBook,
     resources: Resources,
     memory: Memory,
     /// What the tables hold; unknown at the start and after a step that failed.
@@ -126,6 +134,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         info!("{change}");
     }
     let (learnt_changed, mut learnt_changes) = mpsc::channel(1);
+    let (verdict_changed, mut verdict_changes) = mpsc::channel(1);
     let (orders_in, mut orders) = mpsc::channel(1);
     let view = Arc::new(View::new(pins.clone(), observe::now_s()?));
     let stop = CancellationToken::new();
@@ -143,6 +152,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         store: KernelStore::open(&pins)?,
         bindings: Bindings::open(&pins)?,
         speakers: Speakers::new(learnt_changed, restarting),
+        prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
+        drains: DrainBook::open(&document.state_dir),
         resources: Resources::default(),
         memory: Memory::default(),
         actual: None,
@@ -177,6 +188,9 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     // A moment, not a time to wait: the loop turns for other reasons meanwhile.
     let mut next_look = moment_after(agent.round().await);
     tell_service_manager(&agent.node_name);
+    // Who gave an order is answered once a round has carried it out.
+    let mut answers: Vec<(oneshot::Sender<Result<DrainOutcome>>, Result<DrainOutcome>)> =
+        Vec::new();
     let farewell = loop {
         agent.health.beat(now());
         let is_round_due = tokio::select! {
@@ -193,13 +207,25 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
                 true
             }
             _ = learnt_changes.recv() => true,
+            _ = verdict_changes.recv() => true,
             () = tokio::time::sleep_until(next_look.into()) => true,
             _ = clear.tick() => {
                 agent.clear_translations();
                 ping_watchdog();
                 false
             }
-            order = orders.recv() => break order.map(|Stop| FAREWELL),
+            order = orders.recv() => match order {
+                None => break None,
+                Some(Order::Stop) => break Some(FAREWELL),
+                Some(Order::Drain(drain, answer)) => {
+                    answers.push((answer, agent.drain(&drain)));
+                    true
+                }
+                Some(Order::Undrain(drain, answer)) => {
+                    answers.push((answer, agent.undrain(&drain)));
+                    true
+                }
+            },
             _ = terminate.recv() => break withdraw_on_exit.then_some(FAREWELL),
             _ = interrupt.recv() => break withdraw_on_exit.then_some(FAREWELL),
         };
@@ -209,6 +235,10 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
             while links.next().now_or_never().flatten().is_some() {}
             ways.drain();
             next_look = moment_after(agent.round().await);
+            for (answer, outcome) in answers.drain(..) {
+                // Who asked may have gone.
+                let _ = answer.send(outcome);
+            }
         }
     };
     info!(
@@ -230,6 +260,40 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
 }
 
 impl Agent {
+    /// Drains backends that a service has.
+    fn drain(&mut self, drain: &Drain) -> Result<DrainOutcome> {
+        let backends = self.view.backends_of(drain);
+        let mut changed = Vec::new();
+        if !backends.is_empty() && self.drains.add(drain.clone())? {
+            info!(%drain, "drained");
+            changed.push(drain.to_string());
+        }
+        Ok(self.drain_outcome(changed, backends))
+    }
+
+    /// Takes away every drain that lies within what is named.
+    fn undrain(&mut self, named: &Drain) -> Result<DrainOutcome> {
+        let removed = self.drains.remove(named)?;
+        for drain in &removed {
+            info!(%drain, "drained no more");
+        }
+        let changed = removed.iter().map(ToString::to_string).collect();
+        Ok(self.drain_outcome(changed, self.view.backends_of(named)))
+    }
+
+    fn drain_outcome(&self, changed: Vec<String>, backends: Vec<String>) -> DrainOutcome {
+        DrainOutcome {
+            changed,
+            backends,
+            drained: self
+                .drains
+                .drains()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        }
+    }
+
     /// Clears away translations that have outlived their time; what is left waits for the next time.
     fn clear_translations(&mut self) {
         let cleared = observe::now_s()

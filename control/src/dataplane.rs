@@ -23,4 +23,5 @@ pub mod load;
 pub mod mapped;
 pub mod observe;
 pub mod pins;
+pub mod rehearse;
 pub mod table;

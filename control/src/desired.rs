@@ -1,10 +1,14 @@
 //! What the node should be: one plain, ordered value, computed from what the sources say.
 //!
-//! `merge` makes it from the sources' objects and the configuration, `announce` says what of it BGP
-//! peers are told, `plan` compares it with the kernel. Not here: maps, sockets, clocks, files.
+//! `merge` makes it from the sources' objects and the configuration, `readiness` takes away the backends that
+//! operators drain or health checks find dead, `announce` says what of it BGP peers are told, `plan` compares it
+//! with the kernel. Not here: maps, sockets, clocks, files.
 
 pub mod announce;
+pub mod check;
+pub mod drain;
 pub mod merge;
+pub mod readiness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -115,6 +119,8 @@ pub struct Service {
     pub affinity: Option<Duration>,
     /// The only sources that are let in; none: all. An empty set lets nobody in.
     pub source_ranges: Option<BTreeSet<IpNetwork>>,
+    /// How its backends are asked whether they serve; absent: only their objects say so.
+    pub check: Option<check::Check>,
     /// Its backends.
     pub backends: BTreeMap<BackendAddr, Backend>,
 }
@@ -146,6 +152,19 @@ pub enum Forwarding {
     DsrGue,
     /// Translated to the backend's own address and port; the answer comes back through this node.
     Nat,
+}
+
+impl Forwarding {
+    /// The name in annotations, and as it is printed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::DsrL2 => "dsr-l2",
+            Self::DsrIpip => "dsr-ipip",
+            Self::DsrGue => "dsr-gue",
+            Self::Nat => "nat",
+        }
+    }
 }
 
 /// Which field of a service names an address.

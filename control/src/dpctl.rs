@@ -12,9 +12,13 @@ use clap::{CommandFactory, Parser};
 use crate::telemetry::cause;
 
 mod args;
+mod backends;
+mod flows;
 mod render;
 mod run;
+mod services;
 mod tables;
+mod trace;
 
 /// What a question came to.
 enum Outcome {

@@ -22,6 +22,7 @@ pub mod config;
 pub mod dataplane;
 pub mod desired;
 pub mod dpctl;
+pub mod health;
 pub mod host;
 pub mod object;
 pub mod plan;

@@ -119,6 +119,7 @@ pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration
     steps.extend(devices.remove.into_iter().map(Step::RemoveDevice));
 
     let mut services = services::plan(wanted, actual, memory, now);
+    steps.extend(clear_counts(&services.steps, actual));
     steps.append(&mut services.steps);
     conditions.append(&mut services.conditions);
     Plan {
@@ -128,6 +129,25 @@ pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration
         conditions,
         programmed: services.programmed,
     }
+}
+
+/// The counters of ids that are given out: what they counted for others must not count for their new owners.
+fn clear_counts(steps: &[Step], actual: &Actual) -> Option<Step> {
+    let (mut services, mut backends) = (BTreeSet::new(), BTreeSet::new());
+    for step in steps {
+        if let Step::PutService(key, row) = step
+            && actual.services.get(key).map(|row| row.id) != Some(row.id)
+        {
+            services.insert(row.id);
+        }
+        if let Step::PutBackend(id, _) = step
+            && !actual.backends.contains_key(id)
+        {
+            backends.insert(*id);
+        }
+    }
+    let nobody = services.is_empty() && backends.is_empty();
+    (!nobody).then_some(Step::ClearCounts { services, backends })
 }
 
 /// What the kernel's tables hold now.
@@ -191,6 +211,13 @@ pub enum Step {
     RemoveAddress(Addr),
     /// Writes the sieve before the addresses.
     PutSieve(Box<Sieve>),
+    /// Sets the counters of these ids to zero, because they are given out.
+    ClearCounts {
+        /// Ids of services.
+        services: BTreeSet<u32>,
+        /// Ids of backends.
+        backends: BTreeSet<u32>,
+    },
     /// Deletes the rows of `FLOWS` whose destination is one of these services, because their transition
     /// is over and what was remembered for it must not count in the next one; and those that name one
     /// of these backends, because their ids are about to be free.

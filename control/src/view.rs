@@ -5,9 +5,13 @@
 //! (`api::server`) and how it is printed (`dpctl`).
 
 mod figures;
+mod flows;
 mod hint;
+mod services;
+pub mod trace;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,20 +22,23 @@ use fairlead_bgp::snapshot::{PathSnapshot, PeerSnapshot};
 use fairlead_bgp::wire::Attributes;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Count, forward};
 use fairlead_common::snat;
 use fairlead_common::tables;
 use ipnetwork::IpNetwork;
 
+pub use self::flows::FlowQuestion;
 use crate::api::types::{self, RouteSet};
 use crate::bgp_io::bfd::{Bfd, BfdSnapshot};
 use crate::bgp_io::{BgpHandle, Md5Drops};
-use crate::dataplane::observe;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::table::Pinned;
+use crate::dataplane::{apply, observe};
 use crate::desired::announce::Announcement;
-use crate::desired::{self, Condition, Desired, Frontend};
-use crate::plan::{Actual, services as rows};
+use crate::desired::drain::Drains;
+use crate::desired::readiness::Verdicts;
+use crate::desired::{Condition, Desired, Frontend};
+use crate::health::Reporter;
+use crate::plan::{Actual, Reach};
 
 /// What the agent publishes after each round.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +63,14 @@ pub struct State {
     pub speakers: BTreeMap<u32, BgpHandle>,
     /// BFD, while it runs.
     pub bfd: Option<Bfd>,
+    /// Who knows what health checks found; absent: nobody checks yet.
+    pub reporter: Option<Reporter>,
+    /// What health checks said when the round began.
+    pub verdicts: Verdicts,
+    /// Which backends operators have drained.
+    pub drains: Drains,
+    /// How packets get to each backend's address.
+    pub reach: BTreeMap<IpAddr, Reach>,
 }
 
 /// Answers questions.
@@ -74,6 +89,17 @@ impl View {
             pins,
             started_s,
         }
+    }
+
+    /// A view without an agent: what the pinned tables hold, and no names.
+    pub fn of_pins(pins: Pins) -> Result<Self> {
+        let actual = Arc::new(apply::observe(&pins)?);
+        let view = Self::new(pins, 0);
+        view.publish(State {
+            actual,
+            ..State::default()
+        });
+        Ok(view)
     }
 
     /// Replaces what was published before.
@@ -117,88 +143,9 @@ impl View {
             },
             egress_address: state.desired.egress.as_ref().map(|e| e.address.to_string()),
             pods: state.pods.clone(),
+            drained: state.drains.iter().map(ToString::to_string).collect(),
             conditions: state.conditions.clone(),
         })
-    }
-
-    /// `GET /v1/services`.
-    pub fn services(&self) -> Result<Vec<types::Service>> {
-        let state = self.state.load_full();
-        let service_counts: Pinned<tables::ServiceStats> = Pinned::open(&self.pins)?;
-        let backend_counts: Pinned<tables::BackendStats> = Pinned::open(&self.pins)?;
-        state
-            .desired
-            .services
-            .iter()
-            .map(|(frontend, service)| {
-                let key = rows::key(frontend);
-                let row = state.actual.services.get(&key);
-                let ring = row.and_then(|row| state.actual.rings.get(&row.ring));
-                let count = match row {
-                    Some(row) => service_counts.count(row.id)?,
-                    None => Count::default(),
-                };
-                let mut slots_of: BTreeMap<u32, u32> = BTreeMap::new();
-                let mut slots_in_transition = 0;
-                for slot in ring.into_iter().flatten() {
-                    *slots_of.entry(slot.current).or_default() += 1;
-                    slots_in_transition += u32::from(slot.previous != 0);
-                }
-                let backends = service
-                    .backends
-                    .iter()
-                    .map(|(at, backend)| {
-                        let found = state.actual.backends.iter().find(|(_, row)| {
-                            row.addr == Addr::from(at.addr) && row.port.number() == at.port
-                        });
-                        let count = match found {
-                            Some((&id, _)) => backend_counts.count(id)?,
-                            None => Count::default(),
-                        };
-                        Ok(types::Backend {
-                            address: at.addr.to_string(),
-                            port: at.port,
-                            state: backend_state(*backend).to_owned(),
-                            forward: match found.map(|(_, row)| row.forward) {
-                                Some(forward::L2) => "l2",
-                                Some(forward::ENCAPSULATE) => "encapsulate",
-                                Some(forward::HERE) => "here",
-                                Some(forward::GUE) => "gue",
-                                Some(forward::NAT) => "nat",
-                                Some(forward::FULL_NAT) => "full-nat",
-                                _ => "-",
-                            }
-                            .to_owned(),
-                            slots: found
-                                .and_then(|(id, _)| slots_of.get(id))
-                                .copied()
-                                .unwrap_or(0),
-                            packets: count.packets,
-                            bytes: count.bytes,
-                        })
-                    })
-                    .collect::<Result<_>>()?;
-                let (announced, reason) = if service.is_announceable(frontend) {
-                    announcement(&state, frontend)
-                } else {
-                    (false, String::new())
-                };
-                Ok(types::Service {
-                    name: service.object.to_string(),
-                    address: frontend.addr.to_string(),
-                    port: frontend.port,
-                    protocol: frontend.proto.to_string(),
-                    scope: frontend.scope.name().to_owned(),
-                    slots: ring.map_or(0, |ring| ring.len() as u32),
-                    slots_in_transition,
-                    announced,
-                    reason,
-                    packets: count.packets,
-                    bytes: count.bytes,
-                    backends,
-                })
-            })
-            .collect()
     }
 
     /// `GET /v1/bgp/peers`.
@@ -299,7 +246,7 @@ impl View {
         reasons
             .into_iter()
             .map(|&reason| {
-                let count = table.count(reason as u32)?;
+                let count = table.count(&(reason as u32))?;
                 Ok(types::ReasonCount {
                     reason: reason.name().to_owned(),
                     verdict: reason.verdict().name().to_owned(),
@@ -324,17 +271,6 @@ fn announcement(state: &State, frontend: &Frontend) -> (bool, String) {
     match found.iter().min() {
         Some(best) => (best.is_announced(), best.to_string()),
         None => (false, "no BGP peering policy selects this node".to_owned()),
-    }
-}
-
-/// Every state that [`backend_state`] says.
-const BACKEND_STATES: [&str; 3] = ["ready", "draining", "down"];
-
-fn backend_state(backend: desired::Backend) -> &'static str {
-    match (backend.ready, backend.serving) {
-        (true, _) => "ready",
-        (false, true) => "draining",
-        (false, false) => "down",
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Not for reading them: userspace sums over the CPUs.
 
-use fairlead_common::reason::Reason;
+use fairlead_common::reason::{Reason, Verdict};
+use fairlead_common::service::Traffic;
 
 use crate::maps;
 
@@ -14,7 +15,15 @@ pub fn end(reason: Reason, bytes: u32) {
 
 /// Counts a frame that was sent to a backend of a service.
 #[inline(always)]
-pub fn balanced(service: u32, backend: u32, bytes: u32) {
-    maps::count_service(service, bytes);
-    maps::count_backend(backend, bytes);
+pub fn balanced(service: u32, backend: u32, packet: &Traffic) {
+    maps::count_service(service, packet);
+    maps::count_backend(backend, packet);
+}
+
+/// Counts a frame of a service that goes to no backend, when it is dropped for that.
+#[inline(always)]
+pub fn refused(service: u32, reason: Reason) {
+    if reason.verdict() == Verdict::Drop {
+        maps::count_service_drop(service, reason);
+    }
 }

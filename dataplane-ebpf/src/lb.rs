@@ -8,7 +8,7 @@
 use fairlead_common::flow::FlowKey;
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Backend, Service, forward as forwarding, service_flags};
+use fairlead_common::service::{Backend, Service, Traffic, forward as forwarding, service_flags};
 use fairlead_common::snat::tcp;
 
 use crate::forward::{self, Hop, Sent};
@@ -29,12 +29,15 @@ pub fn balance(
     transport: &Transport,
     service: &Service,
 ) -> Result<Sent, Reason> {
-    if network.ttl <= 1 {
-        return Err(Reason::ServiceTtl);
-    }
     let is_new = transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let choice = choose(service, &transport.flow(network), is_new)?;
-    send(frame, network, transport, service, &choice)
+    let choice = if network.ttl <= 1 {
+        Err(Reason::ServiceTtl)
+    } else {
+        choose(service, &transport.flow(network), is_new)
+    };
+    choice
+        .and_then(|choice| send(frame, network, transport, service, &choice))
+        .inspect_err(|reason| count::refused(service.id, *reason))
 }
 
 /// The backend of a flow.
@@ -42,6 +45,8 @@ pub struct Choice {
     id: u32,
     backend: &'static Backend,
     hash: u32,
+    is_new: bool,
+    in_transition: bool,
 }
 
 /// Finds the backend that serves a flow of a service.
@@ -67,7 +72,13 @@ pub fn choose(service: &Service, key: &FlowKey, is_new: bool) -> Result<Choice, 
         flows::backend_in_transition(key, slot, is_new)
     };
     let backend = maps::backend(id).ok_or(Reason::ServiceNoBackend)?;
-    Ok(Choice { id, backend, hash })
+    Ok(Choice {
+        id,
+        backend,
+        hash,
+        is_new,
+        in_transition: slot.previous != 0,
+    })
 }
 
 /// Sends a packet to the chosen backend, whatever the packet is.
@@ -83,13 +94,19 @@ pub fn send(
     choice: &Choice,
 ) -> Result<Sent, Reason> {
     let backend = choice.backend;
-    let bytes = frame.bytes();
+    let bytes = u64::from(frame.bytes());
     let sent = match backend.forward {
         forwarding::L2 => by_l2(frame, network, transport, backend),
         forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash),
         _ => Err(Reason::ServiceNoBackend),
     }?;
-    count::balanced(service.id, choice.id, bytes);
+    let packet = Traffic {
+        packets: 1,
+        bytes,
+        new_flows: u64::from(choice.is_new),
+        in_transition: u64::from(choice.in_transition),
+    };
+    count::balanced(service.id, choice.id, &packet);
     Ok(sent)
 }
 

@@ -13,7 +13,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{
+    Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray,
+};
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_common::addr::{Addr, Port};
 use fairlead_common::detour::Detour;
@@ -22,8 +24,8 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::served::{self, Sieve};
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, SourceRange,
-    next_hop_flags,
+    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceDrop, ServiceKey, Slot,
+    SourceRange, Traffic, next_hop_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort};
 use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
@@ -53,10 +55,10 @@ static SNAT_FWD: LruHashMap<FlowKey, EgressPort> =
 #[map]
 static DECAP_ADDRS: HashMap<Addr, u32> = HashMap::with_max_entries(tables::DecapAddrs::CAPACITY, 0);
 #[map]
-static SERVICE_STATS: PerCpuArray<Count> =
+static SERVICE_STATS: PerCpuArray<Traffic> =
     PerCpuArray::with_max_entries(tables::ServiceStats::CAPACITY, 0);
 #[map]
-static BACKEND_STATS: PerCpuArray<Count> =
+static BACKEND_STATS: PerCpuArray<Traffic> =
     PerCpuArray::with_max_entries(tables::BackendStats::CAPACITY, 0);
 #[map]
 static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(tables::Reasons::CAPACITY, 0);
@@ -82,6 +84,9 @@ static SIEVE: Array<Sieve> = Array::with_max_entries(tables::SieveTable::CAPACIT
 #[map]
 static SOURCE_RANGES: LpmTrie<[u32; 5], u32> =
     LpmTrie::with_max_entries(tables::SourceRanges::CAPACITY, 0);
+#[map]
+static SERVICE_DROPS: PerCpuHashMap<ServiceDrop, u64> =
+    PerCpuHashMap::with_max_entries(tables::ServiceDrops::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -409,27 +414,49 @@ pub fn is_decap_addr(addr: &Addr) -> bool {
     DECAP_ADDRS.get_ptr(addr).is_some()
 }
 
-/// Counts a packet of a service.
+/// Adds a packet to the row of a service.
 #[inline(always)]
-pub fn count_service(id: u32, bytes: u32) {
-    add(&SERVICE_STATS, id, bytes);
+pub fn count_service(id: u32, packet: &Traffic) {
+    carry(&SERVICE_STATS, id, packet);
 }
 
-/// Counts a packet to a backend.
+/// Adds a packet to the row of a backend.
 #[inline(always)]
-pub fn count_backend(id: u32, bytes: u32) {
-    add(&BACKEND_STATS, id, bytes);
+pub fn count_backend(id: u32, packet: &Traffic) {
+    carry(&BACKEND_STATS, id, packet);
+}
+
+#[inline(always)]
+fn carry(table: &PerCpuArray<Traffic>, row: u32, packet: &Traffic) {
+    if let Some(all) = table.get_ptr_mut(row) {
+        // SAFETY: the row belongs to this CPU, and a program is not interrupted by itself.
+        unsafe {
+            (*all).packets += packet.packets;
+            (*all).bytes += packet.bytes;
+            (*all).new_flows += packet.new_flows;
+            (*all).in_transition += packet.in_transition;
+        }
+    }
+}
+
+/// Counts a dropped packet of a service. Without a free row it is counted by its reason only.
+#[inline(always)]
+pub fn count_service_drop(service: u32, reason: Reason) {
+    let key = ServiceDrop {
+        service,
+        reason: reason as u32,
+    };
+    match SERVICE_DROPS.get_ptr_mut(key) {
+        // SAFETY: the row belongs to this CPU, and a program is not interrupted by itself.
+        Some(packets) => unsafe { *packets += 1 },
+        None => drop(SERVICE_DROPS.insert(key, 1, u64::from(BPF_NOEXIST))),
+    }
 }
 
 /// Counts a packet's end.
 #[inline(always)]
 pub fn count_reason(reason: Reason, bytes: u32) {
-    add(&REASONS, reason as u32, bytes);
-}
-
-#[inline(always)]
-fn add(table: &PerCpuArray<Count>, row: u32, bytes: u32) {
-    if let Some(count) = table.get_ptr_mut(row) {
+    if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: the row belongs to this CPU, and a program is not interrupted by itself.
         unsafe {
             (*count).packets += 1;

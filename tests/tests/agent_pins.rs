@@ -221,7 +221,7 @@ fn rows_are_written_read_walked_and_removed() {
     assert_eq!(backends.get(&Backends::CAPACITY).unwrap(), None);
     let reasons = Pinned::<Reasons>::open(&place.pins).unwrap();
     assert_eq!(reasons.counts().unwrap(), []);
-    assert_eq!(reasons.count(0).unwrap().packets, 0);
+    assert_eq!(reasons.count(&0).unwrap().packets, 0);
 }
 
 #[test]

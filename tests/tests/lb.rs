@@ -8,7 +8,7 @@ use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{Slot, forward};
-use fairlead_common::tables::{BackendStats, Flows, ServiceStats};
+use fairlead_common::tables::Flows;
 use fairlead_tests::kernel::{
     Action, BACKEND0, BACKEND1, Node, ROUTER, TUNNEL_V4, TUNNEL_V6, UP0, UP1, flow, on_a_node,
 };
@@ -535,38 +535,5 @@ fn what_is_not_plain_and_not_the_services_is_passed_untouched(
         let ran = node.arrives(UP0, &packet);
 
         assert_eq!(ran.reason, reason);
-    });
-}
-
-#[test]
-fn packets_and_bytes_are_counted_for_service_and_backend() {
-    on_a_node(|node| {
-        let backend = node.backend(FAR_V6, forward::ENCAPSULATE);
-        let service = node.service(SERVICE_V4, 80, Proto::TCP, &[steady(backend)]);
-        let packet = v4().tcp(40000, 80).payload(*b"hello");
-        let bytes = packet.bytes().len() as u64;
-
-        node.arrives(UP0, &packet);
-        node.arrives(UP0, &packet);
-
-        for count in [
-            node.count::<ServiceStats>(service),
-            node.count::<BackendStats>(backend),
-        ] {
-            assert_eq!((count.packets, count.bytes), (2, 2 * bytes));
-        }
-    });
-}
-
-#[test]
-fn a_dropped_packet_is_not_counted_for_its_service() {
-    on_a_node(|node| {
-        let backend = node.backend("10.1.0.77", forward::L2);
-        let service = node.service(SERVICE_V4, 80, Proto::TCP, &[steady(backend)]);
-
-        node.arrives(UP0, &v4().tcp(40000, 80));
-
-        assert_eq!(node.count::<ServiceStats>(service).packets, 0);
-        assert_eq!(node.count::<BackendStats>(backend).packets, 0);
     });
 }

@@ -31,7 +31,7 @@ fn serve(node: &mut Node, ring: &[Slot]) {
 /// The backend that a packet to the services of [`serve`] is counted for, if any.
 fn chosen(node: &mut Node, backends: &[u32], packet: &Packet) -> Option<u32> {
     let counts = |node: &mut Node| -> Vec<u64> {
-        let of = |id: &u32| node.count::<BackendStats>(*id).packets;
+        let of = |id: &u32| node.count::<BackendStats>(id).packets;
         backends.iter().map(of).collect()
     };
     let before = counts(node);

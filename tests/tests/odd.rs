@@ -162,7 +162,7 @@ mod icmp_errors {
 
             node.arrives(UP0, &v4(3, 4).inside(&reply_v4().tcp(80, 40000)));
 
-            assert_eq!(node.count::<ServiceStats>(service).packets, 1);
+            assert_eq!(node.count::<ServiceStats>(&service).packets, 1);
         });
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use aya_obj::Object;
 use aya_obj::generated::bpf_map_type::{
     self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_DEVMAP_HASH, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE,
-    BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PROG_ARRAY,
-    BPF_MAP_TYPE_SK_STORAGE,
+    BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH,
+    BPF_MAP_TYPE_PROG_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
 };
 use fairlead_common::tables::{self, Kind};
 use fairlead_control::dataplane::load::OBJECT;
@@ -24,6 +24,7 @@ fn kind(kind: Kind) -> (bpf_map_type, u32) {
         Kind::MappedArray => (BPF_MAP_TYPE_ARRAY, MAPPED),
         Kind::PerCpuArray => (BPF_MAP_TYPE_PERCPU_ARRAY, 0),
         Kind::Hash => (BPF_MAP_TYPE_HASH, 0),
+        Kind::PerCpuHash => (BPF_MAP_TYPE_PERCPU_HASH, 0),
         Kind::LruHash => (BPF_MAP_TYPE_LRU_HASH, 0),
         Kind::DevMapHash => (BPF_MAP_TYPE_DEVMAP_HASH, 0),
         Kind::SocketStorage => (BPF_MAP_TYPE_SK_STORAGE, ON_DEMAND),

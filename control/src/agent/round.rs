@@ -16,7 +16,8 @@ use crate::api::types;
 use crate::dataplane::apply::{self, Outcome};
 use crate::desired::announce::{Programmed, announcements};
 use crate::desired::merge::merge;
-use crate::desired::{Condition, Desired};
+use crate::desired::readiness::{self, Verdicts};
+use crate::desired::{BackendAddr, Condition, Desired};
 use crate::host::links::Link;
 use crate::host::reach::Reach;
 use crate::host::{self, pods, sysctl};
@@ -31,6 +32,7 @@ struct Tables {
     programmed: BTreeMap<crate::desired::Frontend, u32>,
     wake: Option<Duration>,
     in_sync: bool,
+    reach: BTreeMap<IpAddr, plan::Reach>,
 }
 
 impl Agent {
@@ -45,8 +47,12 @@ impl Agent {
                 return RETRY;
             }
         };
-        let desired = Arc::new(merge(&self.resources, &self.document, &self.node_name));
+        let mut desired = merge(&self.resources, &self.document, &self.node_name);
         let mut conditions = desired.conditions.clone();
+        let verdicts = self
+            .judge(&mut desired, began - self.started, &mut conditions)
+            .await;
+        let desired = Arc::new(desired);
         conditions.extend(self.exporter.follow().await);
         let without_speaker = self.speakers.follow(&desired, &self.document.bgp).await;
         let has_speakers = without_speaker.is_empty();
@@ -82,6 +88,10 @@ impl Agent {
             conditions,
             speakers: self.speakers.handles(),
             bfd: self.speakers.bfd(),
+            reporter: Some(self.prober.reporter()),
+            drains: self.drains.drains().clone(),
+            verdicts,
+            reach: tables.reach,
             desired,
         });
         // After what they speak of can be seen.
@@ -93,6 +103,64 @@ impl Agent {
             .wake
             .map(|at| at.saturating_sub(now() - self.started));
         wake.unwrap_or(LOOK_ANYWAY).min(LOOK_ANYWAY)
+    }
+
+    /// Takes away the backends that health checks find dead or that operators drain, and checks those that are
+    /// to be checked.
+    async fn judge(
+        &mut self,
+        desired: &mut Desired,
+        now: Duration,
+        conditions: &mut Vec<Condition>,
+    ) -> Verdicts {
+        let targets = readiness::targets(desired);
+        let is_known = targets.iter().all(|target| self.prober.knows(target));
+        let in_use = if is_known {
+            BTreeSet::new()
+        } else {
+            self.backends_in_use(conditions)
+        };
+        let mut presumed: BTreeMap<_, bool> =
+            targets.into_iter().map(|target| (target, false)).collect();
+        for service in desired.services.values() {
+            for (at, check) in service
+                .backends
+                .keys()
+                .zip(std::iter::repeat(&service.check))
+            {
+                if let (Some(check), true) = (check, in_use.contains(at)) {
+                    presumed.insert(check.target(at), true);
+                }
+            }
+        }
+        self.prober.check(presumed).await;
+        if let Err(error) = self.drains.forget_missing(desired, now) {
+            conditions.push(trouble("drains", "DrainsUnwritable", &error));
+        }
+        conditions.extend(self.drains.condition());
+        let verdicts = self.prober.verdicts();
+        readiness::judge(desired, &verdicts, self.drains.drains());
+        verdicts
+    }
+
+    /// The backends that rings name now: packets are sent to them.
+    fn backends_in_use(&mut self, conditions: &mut Vec<Condition>) -> BTreeSet<BackendAddr> {
+        let known = self.actual.clone();
+        let actual = match known.map_or_else(|| self.store.observe().map(Arc::new), Ok) {
+            Ok(actual) => actual,
+            Err(error) => {
+                conditions.push(trouble("tables", "TablesUnreadable", &error));
+                return BTreeSet::new();
+            }
+        };
+        let slots = actual.rings.values().flatten();
+        let named: BTreeSet<u32> = slots
+            .flat_map(|slot| [slot.current, slot.previous])
+            .collect();
+        let rows = actual.backends.iter().filter(|(id, _)| named.contains(id));
+        let in_use = rows.map(|(_, row)| plan::services::address(row)).collect();
+        self.actual = Some(actual);
+        in_use
     }
 
     async fn links(&self) -> Result<BTreeMap<String, Link>, host::Error> {
@@ -168,6 +236,7 @@ impl Agent {
                     programmed: BTreeMap::new(),
                     wake: Some(now + RETRY),
                     in_sync: false,
+                    reach,
                 };
             }
         };
@@ -192,7 +261,7 @@ impl Agent {
                 message: format!("{}: {}", obstacle.step, obstacle.why),
             }
         }));
-        self.after(plan, &outcome, actual, now)
+        self.after(plan, &outcome, actual, reach, now)
     }
 
     fn after(
@@ -200,6 +269,7 @@ impl Agent {
         plan: Plan,
         outcome: &Outcome,
         before: Arc<Actual>,
+        reach: BTreeMap<IpAddr, plan::Reach>,
         now: Duration,
     ) -> Tables {
         let in_sync = outcome.is_complete();
@@ -237,6 +307,7 @@ impl Agent {
                 Some(now + RETRY)
             },
             in_sync,
+            reach,
         }
     }
 

@@ -26,7 +26,20 @@ pub async fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
 /// # Errors
 /// As [`ask`].
 pub async fn stop(socket: &Path) -> Result<()> {
-    request(socket, Method::POST, "/v1/stop").await
+    order(socket, "/v1/stop").await
+}
+
+/// Gives an order: `path` is the request's path and query, such as `/v1/backends/drain?address=10.0.0.1`.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn order<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
+    request(socket, Method::POST, path).await
+}
+
+/// Whether somebody answers at the socket.
+pub async fn is_there(socket: &Path) -> bool {
+    UnixStream::connect(socket).await.is_ok()
 }
 
 async fn request<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T> {

@@ -1,11 +1,12 @@
-//! Answers questions on the unix socket from what the agent has published, and takes the one order
-//! there is: to stop.
+//! Answers questions on the unix socket from what the agent has published, and takes orders: to stop, to drain
+//! backends and to put them back.
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -14,12 +15,14 @@ use axum::{Json, Router};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::types::{Refusal, RouteSet};
+use super::types::{DrainOutcome, Refusal, RouteSet, TraceQuestion};
+use crate::desired::ObjectName;
+use crate::desired::drain::Drain;
 use crate::telemetry::cause;
-use crate::view::View;
+use crate::view::{FlowQuestion, View};
 
 #[derive(Deserialize)]
 struct RoutesQuery {
@@ -32,9 +35,24 @@ struct WhyQuery {
     prefix: IpNetwork,
 }
 
-/// `POST /v1/stop`: the agent withdraws what it announces, and ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop;
+/// Which backends: `address=10.0.0.1&port=80&service=default/web`.
+#[derive(Deserialize)]
+struct DrainQuery {
+    address: IpAddr,
+    port: Option<u16>,
+    service: Option<String>,
+}
+
+/// What the agent is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// `POST /v1/stop`: it withdraws what it announces, and ends.
+    Stop,
+    /// `POST /v1/backends/drain`: these backends get no new flows. Answered when that is so.
+    Drain(Drain, oneshot::Sender<Result<DrainOutcome>>),
+    /// `POST /v1/backends/undrain`: they get new flows again. Answered when that is so.
+    Undrain(Drain, oneshot::Sender<Result<DrainOutcome>>),
+}
 
 /// Takes the socket: replaces one that a dead agent left, refuses one that is answered.
 ///
@@ -69,7 +87,7 @@ pub async fn bind(path: &Path) -> Result<UnixListener> {
 pub async fn serve(
     listener: UnixListener,
     view: Arc<View>,
-    orders: mpsc::Sender<Stop>,
+    orders: mpsc::Sender<Order>,
     stop: CancellationToken,
 ) -> Result<()> {
     type Asked = State<Arc<View>>;
@@ -80,7 +98,7 @@ pub async fn serve(
         )
         .route(
             "/v1/services",
-            get(async |State(view): Asked| answer(view.services())),
+            get(async |State(view): Asked| answer(view.services().await)),
         )
         .route(
             "/v1/bgp/peers",
@@ -116,18 +134,26 @@ pub async fn serve(
             "/v1/drops",
             get(async |State(view): Asked| answer(view.reasons())),
         )
-        .with_state(view)
         .route(
-            "/v1/stop",
-            post(async move || {
-                answer(
-                    orders
-                        .send(Stop)
-                        .await
-                        .context("the agent is stopping already"),
-                )
-            }),
+            "/v1/flows",
+            get(
+                async |State(view): Asked, Query(query): Query<FlowQuestion>| {
+                    answer(view.flows(&query))
+                },
+            ),
         )
+        .route(
+            "/v1/trace",
+            get(
+                async |State(view): Asked, Query(query): Query<TraceQuestion>| {
+                    // It loads a program, which takes a while.
+                    let traced = tokio::task::spawn_blocking(move || view.trace(&query)).await;
+                    answer(traced.context("the trace").flatten())
+                },
+            ),
+        )
+        .with_state(view)
+        .merge(order_routes(orders))
         .fallback(async || {
             let error =
                 "no such question; dpctl and the agent may be of different versions".to_owned();
@@ -137,6 +163,58 @@ pub async fn serve(
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
         .context("serving the unix socket")
+}
+
+fn order_routes(orders: mpsc::Sender<Order>) -> Router {
+    type Ordered = State<mpsc::Sender<Order>>;
+    Router::new()
+        .route(
+            "/v1/stop",
+            post(async |State(orders): Ordered| answer(give(&orders, Order::Stop).await)),
+        )
+        .route(
+            "/v1/backends/drain",
+            post(
+                async |State(orders): Ordered, Query(query): Query<DrainQuery>| {
+                    answer(drain(&orders, query, Order::Drain).await)
+                },
+            ),
+        )
+        .route(
+            "/v1/backends/undrain",
+            post(
+                async |State(orders): Ordered, Query(query): Query<DrainQuery>| {
+                    answer(drain(&orders, query, Order::Undrain).await)
+                },
+            ),
+        )
+        .with_state(orders)
+}
+
+async fn give(orders: &mpsc::Sender<Order>, order: Order) -> Result<()> {
+    let given = orders.send(order).await;
+    given.map_err(|_| anyhow!("the agent is stopping already"))
+}
+
+async fn drain(
+    orders: &mpsc::Sender<Order>,
+    query: DrainQuery,
+    order: impl FnOnce(Drain, oneshot::Sender<Result<DrainOutcome>>) -> Order,
+) -> Result<DrainOutcome> {
+    let service = match &query.service {
+        Some(text) => Some(ObjectName::parse(text).with_context(|| {
+            format!("{text:?} names no service; write NAMESPACE/NAME, as `dpctl services` does")
+        })?),
+        None => None,
+    };
+    let drain = Drain {
+        address: query.address,
+        port: query.port,
+        service,
+    };
+    let (answer, answered) = oneshot::channel();
+    give(orders, order(drain, answer)).await?;
+    answered.await.context("the agent has stopped meanwhile")?
 }
 
 fn answer<T: Serialize>(answer: Result<T>) -> Response {

@@ -3,6 +3,7 @@
 //! Only plain values; `view` fills them, `dpctl` prints them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,8 @@ pub struct Status {
     pub egress_address: Option<String>,
     /// Pods attached on this node.
     pub pods: Vec<Pod>,
+    /// Backends that operators have drained, as `dpctl backends drain` was told.
+    pub drained: Vec<String>,
     /// What is wrong or in conflict.
     pub conditions: Vec<Condition>,
 }
@@ -97,12 +100,37 @@ pub struct Service {
     pub announced: bool,
     /// Why, or why not; empty for an address that is none to be announced.
     pub reason: String,
-    /// Packets balanced.
-    pub packets: u64,
-    /// Bytes balanced.
-    pub bytes: u64,
+    /// What was balanced.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// What was dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// How packets get to backends that have no agent: `auto`, `dsr-l2`, `dsr-ipip`, `dsr-gue` or `nat`.
+    pub forwarding: String,
+    /// Session affinity in seconds; absent: none.
+    pub affinity_s: Option<u64>,
+    /// The only sources that are let in; absent: all.
+    pub source_ranges: Option<Vec<String>>,
+    /// How its backends are asked whether they serve, as the annotation says it.
+    pub health_check: Option<String>,
+    /// What to look at, when something is off.
+    pub hint: Option<String>,
     /// Its backends.
     pub backends: Vec<Backend>,
+}
+
+/// What a service or a backend has carried since it got its row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// TCP flows that began. Of UDP nothing says that a flow begins.
+    pub new_flows: u64,
+    /// Packets whose slot was in transition.
+    pub in_transition: u64,
 }
 
 /// A backend of a service.
@@ -113,16 +141,49 @@ pub struct Backend {
     pub address: String,
     /// Its port.
     pub port: u16,
-    /// `ready`, `draining` or `down`.
+    /// `ready`, `terminating`, `drained`, `unhealthy`, `not-ready` or `unreachable`.
     pub state: String,
     /// `l2`, `encapsulate`, or `-` when it has no row.
     pub forward: String,
+    /// Its share relative to the others'.
+    pub weight: u32,
     /// Slots of the ring that are its own.
     pub slots: u32,
-    /// Packets sent to it.
-    pub packets: u64,
-    /// Bytes sent to it.
-    pub bytes: u64,
+    /// The neighbour that packets to it are sent to; absent: none is known.
+    pub next_hop: Option<String>,
+    /// What its health checks say; absent: it is not checked.
+    pub health: Option<BackendHealth>,
+    /// What was sent to it, for all services that it is a backend of.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// What the health checks of a backend say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendHealth {
+    /// `pending`, `healthy` or `unhealthy`.
+    pub verdict: String,
+    /// Seconds since it is so.
+    pub since_s: u64,
+    /// Why the last check failed; absent: it did not.
+    pub last_error: Option<String>,
+    /// Answers in a row that speak against the verdict.
+    pub against: u32,
+    /// Milliseconds until the next check; 0 while one is under way.
+    pub next_ms: u64,
+}
+
+/// The answer to `POST /v1/backends/drain` and `/undrain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainOutcome {
+    /// The drains that were added or taken away.
+    pub changed: Vec<String>,
+    /// The backends that are meant, each with its service: `10.0.0.1:80 of service default/web`.
+    pub backends: Vec<String>,
+    /// All drains that are in force now.
+    pub drained: Vec<String>,
 }
 
 /// A row of `GET /v1/bgp/peers`.
@@ -312,6 +373,90 @@ pub struct ReasonCount {
     pub bytes: u64,
     /// What it means.
     pub about: String,
+}
+
+/// What `GET /v1/trace` asks: `device=eth0&src=192.0.2.7:40000&dst=203.0.113.10:80&proto=tcp&flags=syn`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceQuestion {
+    /// The device that the packet comes in by.
+    pub device: String,
+    /// From whom.
+    pub src: SocketAddr,
+    /// To whom.
+    pub dst: SocketAddr,
+    /// `tcp` or `udp`.
+    pub proto: String,
+    /// TCP flags: `syn,ack`.
+    pub flags: String,
+    /// Its TTL or hop limit.
+    pub ttl: u8,
+    /// Bytes of the IP packet; 0: its headers alone.
+    pub size: u16,
+}
+
+/// The answer: what would become of the packet, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trace {
+    /// The device that the packet comes in by.
+    pub device: String,
+    /// The program that meets it.
+    pub program: String,
+    /// `forward`, `pass` or `drop`, as the program itself decided.
+    pub verdict: String,
+    /// The reason that it counted.
+    pub reason: String,
+    /// What it told the kernel.
+    pub action: String,
+    /// What it looked at, in order.
+    pub stages: Vec<Stage>,
+    /// The packet's headers, the outermost first.
+    pub packet: Vec<String>,
+    /// The headers of what came out.
+    pub result: Vec<String>,
+    /// Where the explanation and the program disagree; absent: nowhere.
+    pub disagreement: Option<String>,
+}
+
+/// One step of a trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    /// `device`, `service`, `slot`, `flow memory`, `backend`, `way` or `verdict`.
+    pub name: String,
+    /// What was found there.
+    pub text: String,
+}
+
+/// `GET /v1/flows`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flows {
+    /// How many flows are meant.
+    pub all: usize,
+    /// The first of them.
+    pub flows: Vec<Flow>,
+}
+
+/// A row of `GET /v1/flows`: a flow that began while its slot was in transition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
+    /// `namespace/name` of its service; absent: no service has that address now.
+    pub service: Option<String>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The client's address and port.
+    pub client: String,
+    /// The service's address and port.
+    pub address: String,
+    /// The backend's address and port; absent: its row has gone.
+    pub backend: Option<String>,
+    /// Whether that backend is alive, so that the flow stays with it.
+    pub alive: bool,
+    /// Seconds since its last packet.
+    pub idle_s: u64,
 }
 
 /// An answer that says what went wrong.

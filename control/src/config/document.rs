@@ -16,6 +16,8 @@ use super::listen::Listen;
 pub const DEFAULT_CONFIG: &str = "/etc/fairlead/config.yaml";
 /// Default of [`Document::socket`].
 pub const DEFAULT_SOCKET: &str = "/run/fairlead/agent.sock";
+/// Default of [`Document::state_dir`].
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/fairlead";
 /// Default of [`Bpf::pin_path`].
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fairlead";
 
@@ -41,6 +43,9 @@ pub struct Document {
     pub manifests: Option<PathBuf>,
     /// The agent's socket. Default: `/run/fairlead/agent.sock`.
     pub socket: PathBuf,
+    /// The folder of what survives a reboot: which backends are drained. It is made when something is drained.
+    /// Default: `/var/lib/fairlead`.
+    pub state_dir: PathBuf,
     /// What the BGP speaker does beyond its peering policies.
     pub bgp: Bgp,
     /// How services are balanced.
@@ -59,6 +64,7 @@ impl Default for Document {
             masquerade: Masquerade::default(),
             manifests: None,
             socket: PathBuf::from(DEFAULT_SOCKET),
+            state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             bgp: Bgp::default(),
             load_balancer: LoadBalancer::default(),
             telemetry: Telemetry::default(),

@@ -16,8 +16,8 @@ use std::collections::BTreeSet;
 use fairlead_common::route::{DEVICE_MASK, Device};
 use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot, SourceRange};
 use fairlead_common::tables::{
-    Addresses, Backends, Devices, Flows, NextHops, NodeTable, Services, SieveTable, SourceRanges,
-    TxPorts,
+    Addresses, BackendStats, Backends, Devices, Flows, NextHops, NodeTable, ServiceDrops,
+    ServiceStats, Services, SieveTable, SourceRanges, TxPorts,
 };
 
 use super::mapped::Access;
@@ -37,6 +37,9 @@ pub struct KernelStore {
     addresses: Pinned<Addresses>,
     sieve: Pinned<SieveTable>,
     source_ranges: Pinned<SourceRanges>,
+    service_stats: Pinned<ServiceStats>,
+    service_drops: Pinned<ServiceDrops>,
+    backend_stats: Pinned<BackendStats>,
     slots: Slots,
 }
 
@@ -73,6 +76,9 @@ impl KernelStore {
             addresses: Pinned::open(pins)?,
             sieve: Pinned::open(pins)?,
             source_ranges: Pinned::open(pins)?,
+            service_stats: Pinned::open(pins)?,
+            service_drops: Pinned::open(pins)?,
+            backend_stats: Pinned::open(pins)?,
             slots: Slots::open(pins, access)?,
         })
     }
@@ -96,6 +102,25 @@ impl KernelStore {
                     slot: place(offset),
                     capacity,
                 });
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_counts(
+        &mut self,
+        services: &BTreeSet<u32>,
+        backends: &BTreeSet<u32>,
+    ) -> Result<(), Error> {
+        for id in services {
+            self.service_stats.remove(id)?;
+        }
+        for id in backends {
+            self.backend_stats.remove(id)?;
+        }
+        for (of, _) in self.service_drops.counts()? {
+            if services.contains(&of.service) {
+                self.service_drops.remove(&of)?;
             }
         }
         Ok(())
@@ -144,6 +169,7 @@ impl Store for KernelStore {
             Step::PutAddress(addr, flags) => self.addresses.set(addr, flags)?,
             Step::RemoveAddress(addr) => drop(self.addresses.remove(addr)?),
             Step::PutSieve(sieve) => self.sieve.set(&0, sieve)?,
+            Step::ClearCounts { services, backends } => self.clear_counts(services, backends)?,
             Step::ForgetFlows { services, backends } => self.forget_flows(services, backends)?,
         }
         Ok(())
@@ -287,6 +313,7 @@ impl Failed {
             | Step::PutAddress(..)
             | Step::RemoveAddress(_)
             | Step::PutSieve(_)
+            | Step::ClearCounts { .. }
             | Step::ForgetFlows { .. } => {}
         }
     }
@@ -325,6 +352,7 @@ impl Failed {
             | Step::RemoveDevice(_)
             | Step::PutNextHop(..)
             | Step::PutSourceRange(_)
+            | Step::ClearCounts { .. }
             | Step::RemoveService(_)
             | Step::PutAddress(..)
             | Step::RemoveAddress(_)
@@ -371,6 +399,11 @@ pub fn describe(step: &Step) -> String {
         Step::PutAddress(addr, _) => format!("write address {addr}"),
         Step::RemoveAddress(addr) => format!("remove address {addr}"),
         Step::PutSieve(_) => "write the sieve of addresses".to_owned(),
+        Step::ClearCounts { services, backends } => format!(
+            "clear the counters of {} services and {} backends",
+            services.len(),
+            backends.len()
+        ),
         Step::ForgetFlows { services, backends } => {
             let services = services.iter().map(frontend);
             let backends = backends.iter().map(|id| format!("backend {id}"));

@@ -247,18 +247,20 @@ macro_rules! shown_by_counts {
                 Ok(counts.iter().map(|(key, count)| row(Self::NAME, key, count)).collect())
             }
 
-            fn get(pins: &Pins, key: &u32) -> Result<Option<Row>, table::Error> {
-                if *key >= Self::CAPACITY {
+            fn get(pins: &Pins, key: &Self::Key) -> Result<Option<Row>, table::Error> {
+                let is_array = Self::KIND == Kind::PerCpuArray;
+                if is_array && table::index(key) >= Self::CAPACITY {
                     return Ok(None);
                 }
-                let count = Pinned::<Self>::open(pins)?.count(*key)?;
-                Ok(Some(row(Self::NAME, key, &count)))
+                let count = Pinned::<Self>::open(pins)?.count(key)?;
+                let is_there = is_array || !is_zero(&count);
+                Ok(is_there.then(|| row(Self::NAME, key, &count)))
             }
         }
     )+};
 }
 
-shown_by_counts!(ServiceStats BackendStats Reasons);
+shown_by_counts!(ServiceStats BackendStats Reasons ServiceDrops);
 
 impl Shown for tables::Rings {
     fn entries(pins: &Pins) -> Result<u32, table::Error> {

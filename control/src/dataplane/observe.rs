@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::Count;
+use fairlead_common::service::{Count, Traffic};
 use fairlead_common::snat::{self, Binding};
 use fairlead_common::tables::{BackendStats, Reasons, ServiceStats, SnatFwd, SnatRev};
 use nix::time::{ClockId, clock_gettime};
@@ -56,12 +56,12 @@ impl Counters {
     }
 
     /// Reads the counts of services that have any, by service id.
-    pub fn services(&self) -> Result<BTreeMap<u32, Count>, Error> {
+    pub fn services(&self) -> Result<BTreeMap<u32, Traffic>, Error> {
         Ok(self.services.counts()?.into_iter().collect())
     }
 
     /// Reads the counts of backends that have any, by backend id.
-    pub fn backends(&self) -> Result<BTreeMap<u32, Count>, Error> {
+    pub fn backends(&self) -> Result<BTreeMap<u32, Traffic>, Error> {
         Ok(self.backends.counts()?.into_iter().collect())
     }
 }

@@ -9,9 +9,12 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, MapType, PerCpuArray};
+use aya::maps::{
+    Array, HashMap, IterableMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap,
+    PerCpuValues,
+};
 use bytemuck::Pod;
-use fairlead_common::service::{Count, SLOTS_PER_PAGE, Slot};
+use fairlead_common::service::{Counter, SLOTS_PER_PAGE, Slot};
 use fairlead_common::tables::{Declaration, Kind, Rings, Table};
 
 use super::batch::{self, Place};
@@ -111,6 +114,7 @@ pub struct Pinned<T: Table> {
 enum Handle<T: Table> {
     Array(Array<MapData, Wire<T::Value>>),
     PerCpu(PerCpuArray<MapData, Wire<T::Value>>),
+    PerCpuHash(PerCpuHashMap<MapData, Wire<T::Key>, Wire<T::Value>>),
     Hash(HashMap<MapData, Wire<T::Key>, Wire<T::Value>>),
 }
 
@@ -157,6 +161,7 @@ impl<T: Table> Pinned<T> {
         let handle = match T::KIND {
             Kind::Array | Kind::MappedArray => Handle::Array(Map::Array(map).try_into()?),
             Kind::PerCpuArray => Handle::PerCpu(Map::PerCpuArray(map).try_into()?),
+            Kind::PerCpuHash => Handle::PerCpuHash(Map::PerCpuHashMap(map).try_into()?),
             // A devmap, a trie and an array of programs are read and written by the same calls as a hash; their
             // rows are the registry's own, where aya has types for them.
             Kind::Hash | Kind::LruHash | Kind::DevMapHash | Kind::ProgramArray | Kind::LpmTrie => {
@@ -171,10 +176,29 @@ impl<T: Table> Pinned<T> {
         Ok(Self { handle })
     }
 
+    /// A table of a loaded object, pinned or not.
+    pub(super) fn of(map: &Map) -> Result<Self, Error> {
+        let (Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuHashMap(data)) = map
+        else {
+            return Err(Self::wrong_kind("of"));
+        };
+        let descriptor = data.fd().as_fd().try_clone_to_owned();
+        descriptor
+            .map_err(MapError::from)
+            .and_then(MapData::from_fd)
+            .and_then(Self::from_map)
+            .map_err(Error::map("opening", T::NAME))
+    }
+
     fn map(&self) -> &MapData {
         match &self.handle {
             Handle::Array(map) => IterableMap::map(map),
             Handle::PerCpu(map) => IterableMap::map(map),
+            Handle::PerCpuHash(map) => IterableMap::map(map),
             Handle::Hash(map) => IterableMap::map(map),
         }
     }
@@ -196,7 +220,7 @@ impl<T: Table> Pinned<T> {
         let row = match &self.handle {
             Handle::Array(map) => map.get(&index(key), 0).map(|Wire(value)| value),
             Handle::Hash(map) => map.get(&Wire(*key), 0).map(|Wire(value)| value),
-            Handle::PerCpu(_) => return Err(Self::wrong_kind("get")),
+            Handle::PerCpu(_) | Handle::PerCpuHash(_) => return Err(Self::wrong_kind("get")),
         };
         match row {
             Ok(value) => Ok(Some(value)),
@@ -214,7 +238,7 @@ impl<T: Table> Pinned<T> {
             Handle::Hash(map) => map
                 .insert(Wire(*key), Wire(*value), 0)
                 .map_err(Error::map("writing", T::NAME)),
-            Handle::PerCpu(_) => Err(Self::wrong_kind("set")),
+            Handle::PerCpu(_) | Handle::PerCpuHash(_) => Err(Self::wrong_kind("set")),
         }
     }
 
@@ -226,7 +250,13 @@ impl<T: Table> Pinned<T> {
                 map.set(index(key), Wire(zero), 0)
             }
             Handle::Hash(map) => map.remove(&Wire(*key)),
-            Handle::PerCpu(_) => return Err(Self::wrong_kind("remove")),
+            Handle::PerCpu(map) => {
+                let zero: T::Value = bytemuck::Zeroable::zeroed();
+                PerCpuValues::try_from(vec![Wire(zero); cpus::<T>()?])
+                    .map_err(MapError::from)
+                    .and_then(|zeros| map.set(index(key), zeros, 0))
+            }
+            Handle::PerCpuHash(map) => map.remove(&Wire(*key)),
         };
         match outcome {
             Ok(()) => Ok(true),
@@ -257,7 +287,7 @@ impl<T: Table> Pinned<T> {
         count: usize,
     ) -> Result<(Vec<Row<T>>, Option<Place>), Error> {
         match &self.handle {
-            Handle::PerCpu(_) => Err(Self::wrong_kind("rows")),
+            Handle::PerCpu(_) | Handle::PerCpuHash(_) => Err(Self::wrong_kind("rows")),
             // The kernel reads these one row at a time only; tries in batches, but not every kernel does.
             Handle::Hash(map)
                 if matches!(
@@ -293,48 +323,48 @@ impl<T: Table> Pinned<T> {
             }
         }
     }
-
-    /// Reads the row of an index for each possible CPU.
-    pub fn per_cpu(&self, index: u32) -> Result<Vec<T::Value>, Error> {
-        let Handle::PerCpu(map) = &self.handle else {
-            return Err(Self::wrong_kind("per_cpu"));
-        };
-        let values = map.get(&index, 0).map_err(Error::map("reading", T::NAME))?;
-        Ok(values.iter().map(|Wire(value)| *value).collect())
-    }
 }
 
-impl<T: Table<Value = Count>> Pinned<T> {
-    /// Reads a counter, summed over CPUs.
-    pub fn count(&self, index: u32) -> Result<Count, Error> {
-        Ok(sum(self.per_cpu(index)?.into_iter()))
+impl<T: Table<Value: Counter>> Pinned<T> {
+    /// Reads a counter, summed over CPUs; zero when it has no row.
+    pub fn count(&self, key: &T::Key) -> Result<T::Value, Error> {
+        let values = match &self.handle {
+            Handle::PerCpu(map) => map.get(&index(key), 0),
+            Handle::PerCpuHash(map) => map.get(&Wire(*key), 0),
+            Handle::Array(_) | Handle::Hash(_) => return Err(Self::wrong_kind("count")),
+        };
+        match values {
+            Ok(values) => Ok(sum(values.iter().map(|Wire(value)| *value))),
+            Err(MapError::KeyNotFound) => Ok(T::Value::default()),
+            Err(error) => Err(Error::map("reading", T::NAME)(error)),
+        }
     }
 
-    /// Reads the counters that are not zero, summed over CPUs, in the order of their rows.
-    pub fn counts(&self) -> Result<Vec<(u32, Count)>, Error> {
-        if !matches!(self.handle, Handle::PerCpu(_)) {
+    /// Reads the counters that are not zero, summed over CPUs, in the order of the map.
+    pub fn counts(&self) -> Result<Vec<Row<T>>, Error> {
+        if !matches!(self.handle, Handle::PerCpu(_) | Handle::PerCpuHash(_)) {
             return Err(Self::wrong_kind("counts"));
         }
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(_, error)| Error::map("counting the CPUs of", T::NAME)(error))?;
         // Each CPU's value is rounded up to 8 bytes (kernel/bpf/syscall.c, bpf_map_value_size).
-        let value = size_of::<Count>().next_multiple_of(8) * cpus;
+        let one = size_of::<T::Value>().next_multiple_of(8);
+        let value = one * cpus::<T>()?;
+        let key_bytes = size_of::<T::Key>();
         let mut counts = Vec::new();
         let mut next = Some(Place::default());
         while let Some(place) = next {
-            let rows = batch::lookup(self.fd(), place, size_of::<u32>(), value, BATCH_ROWS)
+            let rows = batch::lookup(self.fd(), place, key_bytes, value, BATCH_ROWS)
                 .map_err(Error::map("reading", T::NAME))?;
             let summed = rows
                 .keys
-                .chunks_exact(size_of::<u32>())
+                .chunks_exact(key_bytes)
                 .zip(rows.values.chunks_exact(value))
                 .map(|(key, value)| {
                     let per_cpu = value
-                        .chunks_exact(size_of::<Count>())
-                        .map(bytemuck::pod_read_unaligned);
+                        .chunks_exact(one)
+                        .map(|bytes| bytemuck::pod_read_unaligned(&bytes[..size_of::<T::Value>()]));
                     (bytemuck::pod_read_unaligned(key), sum(per_cpu))
                 })
-                .filter(|(_, count)| *count != Count::default());
+                .filter(|(_, count)| *count != T::Value::default());
             counts.extend(summed);
             next = rows.next;
         }
@@ -342,11 +372,13 @@ impl<T: Table<Value = Count>> Pinned<T> {
     }
 }
 
-fn sum(counts: impl Iterator<Item = Count>) -> Count {
-    counts.fold(Count::default(), |all, one| Count {
-        packets: all.packets.wrapping_add(one.packets),
-        bytes: all.bytes.wrapping_add(one.bytes),
-    })
+fn sum<C: Counter>(counts: impl Iterator<Item = C>) -> C {
+    counts.fold(C::default(), C::plus)
+}
+
+/// How many CPUs a per-CPU table has values for.
+fn cpus<T: Table>() -> Result<usize, Error> {
+    aya::util::nr_cpus().map_err(|(_, error)| Error::map("counting the CPUs of", T::NAME)(error))
 }
 
 /// A walk through a table; ends at the first error.
@@ -464,6 +496,7 @@ pub(super) const fn flags(kind: Kind) -> u32 {
         Kind::Array
         | Kind::PerCpuArray
         | Kind::Hash
+        | Kind::PerCpuHash
         | Kind::LruHash
         | Kind::DevMapHash
         | Kind::ProgramArray => 0,
@@ -476,6 +509,7 @@ pub(super) const fn map_type(kind: Kind) -> MapType {
         Kind::Array | Kind::MappedArray => MapType::Array,
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::Hash => MapType::Hash,
+        Kind::PerCpuHash => MapType::PerCpuHash,
         Kind::LruHash => MapType::LruHash,
         Kind::DevMapHash => MapType::DevMapHash,
         Kind::SocketStorage => MapType::SkStorage,
@@ -485,6 +519,6 @@ pub(super) const fn map_type(kind: Kind) -> MapType {
 }
 
 /// Reads the `u32` that arrays and devmaps are keyed by.
-fn index<K: Pod>(key: &K) -> u32 {
+pub(super) fn index<K: Pod>(key: &K) -> u32 {
     bytemuck::pod_read_unaligned(bytemuck::bytes_of(key))
 }

@@ -1,11 +1,16 @@
 //! What was typed. One definition gives parsing, help and completions.
 
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 use crate::config::document::DEFAULT_SOCKET;
+use crate::object::ObjectName;
 
 /// Shows what Fairlead does on this node, and why.
 #[derive(Debug, Parser)]
@@ -18,6 +23,9 @@ use crate::config::document::DEFAULT_SOCKET;
 #[command(after_help = "Examples:
   dpctl status                         is everything as it should be?
   dpctl services                       which services, which backends, how much traffic
+  dpctl backends drain 10.0.0.1 --wait takes a machine out of service, and says when it is idle
+  dpctl trace --in eth0 --src 192.0.2.7:40000 --dst 203.0.113.10:80
+                                       what becomes of a packet, and why
   dpctl bgp peers                      who is up, and what was exchanged
   dpctl bgp routes advertised          what each peer was told
   dpctl bgp why 10.1.0.0/16            which path of a prefix is the best, and why
@@ -70,10 +78,32 @@ pub enum Noun {
     Status,
     /// Services, their backends and traffic
     #[command(visible_alias = "service", visible_alias = "svc")]
+    #[command(args_conflicts_with_subcommands = true)]
     Services {
+        #[command(subcommand)]
+        verb: Option<Services>,
         /// Only the service of this name (namespace/name) or address
         name: Option<String>,
     },
+    /// Backends: how each stands, and taking them out of service
+    #[command(visible_alias = "backend", args_conflicts_with_subcommands = true)]
+    Backends {
+        #[command(subcommand)]
+        verb: Option<Backends>,
+        #[command(flatten)]
+        of: OfService,
+    },
+    /// Flows that the balancer remembers: those that began while a ring changed
+    #[command(visible_alias = "flow", args_conflicts_with_subcommands = true)]
+    Flows {
+        #[command(subcommand)]
+        verb: Option<Flows>,
+        #[command(flatten)]
+        filter: FlowFilter,
+    },
+    /// Runs the loaded program on a packet, without sending it, and says what became of it and why; exit code 1
+    /// when it is dropped
+    Trace(TraceArgs),
     /// The BGP speaker
     #[command(subcommand)]
     Bgp(Bgp),
@@ -96,6 +126,165 @@ pub enum Noun {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Services {
+    /// Every service, or those of a name or an address
+    List {
+        /// Only the service of this name (namespace/name) or address
+        name: Option<String>,
+    },
+    /// Everything about a service; exit code 1 when there is none
+    Get {
+        /// Its name (namespace/name) or address
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Backends {
+    /// Every backend with its state, its share of the ring and its traffic
+    List(OfService),
+    /// Sends new flows elsewhere; flows that a backend has stay for `loadBalancer.drainWindow`. Survives
+    /// restarts, until `undrain`; exit code 1 when no service has such a backend
+    Drain {
+        #[command(flatten)]
+        which: Which,
+        /// Waits until no packet has been sent to it for a while; exit code 1 when that takes too long
+        #[arg(long)]
+        wait: bool,
+        /// How long no packet must have been sent
+        #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s", requires = "wait")]
+        idle: Duration,
+        /// How long to wait at most
+        #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5m", requires = "wait")]
+        timeout: Duration,
+    },
+    /// Lets backends take new flows again; exit code 1 when they were not drained
+    Undrain {
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Flows {
+    /// Remembered flows
+    List(FlowFilter),
+}
+
+/// Which flows.
+#[derive(Args, Clone, Debug)]
+pub struct FlowFilter {
+    #[command(flatten)]
+    pub of: OfService,
+    /// Only of this client
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<IpAddr>,
+    /// Only of this backend
+    #[arg(long, value_name = "ADDRESS")]
+    pub backend: Option<IpAddr>,
+    /// How many at most
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    pub limit: usize,
+}
+
+/// A packet.
+#[derive(Args, Clone, Debug)]
+pub struct TraceArgs {
+    /// The device that it comes in by
+    #[arg(long = "in", value_name = "DEVICE")]
+    pub device: String,
+    /// From whom: 192.0.2.7:40000, [2001:db8::7]:40000
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub src: SocketAddr,
+    /// To whom
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub dst: SocketAddr,
+    /// tcp or udp
+    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub proto: String,
+    /// TCP flags: syn begins a flow, ack belongs to one
+    #[arg(long, default_value = "syn", value_name = "FLAG,...")]
+    pub flags: String,
+    /// TTL or hop limit
+    #[arg(long, default_value_t = 64)]
+    pub ttl: u8,
+    /// Bytes of the IP packet; 0: its headers alone
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub size: u16,
+}
+
+/// Of which service.
+#[derive(Args, Clone, Debug)]
+pub struct OfService {
+    /// Only of this service
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service_name)]
+    pub service: Option<String>,
+}
+
+/// Which backends.
+#[derive(Args, Clone, Debug)]
+pub struct Which {
+    /// Their address, with a port when one port only is meant: 10.0.0.1, 10.0.0.1:80, [fd00::1]:80
+    #[arg(value_name = "ADDRESS[:PORT]")]
+    pub backend: BackendName,
+    #[command(flatten)]
+    pub of: OfService,
+}
+
+/// An address, or an address and a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendName {
+    pub address: IpAddr,
+    pub port: Option<u16>,
+}
+
+impl FromStr for BackendName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self {
+                address,
+                port: None,
+            });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(at) if at.port() != 0 => Ok(Self {
+                address: at.ip(),
+                port: Some(at.port()),
+            }),
+            _ => Err(
+                "it is an address or an address and a port, such as 10.0.0.1, 10.0.0.1:80 or [fd00::1]:80"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+fn service_name(text: &str) -> Result<String, String> {
+    match ObjectName::parse(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("it is NAMESPACE/NAME, as `dpctl services` prints it".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    parsed
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| "it is a time such as 10s or 5m".to_owned())
 }
 
 #[derive(Debug, Subcommand)]

@@ -87,6 +87,24 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
+/// An address and a port as they are written together.
+pub fn endpoint(address: &str, port: u16) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+/// A part as a percentage, with a word behind it; `-` of nothing.
+pub fn share(part: u32, whole: u32, what: &str) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    let percent = f64::from(part) * 100.0 / f64::from(whole);
+    format!("{percent:.1}% {what}").trim_end().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

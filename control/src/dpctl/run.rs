@@ -6,13 +6,11 @@ use anyhow::Result;
 use clap::CommandFactory;
 use ipnetwork::IpNetwork;
 
-use super::Outcome;
 use super::args::{Bgp, Dpctl, Global, Nat, Noun, Set};
 use super::render::{Align::Left, Align::Right, age, print, rows, say};
+use super::{Outcome, backends, flows, services, trace};
 use crate::api::client::ask;
-use crate::api::types::{
-    Bfd, BfdSession, BgpRoute, Binding, Peer, ReasonCount, Route, Service, Status,
-};
+use crate::api::types::{Bfd, BfdSession, BgpRoute, Binding, Peer, ReasonCount, Route, Status};
 
 /// Asks and prints.
 pub async fn run(typed: Dpctl) -> Result<Outcome> {
@@ -24,7 +22,10 @@ pub async fn run(typed: Dpctl) -> Result<Outcome> {
     };
     match noun {
         Noun::Status => status(global).await,
-        Noun::Services { name } => services(global, name.as_deref()).await,
+        Noun::Services { verb, name } => services::run(global, verb, name).await,
+        Noun::Backends { verb, of } => backends::run(global, verb, of).await,
+        Noun::Flows { verb, filter } => flows::run(global, verb, filter).await,
+        Noun::Trace(typed) => trace::run(global, typed).await,
         Noun::Bgp(Bgp::Peers) => peers(global).await,
         Noun::Bgp(Bgp::Bfd) => bfd(global).await,
         Noun::Bgp(Bgp::Routes { set }) => bgp_routes(global, set).await,
@@ -104,6 +105,9 @@ fn status_text(global: &Global, status: &Status) -> String {
             .clone()
             .unwrap_or_else(|| "none: pods leave untranslated".to_owned()),
     );
+    if !status.drained.is_empty() {
+        line("Drained", status.drained.join(", "));
+    }
     text += "\n";
     text += &rows(
         global,
@@ -157,83 +161,6 @@ fn status_text(global: &Global, status: &Status) -> String {
         );
     }
     text
-}
-
-async fn services(global: &Global, name: Option<&str>) -> Result<Outcome> {
-    let mut services: Vec<Service> = ask(&global.socket, "/v1/services").await?;
-    if let Some(name) = name {
-        services.retain(|service| {
-            service.name == name
-                || service.address == name
-                || service.name.split('/').next_back() == Some(name)
-        });
-        if services.is_empty() {
-            say(&format!(
-                "no service is called {name:?} or has that address"
-            ));
-            return Ok(Outcome::No);
-        }
-    }
-    print(global, &services, |_| {
-        let mut lines = Vec::new();
-        for service in &services {
-            lines.push(vec![
-                service.name.clone(),
-                format!(
-                    "{}/{}",
-                    endpoint(&service.address, service.port),
-                    service.protocol
-                ),
-                service.scope.clone(),
-                match (service.announced, service.reason.as_str()) {
-                    (true, _) => "yes".to_owned(),
-                    (false, "") => "-".to_owned(),
-                    (false, reason) => format!("no ({reason})"),
-                },
-                String::new(),
-                String::new(),
-                share(
-                    service.slots.saturating_sub(service.slots_in_transition),
-                    service.slots,
-                    "steady",
-                ),
-                service.packets.to_string(),
-                service.bytes.to_string(),
-            ]);
-            for backend in &service.backends {
-                lines.push(vec![
-                    String::new(),
-                    format!("  {}", endpoint(&backend.address, backend.port)),
-                    String::new(),
-                    String::new(),
-                    backend.state.clone(),
-                    backend.forward.clone(),
-                    share(backend.slots, service.slots, ""),
-                    backend.packets.to_string(),
-                    backend.bytes.to_string(),
-                ]);
-            }
-        }
-        rows(
-            global,
-            &[
-                ("NAME", Left),
-                ("ADDRESS", Left),
-                ("CLIENTS", Left),
-                ("ANNOUNCED", Left),
-                ("BACKEND", Left),
-                ("FORWARD", Left),
-                ("RING", Right),
-                ("PACKETS", Right),
-                ("BYTES", Right),
-            ],
-            lines,
-        )
-    })?;
-    if services.is_empty() {
-        say("no services; put Service and EndpointSlice documents into the manifests folder");
-    }
-    Ok(Outcome::Yes)
 }
 
 async fn peers(global: &Global) -> Result<Outcome> {
@@ -559,23 +486,7 @@ async fn drops(global: &Global, all: bool) -> Result<Outcome> {
     Ok(Outcome::Yes)
 }
 
-fn endpoint(address: &str, port: u16) -> String {
-    if address.contains(':') {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
-    }
-}
-
-fn share(part: u32, whole: u32, what: &str) -> String {
-    if whole == 0 {
-        return "-".to_owned();
-    }
-    let percent = f64::from(part) * 100.0 / f64::from(whole);
-    format!("{percent:.1}% {what}").trim_end().to_owned()
-}
-
-fn dash(text: &str) -> String {
+pub(super) fn dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {

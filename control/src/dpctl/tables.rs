@@ -41,7 +41,7 @@ pub async fn run(global: &Global, question: Maps) -> Result<Outcome> {
 }
 
 /// Where the tables are: as told, as the agent says, or at the usual place.
-async fn pins(global: &Global) -> Result<Pins> {
+pub(super) async fn pins(global: &Global) -> Result<Pins> {
     let pins = match &global.pin_path {
         Some(path) => Pins::new(path),
         None => match ask::<Status>(&global.socket, "/v1/status").await {

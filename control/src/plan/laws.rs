@@ -222,13 +222,15 @@ impl Story {
                 }
                 Step::PutAddress(addr, _) | Step::RemoveAddress(addr) => format!("address {addr}"),
                 Step::PutSieve(_) => "sieve".to_owned(),
+                Step::ClearCounts { .. } => "counts".to_owned(),
                 Step::ForgetFlows { .. } => "flows".to_owned(),
             };
             prop_assert!(written.insert(name), "law 4: {step:?} comes twice");
             let before = tables.clone();
             let Ok(()) = tables.apply(step);
+            prop_assert_eq!(tables.uncleared(&before), None, "new ids count from zero");
             let may_be_idle = match step {
-                Step::ForgetFlows { .. } => true,
+                Step::ClearCounts { .. } | Step::ForgetFlows { .. } => true,
                 Step::PutSlots { ring, .. } => !used.contains(ring),
                 Step::PutNode(_)
                 | Step::PutDevice(_)

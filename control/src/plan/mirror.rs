@@ -80,7 +80,7 @@ impl Actual {
                 self.addresses.remove(addr);
             }
             Step::PutSieve(sieve) => self.sieve.clone_from(sieve),
-            Step::ForgetFlows { .. } => {}
+            Step::ClearCounts { .. } | Step::ForgetFlows { .. } => {}
         }
     }
 }

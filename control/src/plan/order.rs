@@ -1,7 +1,8 @@
 //! The order of steps in which no moment is unsafe: make before break.
 //!
 //! ```text
-//!   addresses that no service has any more -> next hops -> backends' rows -> rings that no service uses yet -> services that move to them, and that leave
+//!   addresses that no service has any more -> counters of new ids -> next hops -> backends' rows
+//!     -> rings that no service uses yet -> services that move to them, and that leave
 //!     -> rings in use -> services that join them -> the addresses of services -> what is left behind
 //! ```
 //! A service leaves a ring before the ring takes the backends of others, and joins one after it has its
@@ -17,6 +18,7 @@ use super::Step;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Moment {
     Disown,
+    Clear,
     NextHop,
     Row,
     FreshRing,
@@ -33,6 +35,7 @@ enum Moment {
 pub fn order(mut steps: Vec<Step>, fresh: &BTreeSet<u32>) -> Vec<Step> {
     steps.sort_by_key(|step| match step {
         Step::RemoveAddress(_) => Moment::Disown,
+        Step::ClearCounts { .. } => Moment::Clear,
         Step::PutNextHop(..) => Moment::NextHop,
         Step::PutNode(_) | Step::PutDevice(_) | Step::PutBackend(..) | Step::PutSourceRange(_) => {
             Moment::Row

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use fairlead_common::service::Traffic;
 use fairlead_common::tables::{SnatRev, Table as _};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -40,6 +41,8 @@ pub struct Figures {
     pub reasons: Vec<ReasonCount>,
     /// Services by address, port and protocol.
     pub services: Vec<Service>,
+    /// Backends that have a row.
+    pub backends: Vec<Backend>,
     /// BGP peers.
     pub peers: Vec<Peer>,
     /// BFD sessions.
@@ -67,14 +70,25 @@ pub struct Service {
     pub protocol: String,
     /// Where its clients are: `outside` or `inside`.
     pub scope: &'static str,
-    /// Packets balanced.
-    pub packets: u64,
-    /// Bytes balanced.
-    pub bytes: u64,
+    /// What was balanced.
+    pub traffic: Traffic,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
     /// Whether its address is announced.
     pub announced: bool,
     /// How many backends are in each state, zeros included.
     pub backends: BTreeMap<&'static str, usize>,
+}
+
+/// The figures of a backend, for all services that it serves.
+#[derive(Clone, Debug, Default)]
+pub struct Backend {
+    /// Its address.
+    pub address: String,
+    /// Its port.
+    pub port: u16,
+    /// What was sent to it.
+    pub traffic: Traffic,
 }
 
 /// How full a table is.
@@ -250,17 +264,25 @@ impl Figures {
 
     fn services(&self, e: &mut DescriptorEncoder) -> fmt::Result {
         let services = || self.services.iter();
+        for (name, help, of) in TRAFFIC {
+            let rows = services().map(|one| (one.labels(), counter(of(&one.traffic))));
+            write(e, &format!("service_{name}"), help, rows)?;
+        }
+        for (name, help, of) in TRAFFIC {
+            let rows = self.backends.iter();
+            let rows = rows.map(|one| (one.labels(), counter(of(&one.traffic))));
+            write(e, &format!("backend_{name}"), help, rows)?;
+        }
         write(
             e,
-            "service_packets",
-            "Packets balanced.",
-            services().map(|service| (service.labels(), counter(service.packets))),
-        )?;
-        write(
-            e,
-            "service_bytes",
-            "Bytes balanced.",
-            services().map(|service| (service.labels(), counter(service.bytes))),
+            "service_drops",
+            "Packets to a service that were dropped, by reason.",
+            services().flat_map(|service| {
+                service.drops.iter().map(|(reason, packets)| {
+                    let reason = [("reason", reason.clone())];
+                    ((service.labels(), reason), counter(*packets))
+                })
+            }),
         )?;
         write(
             e,
@@ -377,6 +399,34 @@ impl Figures {
             "Rows that a table can hold.",
             tables().map(|table| ([("map", table.name)], gauge(table.capacity))),
         )
+    }
+}
+
+/// Name, meaning, place in the row.
+type TrafficMetric = (&'static str, &'static str, fn(&Traffic) -> u64);
+
+/// The counters of services and backends.
+const TRAFFIC: [TrafficMetric; 4] = [
+    ("packets", "Packets balanced.", |row| row.packets),
+    ("bytes", "Bytes balanced.", |row| row.bytes),
+    (
+        "new_flows",
+        "TCP flows that began; of UDP none is known to.",
+        |row| row.new_flows,
+    ),
+    (
+        "in_transition_packets",
+        "Packets whose ring slot was in transition, so that the flow's memory was asked.",
+        |row| row.in_transition,
+    ),
+];
+
+impl Backend {
+    fn labels(&self) -> [(&'static str, String); 2] {
+        [
+            ("address", self.address.clone()),
+            ("port", self.port.to_string()),
+        ]
     }
 }
 

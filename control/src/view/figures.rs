@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use fairlead_common::service::{Count, SLOTS_PER_PAGE};
+use fairlead_common::service::{SLOTS_PER_PAGE, Traffic};
 use fairlead_common::tables::{self, Table as _};
 
-use super::{BACKEND_STATES, View, announcement, backend_state, bfd_of, peer_row, peers_of};
+use super::services::{BACKEND_STATES, drops, state_of};
+use super::{View, announcement, bfd_of, peer_row, peers_of};
 use crate::bgp_io::Md5Drops;
 use crate::dataplane::table::Pinned;
 use crate::plan::{Actual, services as rows};
-use crate::telemetry::metrics::{Figures, Service, Table};
+use crate::telemetry::metrics::{Backend, Figures, Service, Table};
 
 impl View {
     /// `GET /metrics`: counters from the kernel, everything else as of the last round.
@@ -20,30 +21,46 @@ impl View {
     pub async fn figures(&self) -> Result<Figures> {
         let state = self.state.load_full();
         let counts: Pinned<tables::ServiceStats> = Pinned::open(&self.pins)?;
+        let drops = drops(&Pinned::open(&self.pins)?)?;
         let services = state.desired.services.iter().map(|(frontend, service)| {
             let key = rows::key(frontend);
             // One row after another: the table has a row per possible service and CPU.
-            let count = match state.actual.services.get(&key) {
-                Some(row) => counts.count(row.id)?,
-                None => Count::default(),
+            let row = state.actual.services.get(&key);
+            let count = match row {
+                Some(row) => counts.count(&row.id)?,
+                None => Traffic::default(),
             };
             let mut backends: BTreeMap<_, _> = BACKEND_STATES.map(|state| (state, 0)).into();
-            for backend in service.backends.values() {
-                *backends.entry(backend_state(*backend)).or_default() += 1;
+            for (at, backend) in &service.backends {
+                let state = state_of(&state, service, at, *backend);
+                *backends.entry(state).or_default() += 1;
             }
             Ok(Service {
                 name: service.object.to_string(),
                 address: frontend.addr.to_string(),
                 port: frontend.port,
                 protocol: frontend.proto.to_string(),
-                packets: count.packets,
-                bytes: count.bytes,
+                traffic: count,
+                drops: row
+                    .and_then(|row| drops.get(&row.id))
+                    .cloned()
+                    .unwrap_or_default(),
                 scope: frontend.scope.name(),
                 announced: service.is_announceable(frontend) && announcement(&state, frontend).0,
                 backends,
             })
         });
         let services = services.collect::<Result<_>>()?;
+        let backend_counts: Pinned<tables::BackendStats> = Pinned::open(&self.pins)?;
+        let backends = state.actual.backends.iter().map(|(id, row)| {
+            let at = rows::address(row);
+            Ok(Backend {
+                address: at.addr.to_string(),
+                port: at.port,
+                traffic: backend_counts.count(id)?,
+            })
+        });
+        let backends = backends.collect::<Result<_>>()?;
         let mut conditions: BTreeMap<String, usize> = BTreeMap::new();
         for condition in &state.conditions {
             *conditions.entry(condition.reason.clone()).or_default() += 1;
@@ -52,6 +69,7 @@ impl View {
         Ok(Figures {
             reasons: self.reasons()?,
             services,
+            backends,
             peers: peers
                 .map(|(asn, peer)| peer_row(asn, peer, Md5Drops::default()))
                 .collect(),

@@ -1,11 +1,11 @@
 //! Rows of the loaded object's tables, as values of `fairlead-common`.
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use bytemuck::Pod;
 use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Count, Service, ServiceKey};
+use fairlead_common::service::{Count, Counter, Service, ServiceKey};
 use fairlead_common::tables::{Kind, Reasons, Services, Table};
 
 use fairlead_control::dataplane::table::Wire;
@@ -29,6 +29,7 @@ impl Node {
                 map.get(&Wire(*key), 0).ok().map(|wire| wire.0)
             }
             Kind::PerCpuArray
+            | Kind::PerCpuHash
             | Kind::DevMapHash
             | Kind::SocketStorage
             | Kind::ProgramArray
@@ -64,7 +65,7 @@ impl Node {
                 let key = Key::new(bits, data.expect("a source range"));
                 map.insert(&key, Wire(*value), 0).expect(T::NAME);
             }
-            Kind::PerCpuArray | Kind::SocketStorage | Kind::ProgramArray => {
+            Kind::PerCpuArray | Kind::PerCpuHash | Kind::SocketStorage | Kind::ProgramArray => {
                 panic!("{} is not written so", T::NAME)
             }
         }
@@ -101,17 +102,25 @@ impl Node {
             .collect()
     }
 
-    /// A per-CPU counter, summed.
-    pub fn count<T: Table<Value = Count>>(&mut self, row: u32) -> Count {
-        let map: PerCpuArray<_, Wire<Count>> = self.map::<T>().try_into().expect(T::NAME);
-        sum(&map, row)
+    /// A per-CPU counter, summed; zero when it has no row.
+    pub fn count<T: Table<Value: Counter>>(&mut self, key: &T::Key) -> T::Value {
+        let map = self.map::<T>();
+        if T::KIND == Kind::PerCpuArray {
+            let map: PerCpuArray<_, Wire<T::Value>> = map.try_into().expect(T::NAME);
+            return sum(&map.get(&index(key), 0).expect("a row"));
+        }
+        let map: PerCpuHashMap<_, Wire<T::Key>, Wire<T::Value>> = map.try_into().expect(T::NAME);
+        map.get(&Wire(*key), 0)
+            .map_or_else(|_| T::Value::default(), |row| sum(&row))
     }
 
     /// Every reason's counter.
     pub fn reasons(&mut self) -> Vec<Count> {
         let map: PerCpuArray<_, Wire<Count>> =
             self.map::<Reasons>().try_into().expect(Reasons::NAME);
-        (0..Reason::COUNT).map(|row| sum(&map, row)).collect()
+        (0..Reason::COUNT)
+            .map(|row| sum(&map.get(&row, 0).expect("a row")))
+            .collect()
     }
 
     fn map<T: Table>(&mut self) -> &mut aya::maps::Map {
@@ -119,14 +128,8 @@ impl Node {
     }
 }
 
-fn sum(map: &PerCpuArray<&mut MapData, Wire<Count>>, row: u32) -> Count {
-    map.get(&row, 0)
-        .expect("a row")
-        .iter()
-        .fold(Count::default(), |sum, cpu| Count {
-            packets: sum.packets + cpu.0.packets,
-            bytes: sum.bytes + cpu.0.bytes,
-        })
+fn sum<C: Counter>(per_cpu: &PerCpuValues<Wire<C>>) -> C {
+    per_cpu.iter().map(|cpu| cpu.0).fold(C::default(), C::plus)
 }
 
 fn index<K: Pod>(key: &K) -> u32 {

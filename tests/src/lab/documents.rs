@@ -36,7 +36,7 @@ pub fn config(plan: Plan, dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "nodeName: {}\ndevices:\n  - name: eth0\n    role: uplink\n\
-         bpf:\n  pinPath: {dir}/bpf/fairlead\nsocket: {dir}/agent.sock\nmanifests: {dir}/manifests\n\
+         bpf:\n  pinPath: {dir}/bpf/fairlead\nsocket: {dir}/agent.sock\nstateDir: {dir}/state\nmanifests: {dir}/manifests\n\
          # Inside, nothing is translated.\nipv4NativeRoutingCIDR: 10.0.0.0/8\n\
          masquerade:\n  enabled: true\n  egressAddress: {}\n\
          bgp:\n  # What the router says is believed, but for martians and our own prefixes.\n  import: all\n\

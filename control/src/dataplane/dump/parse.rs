@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
-use fairlead_common::service::{ServiceKey, SourceRange};
+use fairlead_common::reason::Reason;
+use fairlead_common::service::{ServiceDrop, ServiceKey, SourceRange};
 use fairlead_common::socket::Client;
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
@@ -105,6 +106,24 @@ impl FromText for u32 {
         number
             .try_into()
             .map_err(|_| "the key is a number below 2^32".to_owned())
+    }
+}
+
+impl FromText for ServiceDrop {
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        known(fields, &["service", "reason"])?;
+        let name: String = field(fields, "reason")?;
+        let reason = Reason::ALL.iter().find(|reason| reason.name() == name);
+        Ok(Self {
+            service: field(fields, "service")?,
+            reason: *reason
+                .ok_or_else(|| format!("reason={name}: `dpctl drops -o wide` lists them"))?
+                as u32,
+        })
+    }
+
+    fn from_number(_: u64) -> Result<Self, String> {
+        Self::from_fields(&Map::new())
     }
 }
 

@@ -4,11 +4,12 @@
 
 use fairlead_common::addr::{Addr, Cidr4};
 use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::reason::Reason;
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, Service, ServiceKey, Slot, SourceRange, flags, forward,
-    next_hop_flags, scope, service_flags,
+    Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey, Slot, SourceRange,
+    Traffic, flags, forward, next_hop_flags, scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use fairlead_common::socket::{Client, Translation, Translations};
@@ -22,6 +23,12 @@ pub(super) trait ToJson {
 impl ToJson for Addr {
     fn to_json(&self) -> Value {
         address(*self)
+    }
+}
+
+impl ToJson for u64 {
+    fn to_json(&self) -> Value {
+        json!(self)
     }
 }
 
@@ -220,6 +227,27 @@ impl ToJson for Translations {
 impl ToJson for Client {
     fn to_json(&self) -> Value {
         json!({ "namespace": self.namespace, "service": self.service })
+    }
+}
+
+impl ToJson for Traffic {
+    fn to_json(&self) -> Value {
+        json!({
+            "packets": self.packets,
+            "bytes": self.bytes,
+            "newFlows": self.new_flows,
+            "inTransition": self.in_transition,
+        })
+    }
+}
+
+impl ToJson for ServiceDrop {
+    fn to_json(&self) -> Value {
+        let reason = Reason::ALL.get(self.reason as usize);
+        json!({
+            "service": self.service,
+            "reason": reason.map_or_else(|| self.reason.to_string(), ToString::to_string),
+        })
     }
 }
 

@@ -25,6 +25,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use self::policy::Policy;
 use super::Conditions;
 use crate::config::document::LoadBalancer;
+use crate::desired::check::{self, Check};
 use crate::desired::{
     AddressKind, Backend, BackendAddr, Frontend, HealthCheck, Home, NodeState, ObjectName, Scope,
     Service, VirtualRouter,
@@ -179,7 +180,7 @@ impl One<'_> {
 
     fn frontends(&self, conditions: &mut Conditions) -> Vec<(Frontend, Service)> {
         let policy = Policy::of(self, conditions);
-        let template = self.template(&policy);
+        let template = self.template(&policy, conditions);
         let is_cluster_announced = self.around.routers.values().any(|router| {
             router.address_kinds.contains(&AddressKind::Cluster) && router.selects(&template)
         });
@@ -238,14 +239,36 @@ impl One<'_> {
         all
     }
 
+    /// The health check that the service asks for.
+    fn check(&self, conditions: &mut Conditions) -> Option<Check> {
+        let annotations = self.sourced.object.metadata.annotations.as_ref()?;
+        match annotations.get(check::ANNOTATION)?.parse() {
+            Ok(check) => Some(check),
+            Err(wrong) => {
+                conditions.add(
+                    KIND,
+                    self.name,
+                    &self.sourced.origin,
+                    "HealthCheckInvalid",
+                    format!(
+                        "annotation {}: {wrong}; until then its backends are not checked",
+                        check::ANNOTATION
+                    ),
+                );
+                None
+            }
+        }
+    }
+
     /// What all frontends of the service have in common.
-    fn template(&self, policy: &Policy) -> Service {
+    fn template(&self, policy: &Policy, conditions: &mut Conditions) -> Service {
         let labels = self.sourced.object.metadata.labels.clone();
         Service {
             object: self.name.clone(),
             labels: labels.unwrap_or_default(),
             forwarding: policy.forwarding,
             affinity: policy.affinity,
+            check: self.check(conditions),
             ..Service::default()
         }
     }

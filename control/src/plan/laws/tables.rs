@@ -32,6 +32,8 @@ pub(super) struct Tables {
     pub(super) addresses: BTreeMap<Addr, u32>,
     pub(super) sieve: Box<Sieve>,
     pub(super) source_ranges: BTreeSet<SourceRange>,
+    /// Ids of services and of backends whose counters were cleared.
+    pub(super) cleared: (BTreeSet<u32>, BTreeSet<u32>),
     /// `FLOWS`, with the address that the backend had when the flow was remembered.
     pub(super) flows: BTreeMap<(ServiceKey, u32), (u32, BackendAddr)>,
 }
@@ -58,6 +60,7 @@ impl Store for Tables {
                 self.backends.insert(id, row);
             }
             Step::RemoveBackend(id) => {
+                self.cleared.1.remove(&id);
                 self.backends.remove(&id);
             }
             Step::PutSlots { ring, slots } => {
@@ -74,10 +77,19 @@ impl Store for Tables {
                 self.source_ranges.remove(&range);
             }
             Step::PutService(key, row) => {
-                self.services.insert(key, row);
+                let before = self.services.insert(key, row);
+                if let Some(before) = before.filter(|before| before.id != row.id) {
+                    self.cleared.0.remove(&before.id);
+                }
             }
             Step::RemoveService(key) => {
-                self.services.remove(&key);
+                if let Some(row) = self.services.remove(&key) {
+                    self.cleared.0.remove(&row.id);
+                }
+            }
+            Step::ClearCounts { services, backends } => {
+                self.cleared.0.extend(services);
+                self.cleared.1.extend(backends);
             }
             Step::PutAddress(addr, flags) => {
                 self.addresses.insert(addr, flags);
@@ -117,6 +129,22 @@ impl Store for Tables {
 }
 
 impl Tables {
+    /// An id that one step gave to another owner while it still counts for the old one.
+    pub(super) fn uncleared(&self, before: &Self) -> Option<u32> {
+        let services = self.services.iter().filter(|(key, row)| {
+            let known = before.services.get(key);
+            known.map(|row| row.id) != Some(row.id) && !self.cleared.0.contains(&row.id)
+        });
+        let backends = self
+            .backends
+            .keys()
+            .filter(|id| !before.backends.contains_key(id) && !self.cleared.1.contains(id));
+        services
+            .map(|(_, row)| row.id)
+            .chain(backends.copied())
+            .next()
+    }
+
     pub(super) fn ring(&self, row: &Service) -> Vec<Slot> {
         (row.ring..row.ring + row.slots)
             .map(|place| self.slots.get(&place).copied().unwrap_or_default())

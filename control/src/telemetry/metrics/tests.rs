@@ -32,10 +32,23 @@ fn figures() -> Figures {
             port: 80,
             protocol: "tcp".to_owned(),
             scope: "outside",
-            packets: 42,
-            bytes: 4200,
+            traffic: Traffic {
+                packets: 42,
+                bytes: 4200,
+                new_flows: 7,
+                in_transition: 3,
+            },
+            drops: [("service-too-big".to_owned(), 5)].into(),
             announced: true,
             backends: [("draining", 0), ("ready", 2)].into(),
+        }],
+        backends: vec![Backend {
+            address: "10.1.1.80".to_owned(),
+            port: 80,
+            traffic: Traffic {
+                packets: 40,
+                ..Traffic::default()
+            },
         }],
         peers: vec![Peer {
             local_asn: 65001,

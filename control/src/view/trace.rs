@@ -1,0 +1,357 @@
+//! `dpctl trace`: what becomes of a packet, and why.
+//!
+//! The verdict comes from the program itself, which is run on the packet ([`crate::dataplane::rehearse`]); the
+//! explanation is computed from the tables beside it. Where the two disagree, that is said: then the
+//! explanation, or the datapath, is wrong.
+
+mod choice;
+mod packet;
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::flow::FlowKey;
+use fairlead_common::route::DEVICE_MASK;
+use fairlead_common::service::{NextHop, ServiceKey, forward, next_hop_flags};
+use fairlead_common::snat::tcp;
+use nix::net::if_::{if_indextoname, if_nametoindex};
+
+use self::choice::{Because, Choice, Place, choose};
+use self::packet::Wish;
+use super::services::{forward_name, state_of};
+use super::{State, View};
+use crate::api::types::{Stage, Trace, TraceQuestion};
+use crate::dataplane::attach::{self, Hook};
+use crate::dataplane::observe;
+use crate::dataplane::rehearse::{Ran, Rehearsal};
+use crate::desired::{Frontend, Scope, Service};
+use crate::plan::services as rows;
+
+impl View {
+    /// `GET /v1/trace`: blocks for some ten milliseconds, more with many flows.
+    pub fn trace(&self, question: &TraceQuestion) -> Result<Trace> {
+        let hook = self.hook(&question.device)?;
+        let mut rehearsal = Rehearsal::open(&self.pins, hook)?;
+        Tracer {
+            state: &self.state.load_full(),
+            hook,
+            rehearsal: &mut rehearsal,
+        }
+        .trace(question)
+    }
+
+    /// What of ours meets packets that come in by a device.
+    fn hook(&self, device: &str) -> Result<Hook> {
+        let attached = attach::attachments(&self.pins)?;
+        let ingress = |hook: Hook| matches!(hook, Hook::XdpIngress | Hook::TcIngress);
+        let here = attached.iter().filter(|one| ingress(one.hook));
+        let found = here.clone().find(|one| one.device == device);
+        match found {
+            Some(found) => Ok(found.hook),
+            None => {
+                let others: Vec<_> = here.map(|one| one.device.clone()).collect();
+                bail!(
+                    "no program of ours meets packets that come in by {device:?}; one does on {}",
+                    if others.is_empty() {
+                        "no device".to_owned()
+                    } else {
+                        others.join(", ")
+                    }
+                )
+            }
+        }
+    }
+}
+
+/// Traces packets that come in by devices of one kind.
+pub struct Tracer<'a> {
+    /// What the tables hold and what was desired.
+    pub state: &'a State,
+    /// The program that meets the packets.
+    pub hook: Hook,
+    /// The program, ready to be tried.
+    pub rehearsal: &'a mut Rehearsal,
+}
+
+impl Tracer<'_> {
+    /// Runs the program on a packet and explains what came of it.
+    pub fn trace(&mut self, question: &TraceQuestion) -> Result<Trace> {
+        let wish = self.wish(question)?;
+        let ifindex = if_nametoindex(question.device.as_str())
+            .with_context(|| format!("there is no device {:?}", question.device))?;
+        let flow = FlowKey::new(
+            Addr::from(wish.src.ip()),
+            Port::new(wish.src.port()),
+            Addr::from(wish.dst.ip()),
+            Port::new(wish.dst.port()),
+            wish.proto,
+        );
+        let outside = ServiceKey::new(flow.dst, flow.dst_port, flow.proto);
+        let key = match self.hook {
+            Hook::TcIngress => outside.inside(),
+            Hook::XdpIngress | Hook::XdpDecap | Hook::TcEgress => outside,
+        };
+        let begins = wish.proto == Proto::TCP && wish.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        let remembered = self.rehearsal.flow(&flow)?;
+        let choice = choose(&self.state.actual, key, &flow, begins, remembered);
+        let frame = packet::frame(&wish);
+        let ran = self.rehearsal.run(ifindex, &frame)?;
+
+        let mut stages = vec![
+            stage(
+                "device",
+                format!(
+                    "{} (index {ifindex}), met by {}",
+                    question.device,
+                    self.hook.program()
+                ),
+            ),
+            self.service_stage(&choice),
+        ];
+        if let Some(place) = &choice.place {
+            stages.push(slot_stage(&choice, place));
+            stages.extend(memory_stage(place, observe::now_s()?));
+            stages.push(self.backend_stage(&choice, place));
+            stages.extend(self.way_stage(place));
+        }
+        stages.push(stage(
+            "verdict",
+            format!(
+                "{}: {} ({} says {})",
+                ran.reason.verdict(),
+                ran.reason.about(),
+                self.hook.program(),
+                ran.action
+            ),
+        ));
+        let disagreement = disagreement(&choice, &ran);
+        Ok(Trace {
+            device: question.device.clone(),
+            program: self.hook.program().to_owned(),
+            verdict: ran.reason.verdict().name().to_owned(),
+            reason: ran.reason.name().to_owned(),
+            action: ran.action.to_owned(),
+            stages,
+            packet: packet::describe(&frame),
+            result: packet::describe(&ran.frame),
+            disagreement,
+        })
+    }
+
+    fn wish(&self, question: &TraceQuestion) -> Result<Wish> {
+        if question.src.is_ipv4() != question.dst.is_ipv4() {
+            bail!("--src and --dst must be of one address family");
+        }
+        let proto = match question.proto.as_str() {
+            "tcp" => Proto::TCP,
+            "udp" => Proto::UDP,
+            other => bail!("--proto {other} is not traced; use tcp or udp"),
+        };
+        let ifindex = if_nametoindex(question.device.as_str()).unwrap_or(0);
+        let devices = &self.state.actual.devices;
+        let device = devices
+            .get(&(ifindex & DEVICE_MASK))
+            .filter(|row| row.ifindex == ifindex);
+        Ok(Wish {
+            to_mac: device.map(|row| row.mac).unwrap_or_default(),
+            src: question.src,
+            dst: question.dst,
+            proto,
+            tcp_flags: packet::tcp_flags(&question.flags)
+                .map_err(|why| anyhow!("--flags: {why}"))?,
+            ttl: question.ttl,
+            size: question.size,
+        })
+    }
+
+    fn desired(&self, key: &ServiceKey) -> Option<(&Frontend, &Service)> {
+        let mut services = self.state.desired.services.iter();
+        services.find(|(frontend, _)| rows::key(frontend) == *key)
+    }
+
+    fn service_stage(&self, choice: &Choice) -> Stage {
+        let key = &choice.key;
+        let address = SocketAddr::new(key.addr.ip(), key.port.number());
+        let name = match self.desired(key) {
+            Some((_, service)) => format!("service {}", service.object),
+            None => "a service".to_owned(),
+        };
+        let text = match choice.service {
+            Some(row) if row.slots == 0 => {
+                format!(
+                    "{address}/{} is {name}, id {}, and has no backend",
+                    key.proto, row.id
+                )
+            }
+            Some(row) => format!(
+                "{address}/{} is {name}, id {}, with a ring of {} slots",
+                key.proto, row.id, row.slots
+            ),
+            None => {
+                let rows = self.state.actual.services.keys();
+                let others =
+                    rows.filter(|other| other.addr == key.addr && other.scope == key.scope);
+                let others: Vec<_> = others
+                    .map(|other| format!("{}/{}", other.port.number(), other.proto))
+                    .collect();
+                if others.is_empty() {
+                    format!(
+                        "{address}/{} is no service: the packet is routed or passed",
+                        key.proto
+                    )
+                } else {
+                    format!(
+                        "{address}/{} is no service; at this address there are {}: does the port differ?",
+                        key.proto,
+                        others.join(", ")
+                    )
+                }
+            }
+        };
+        stage("service", text)
+    }
+
+    fn backend_stage(&self, choice: &Choice, place: &Place) -> Stage {
+        let Some(row) = self.state.actual.backends.get(&place.backend) else {
+            return stage("backend", "none: the slot is empty".to_owned());
+        };
+        let at = rows::address(row);
+        let mut text = format!("{at} (id {})", place.backend);
+        if let Some((frontend, service)) = self.desired(&choice.key)
+            && let Some(backend) = service.backends.get(&at)
+        {
+            let rings = &self.state.actual.rings;
+            let ring = choice.service.and_then(|row| rings.get(&row.ring));
+            let own = ring.into_iter().flatten();
+            let own = own.filter(|slot| slot.current == place.backend).count();
+            let slots = ring.map_or(0, Vec::len);
+            text += &format!(
+                ", {}, weight {}, {own} of {slots} slots",
+                state_of(self.state, service, &at, *backend),
+                backend.weight
+            );
+            if frontend.scope == Scope::Inside {
+                text += ", for clients of this node";
+            }
+        }
+        stage("backend", text)
+    }
+
+    fn way_stage(&self, place: &Place) -> Option<Stage> {
+        let row = self.state.actual.backends.get(&place.backend)?;
+        let how = match row.forward {
+            forward::L2 => "by its MAC address: it is on a link of this node",
+            forward::ENCAPSULATE => "wrapped in IP: it is behind a router",
+            forward::GUE => "wrapped in UDP and GUE",
+            forward::HERE => "translated here: it is of this node",
+            forward::NAT => "its destination translated here",
+            forward::FULL_NAT => "its source and destination translated here",
+            _ => "not at all: the row is free",
+        };
+        let next_hop = self.state.actual.next_hops.get(&row.next_hop);
+        let via = match next_hop {
+            Some(next_hop) if next_hop.flags & next_hop_flags::RESOLVED != 0 => said(next_hop),
+            Some(next_hop) => format!(
+                "{}, whose MAC address is not known: the kernel is asked for each packet",
+                next_hop.addr
+            ),
+            None => "whatever the kernel says for each packet".to_owned(),
+        };
+        Some(stage(
+            "way",
+            format!("{} ({how}); next hop {via}", forward_name(row)),
+        ))
+    }
+}
+
+fn said(next_hop: &NextHop) -> String {
+    let device = if_indextoname(next_hop.ifindex)
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| format!("device {}", next_hop.ifindex));
+    let mac = next_hop
+        .destination
+        .map(|byte| format!("{byte:02x}"))
+        .join(":");
+    format!(
+        "{} on {device}, MAC {mac}, MTU {}",
+        next_hop.addr, next_hop.mtu
+    )
+}
+
+fn slot_stage(choice: &Choice, place: &Place) -> Stage {
+    let slots = choice.service.map_or(0, |row| row.slots);
+    let at = format!(
+        "hash {:#010x} -> slot {} of {slots}",
+        place.hash, place.number
+    );
+    let Place { slot, .. } = place;
+    stage(
+        "slot",
+        if slot.previous == 0 {
+            format!("{at}: steady, backend {}", slot.current)
+        } else {
+            format!(
+                "{at}: in transition from backend {} to {}",
+                slot.previous, slot.current
+            )
+        },
+    )
+}
+
+fn memory_stage(place: &Place, now_s: u32) -> Option<Stage> {
+    let ago = |last_seen_s: u32| now_s.saturating_sub(last_seen_s);
+    let text = match place.because {
+        Because::Steady => return None,
+        Because::Begins => {
+            "the flow begins here: it goes to the new backend and is remembered".to_owned()
+        }
+        Because::Remembered(flow) => format!(
+            "remembered, last seen {}s ago: it began during the transition and stays with backend {}",
+            ago(flow.last_seen_s),
+            flow.backend
+        ),
+        Because::RememberedDead(flow) => format!(
+            "remembered for backend {}, which is dead: it goes to the new one",
+            flow.backend
+        ),
+        Because::Older => {
+            "not remembered: it is older than the change and stays with the backend it had"
+                .to_owned()
+        }
+        Because::OlderDead => {
+            "not remembered, and the backend it had is dead: it goes to the new one".to_owned()
+        }
+    };
+    Some(stage("flow memory", text))
+}
+
+/// In which point the program did something else than the tables say.
+fn disagreement(choice: &Choice, ran: &Ran) -> Option<String> {
+    let service = choice.service.map(|row| row.id);
+    let backend = choice.place.map(|place| place.backend);
+    let id = |id: Option<u32>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
+    if ran.service != service {
+        return Some(format!(
+            "by the tables it belongs to service {}, and the program counted it for {}",
+            id(service),
+            id(ran.service)
+        ));
+    }
+    if ran.backend.is_some() && ran.backend != backend {
+        return Some(format!(
+            "by the tables it goes to backend {}, and the program sent it to {}",
+            id(backend),
+            id(ran.backend)
+        ));
+    }
+    None
+}
+
+fn stage(name: &str, text: String) -> Stage {
+    Stage {
+        name: name.to_owned(),
+        text,
+    }
+}

@@ -1,0 +1,404 @@
+//! `dpctl trace` explains packets as the program treats them, and leaves no trace in the tables.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a story ends at the first thing that is not as it tells"
+)]
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytemuck::Zeroable as _;
+use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::route::{self, Device};
+use fairlead_common::service::{
+    Backend, NextHop, Service, ServiceKey, Slot, flags, forward, next_hop_flags,
+};
+use fairlead_common::tables::{BackendStats, Flows, ServiceDrops, ServiceStats};
+use fairlead_control::api::types::{Trace, TraceQuestion};
+use fairlead_control::config::document::XdpMode;
+use fairlead_control::dataplane::apply::{self, KernelStore};
+use fairlead_control::dataplane::attach::Hook;
+use fairlead_control::dataplane::load::{self, Loaded};
+use fairlead_control::dataplane::pins::{Lock, Pins};
+use fairlead_control::dataplane::rehearse::Rehearsal;
+use fairlead_control::dataplane::table::Pinned;
+use fairlead_control::plan::{Step, Store as _};
+use fairlead_control::view::State;
+use fairlead_control::view::trace::Tracer;
+use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::netns::{Netns, veth};
+use fairlead_tests::root;
+use nix::net::if_::if_nametoindex;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// Slots of each ring.
+const SLOTS: u32 = 251;
+/// How many services, backends and clients there are.
+const SERVICES: u8 = 6;
+const BACKENDS: u32 = 8;
+const CLIENTS: u8 = 5;
+
+/// A node's tables in a namespace of their own.
+struct Node {
+    pins: Pins,
+    _loaded: Loaded,
+    _lock: Lock,
+}
+
+/// Runs `work` in a namespace where `eth0` has the program.
+fn on_a_node(work: impl FnOnce(&Node) + Send) {
+    if !root::is_root() {
+        return;
+    }
+    let (near, far) = (
+        Netns::unique("fl-tra").unwrap(),
+        Netns::unique("fl-tra").unwrap(),
+    );
+    veth((&near, "eth0"), (&far, "eth0")).unwrap();
+    let bpffs = BpfFs::mount().unwrap();
+    near.enter(|| {
+        let pins = Pins::new(bpffs.path().join("fairlead"));
+        pins.prepare().unwrap();
+        let lock = pins.lock().unwrap();
+        let mut loaded = load::load(&pins, &lock).unwrap();
+        loaded
+            .attach(Hook::XdpIngress, "eth0", XdpMode::Auto)
+            .unwrap();
+        work(&Node {
+            pins,
+            _loaded: loaded,
+            _lock: lock,
+        });
+    })
+    .unwrap();
+}
+
+fn service_addr(number: u8) -> IpAddr {
+    if number.is_multiple_of(2) {
+        IpAddr::from([192, 0, 2, number])
+    } else {
+        IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number)])
+    }
+}
+
+fn service_key(number: u8) -> ServiceKey {
+    let proto = if number < 4 { Proto::TCP } else { Proto::UDP };
+    ServiceKey::new(Addr::new(service_addr(number)), Port::new(80), proto)
+}
+
+fn client(number: u8, is_v4: bool) -> IpAddr {
+    if is_v4 {
+        IpAddr::from([203, 0, 113, number])
+    } else {
+        IpAddr::from([0x2001, 0xdb8, 9, 0, 0, 0, 0, u16::from(number)])
+    }
+}
+
+/// Tables in which every case occurs: slots that are steady, in transition and empty; backends alive and dead,
+/// on the link and behind a router, with and without a next hop; flows that are remembered.
+fn fill(pins: &Pins) {
+    let ifindex = if_nametoindex("eth0").unwrap();
+    let mut node = route::Node::zeroed();
+    node.tunnel_v4 = Addr::new("10.1.0.1".parse().unwrap());
+    node.tunnel_v6 = Addr::new("fd00:1::1".parse().unwrap());
+    let mut steps = vec![
+        Step::PutNode(Box::new(node)),
+        Step::PutDevice(Device {
+            ifindex,
+            mac: MAC,
+            flags: 0,
+            pad: 0,
+        }),
+    ];
+    for id in 1..=BACKENDS {
+        let addr = if id % 2 == 0 {
+            format!("10.1.0.{id}")
+        } else {
+            format!("fd00:1::{id}")
+        };
+        let addr = Addr::new(addr.parse().unwrap());
+        steps.push(Step::PutNextHop(
+            id,
+            NextHop {
+                ifindex,
+                source: MAC,
+                destination: [2, 0, 0, 0, 1, id as u8],
+                addr,
+                mtu: 1500,
+                flags: if id == 3 { 0 } else { next_hop_flags::RESOLVED },
+            },
+        ));
+        steps.push(Step::PutBackend(
+            id,
+            Backend {
+                addr,
+                port: Port::new(80),
+                forward: if id < 5 {
+                    forward::L2
+                } else {
+                    forward::ENCAPSULATE
+                },
+                flags: if id % 4 == 1 { 0 } else { flags::ALIVE },
+                next_hop: id,
+            },
+        ));
+    }
+    for number in 0..SERVICES {
+        let slots = (0..SLOTS).map(|offset| {
+            let mixed = offset * 7 + u32::from(number);
+            let slot = Slot {
+                // One slot in nine names nobody.
+                current: if mixed % 9 == 0 {
+                    0
+                } else {
+                    mixed % BACKENDS + 1
+                },
+                previous: if mixed % 2 == 0 {
+                    0
+                } else {
+                    mixed / 3 % BACKENDS + 1
+                },
+            };
+            (offset, slot)
+        });
+        let ring = u32::from(number) * 512;
+        steps.push(Step::PutSlots {
+            ring,
+            slots: slots.collect(),
+        });
+        steps.push(Step::PutService(
+            service_key(number),
+            Service {
+                id: u32::from(number) + 100,
+                ring,
+                // The last one has no backend.
+                slots: if number + 1 == SERVICES { 0 } else { SLOTS },
+                ..Service::default()
+            },
+        ));
+    }
+    let mut store = KernelStore::open(pins).unwrap();
+    for step in &steps {
+        store.apply(step).unwrap();
+    }
+    apply::set_tx_ports(pins, &BTreeSet::from([ifindex])).unwrap();
+    let mut flows: Pinned<Flows> = Pinned::open(pins).unwrap();
+    for number in 0..SERVICES {
+        for from in 0..CLIENTS {
+            let key = service_key(number);
+            let src = client(from, key.addr.is_v4());
+            let port = Port::new(1000 + u16::from(from));
+            let key = FlowKey::new(Addr::new(src), port, key.addr, key.port, key.proto);
+            let flow = Flow {
+                backend: u32::from(from + number) % BACKENDS + 1,
+                last_seen_s: 1,
+            };
+            flows.set(&key, &flow).unwrap();
+        }
+    }
+}
+
+fn question(src: (IpAddr, u16), dst: (IpAddr, u16), proto: &str) -> TraceQuestion {
+    TraceQuestion {
+        device: "eth0".to_owned(),
+        src: SocketAddr::from(src),
+        dst: SocketAddr::from(dst),
+        proto: proto.to_owned(),
+        flags: "syn".to_owned(),
+        ttl: 64,
+        size: 0,
+    }
+}
+
+fn questions() -> impl Strategy<Value = TraceQuestion> {
+    let service = (
+        0..SERVICES + 1,
+        prop_oneof![9 => Just(80_u16), 1 => Just(81)],
+    );
+    let source = (0..=CLIENTS, 995_u16..1010);
+    let flags = prop_oneof![
+        Just("syn"),
+        Just("ack"),
+        Just("syn,ack"),
+        Just("fin,ack"),
+        Just("")
+    ];
+    let ttl = prop_oneof![9 => Just(64_u8), 1 => 0_u8..3];
+    let size = prop_oneof![8 => Just(0_u16), 1 => 40_u16..200, 1 => 1400_u16..2000];
+    (service, source, any::<bool>(), flags, ttl, size).prop_map(
+        |((number, port), (from, src_port), tcp, flags, ttl, size)| {
+            let dst = service_addr(number);
+            let proto = if tcp { "tcp" } else { "udp" };
+            TraceQuestion {
+                flags: flags.to_owned(),
+                ttl,
+                size,
+                ..question((client(from, dst.is_ipv4()), src_port), (dst, port), proto)
+            }
+        },
+    )
+}
+
+/// Every row of the tables that packets write.
+fn written(pins: &Pins) -> impl PartialEq + std::fmt::Debug {
+    let flows: Pinned<Flows> = Pinned::open(pins).unwrap();
+    let flows: Result<Vec<_>, _> = flows.rows().collect();
+    (
+        flows.unwrap(),
+        Pinned::<ServiceStats>::open(pins)
+            .unwrap()
+            .counts()
+            .unwrap(),
+        Pinned::<BackendStats>::open(pins)
+            .unwrap()
+            .counts()
+            .unwrap(),
+        Pinned::<ServiceDrops>::open(pins)
+            .unwrap()
+            .counts()
+            .unwrap(),
+    )
+}
+
+fn state(pins: &Pins) -> State {
+    State {
+        actual: Arc::new(apply::observe(pins).unwrap()),
+        ..State::default()
+    }
+}
+
+#[test]
+fn the_explanation_agrees_with_the_program_on_any_packet_and_the_tables_stay_as_they_are() {
+    on_a_node(|node| {
+        fill(&node.pins);
+        let state = state(&node.pins);
+        let before = written(&node.pins);
+        let mut rehearsal = Rehearsal::open(&node.pins, Hook::XdpIngress).unwrap();
+        let met = RefCell::new(BTreeSet::new());
+        let tracer = RefCell::new(Tracer {
+            state: &state,
+            hook: Hook::XdpIngress,
+            rehearsal: &mut rehearsal,
+        });
+
+        TestRunner::new(Config {
+            failure_persistence: None,
+            ..Config::with_cases(600)
+        })
+        .run(&questions(), |question| {
+            let trace = tracer.borrow_mut().trace(&question).unwrap();
+            prop_assert_eq!(&trace.disagreement, &None, "{:#?}", trace);
+            met.borrow_mut().insert(trace.reason);
+            Ok(())
+        })
+        .unwrap();
+
+        let met = met.into_inner();
+        for reason in [
+            "service-l2",
+            "service-encapsulated",
+            "service-no-backend",
+            "service-ttl",
+            "service-too-big",
+        ] {
+            assert!(met.contains(reason), "no packet met {reason}: {met:?}");
+        }
+        assert_eq!(written(&node.pins), before, "a trace is seen by nobody");
+    });
+}
+
+#[test]
+fn an_explanation_from_other_tables_is_found_to_disagree() {
+    on_a_node(|node| {
+        fill(&node.pins);
+        let mut state = state(&node.pins);
+        let actual = Arc::make_mut(&mut state.actual);
+        for slot in actual.rings.values_mut().flatten() {
+            slot.current = slot.current % BACKENDS + 1;
+        }
+        let mut rehearsal = Rehearsal::open(&node.pins, Hook::XdpIngress).unwrap();
+        let mut tracer = Tracer {
+            state: &state,
+            hook: Hook::XdpIngress,
+            rehearsal: &mut rehearsal,
+        };
+        let mut traces = (1..100).map(|port| {
+            let question = question((client(9, true), port), (service_addr(0), 80), "tcp");
+            tracer.trace(&question).unwrap()
+        });
+
+        assert!(traces.any(|trace| trace.disagreement.is_some()));
+    });
+}
+
+fn stage<'a>(trace: &'a Trace, name: &str) -> &'a str {
+    let found = trace.stages.iter().find(|stage| stage.name == name);
+    &found
+        .unwrap_or_else(|| panic!("no stage {name}: {trace:#?}"))
+        .text
+}
+
+#[test]
+fn a_trace_says_every_stage_in_words() {
+    on_a_node(|node| {
+        fill(&node.pins);
+        let state = state(&node.pins);
+        let mut rehearsal = Rehearsal::open(&node.pins, Hook::XdpIngress).unwrap();
+        let mut tracer = Tracer {
+            state: &state,
+            hook: Hook::XdpIngress,
+            rehearsal: &mut rehearsal,
+        };
+        let mut trace = |question: &TraceQuestion| tracer.trace(question).unwrap();
+        let to = |number| (service_addr(number), 80);
+        let ask = |port| question((client(9, true), port), to(0), "tcp");
+
+        let sent = (1..200)
+            .map(|port| trace(&ask(port)))
+            .find(|trace| trace.reason == "service-l2")
+            .unwrap();
+        assert!(
+            stage(&sent, "device").ends_with("met by xdp_ingress"),
+            "{sent:#?}"
+        );
+        assert!(
+            stage(&sent, "service").contains("id 100, with a ring of 251 slots"),
+            "{sent:#?}"
+        );
+        assert!(stage(&sent, "slot").contains(" of 251: "), "{sent:#?}");
+        assert!(
+            stage(&sent, "way").contains("next hop 10.1.0."),
+            "{sent:#?}"
+        );
+        assert!(
+            stage(&sent, "verdict").starts_with("forward: To a service: "),
+            "{sent:#?}"
+        );
+        assert!(sent.result[0].contains("-> 02:00:00:00:01:0"), "{sent:#?}");
+
+        let elsewhere = TraceQuestion {
+            dst: SocketAddr::from((service_addr(0), 8080)),
+            ..ask(1)
+        };
+        let elsewhere = trace(&elsewhere);
+        assert!(
+            stage(&elsewhere, "service").ends_with("there are 80/tcp: does the port differ?"),
+            "{elsewhere:#?}"
+        );
+
+        let nobody = trace(&question((client(9, false), 1), to(SERVICES - 1), "udp"));
+        assert_eq!(
+            (nobody.verdict.as_str(), nobody.reason.as_str()),
+            ("drop", "service-no-backend")
+        );
+        assert!(
+            stage(&nobody, "service").ends_with("has no backend"),
+            "{nobody:#?}"
+        );
+    });
+}
