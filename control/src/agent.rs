@@ -55,6 +55,7 @@ use crate::source::resource::Resources;
 use crate::telemetry::cause;
 use crate::telemetry::exporter::{Exporter, Told};
 use crate::telemetry::health::Health;
+use crate::telemetry::health_checks::HealthChecks;
 use crate::telemetry::metrics::Meter;
 use crate::view::View;
 
@@ -101,6 +102,7 @@ struct Agent {
     health: Arc<Health>,
     meter: Meter,
     exporter: Exporter,
+    health_checks: HealthChecks,
 }
 
 /// Runs until a signal or an order; leaves the datapath in place.
@@ -163,6 +165,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         view: view.clone(),
         health: told.health.clone(),
         meter: told.meter.clone(),
+        health_checks: HealthChecks::new(told.health.clone(), stop.clone()),
         exporter: Exporter::new(document.telemetry.listen, told, stop.clone()),
         pins,
         document,

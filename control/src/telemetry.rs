@@ -5,10 +5,12 @@
 //!   agent ───> health (beats, latches) ──┐
 //!   agent ───> metrics::Meter ───────────┼─> exporter ──> /livez /readyz /metrics
 //!   view ────> metrics::Figures ─────────┘
+//!   desired ─> health_checks ──> spec.healthCheckNodePort
 //! ```
 
 pub mod cause;
 pub mod exporter;
 pub mod health;
+pub mod health_checks;
 pub mod logs;
 pub mod metrics;

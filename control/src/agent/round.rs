@@ -54,6 +54,7 @@ impl Agent {
             .await;
         let desired = Arc::new(desired);
         conditions.extend(self.exporter.follow().await);
+        conditions.extend(self.health_checks.follow(&desired.health_checks).await);
         let without_speaker = self.speakers.follow(&desired, &self.document.bgp).await;
         let has_speakers = without_speaker.is_empty();
         conditions.extend(without_speaker);
