@@ -65,7 +65,7 @@ macro_rules! reasons {
 reasons! {
     /// To a service: sent to a backend on the link by rewriting the MAC addresses.
     ServiceL2 = Forward "service-l2",
-    /// To a service: encapsulated to a backend behind a router (IPIP, IP6IP6).
+    /// To a service: encapsulated to a backend behind a router (IPIP, IP6IP6, GUE).
     ServiceEncapsulated = Forward "service-encapsulated",
     /// To a service, from a socket of this node: the socket was given a backend before it sent anything.
     ServiceSocket = Pass "service-socket",

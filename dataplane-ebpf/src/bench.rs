@@ -28,7 +28,7 @@ use fairlead_common::reason::Reason;
 use fairlead_ebpf::forward::Hop;
 use fairlead_ebpf::packet::{Frame, Resize, Xdp, view_mut};
 use fairlead_ebpf::parse;
-use fairlead_ebpf::rewrite::{self, Tunnel};
+use fairlead_ebpf::rewrite::{self, Tunnel, Wrap};
 
 /// What the driver does, in words: bytes of a frame, its first eight and next eight bytes, the last flow's
 /// number (a power of two less one), the step from flow to flow (odd), how many packets there were.
@@ -98,6 +98,7 @@ fn wrap(frame: &mut Xdp) -> Result<(), Reason> {
         src: Addr::from_v4_word(0x0100_010a),
         dst: Addr::from_v4_word(0x0100_320a),
         hash: transport.flow(&network).hash(),
+        wrap: Wrap::Plain,
     };
     let hop = Hop {
         ifindex: 0,

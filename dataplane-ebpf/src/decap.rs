@@ -14,9 +14,9 @@ use fairlead_common::addr::Proto;
 use fairlead_common::reason::Reason;
 
 use crate::maps;
-use crate::packet::Resize;
-use crate::parse::{self, Family};
-use crate::rewrite;
+use crate::packet::{Frame, Resize, view};
+use crate::parse::{self, Family, IPV4_BYTES, IPV6_BYTES, Network};
+use crate::rewrite::{self, GUE_PORT, UDP_BYTES, Wrap};
 use crate::route::{self, NoWay, Question};
 
 /// Takes the outer header off a packet for a service address of this host.
@@ -26,13 +26,9 @@ use crate::route::{self, NoWay, Question};
 #[inline(always)]
 pub fn unwrap(frame: &mut impl Resize) -> Result<(), Reason> {
     let outer = parse::network(frame)?;
-    let family = match outer.proto {
-        Proto::IPIP => Family::V4,
-        Proto::IPV6 => Family::V6,
-        _ => return Err(Reason::NotEncapsulated),
-    };
+    let (wrap, family) = wrapping(frame, &outer)?;
     outer.whole?;
-    let outer_bytes = outer.family.header_bytes();
+    let outer_bytes = outer.family.header_bytes() + wrap.bytes();
     let inner = match family {
         Family::V4 => parse::ipv4(frame, outer.at + outer_bytes),
         Family::V6 => parse::ipv6(frame, outer.at + outer_bytes),
@@ -62,8 +58,42 @@ pub fn unwrap(frame: &mut impl Resize) -> Result<(), Reason> {
     if traffic_class != inner.traffic_class {
         rewrite::traffic_class(frame, &inner, traffic_class)?;
     }
-    rewrite::decapsulate(frame, &outer, family)
+    rewrite::decapsulate(frame, &outer, wrap, family)
 }
+
+/// How `outer` wraps a packet, and of which family that is.
+///
+/// GUE with a header (variant 0) is not ours, nor is one with a checksum, which could not be verified here: the
+/// kernel has a receiver for both.
+///
+/// # Errors
+/// [`Reason::NotEncapsulated`].
+#[inline(always)]
+fn wrapping(frame: &impl Frame, outer: &Network) -> Result<(Wrap, Family), Reason> {
+    match outer.proto {
+        Proto::IPIP => return Ok((Wrap::Plain, Family::V4)),
+        Proto::IPV6 => return Ok((Wrap::Plain, Family::V6)),
+        Proto::UDP => {}
+        _ => return Err(Reason::NotEncapsulated),
+    }
+    // Each family has its own constant offset, which the verifier follows better than a sum.
+    let udp = match outer.family {
+        Family::V4 => view::<GUE_BYTES>(frame, outer.at + IPV4_BYTES),
+        Family::V6 => view::<GUE_BYTES>(frame, outer.at + IPV6_BYTES),
+    };
+    let udp = udp.map_err(|_| Reason::NotEncapsulated)?;
+    if udp.get::<u16, 2>() != GUE_PORT || udp.get::<u16, 6>() != 0 {
+        return Err(Reason::NotEncapsulated);
+    }
+    match udp.get::<u8, 8>() >> 4 {
+        4 => Ok((Wrap::Gue, Family::V4)),
+        6 => Ok((Wrap::Gue, Family::V6)),
+        _ => Err(Reason::NotEncapsulated),
+    }
+}
+
+/// Bytes of a UDP header and the first one behind it.
+const GUE_BYTES: usize = UDP_BYTES + 1;
 
 /// The traffic class that a packet has when it leaves a tunnel: RFC 6040 §4.2, figure 4. `None`: it must be
 /// dropped, for it was marked congested and cannot say so.

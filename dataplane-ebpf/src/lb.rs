@@ -14,7 +14,7 @@ use fairlead_common::snat::tcp;
 use crate::forward::{self, Hop, Sent};
 use crate::packet::{Frame, Resize};
 use crate::parse::{Network, Transport};
-use crate::rewrite::{self, Tunnel};
+use crate::rewrite::{self, Tunnel, Wrap};
 use crate::route::{self, NoWay, Question};
 use crate::{count, flows, maps};
 
@@ -97,7 +97,8 @@ pub fn send(
     let bytes = u64::from(frame.bytes());
     let sent = match backend.forward {
         forwarding::L2 => by_l2(frame, network, transport, backend),
-        forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash),
+        forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash, Wrap::Plain),
+        forwarding::GUE => by_tunnel(frame, network, backend, choice.hash, Wrap::Gue),
         _ => Err(Reason::ServiceNoBackend),
     }?;
     let packet = Traffic {
@@ -150,6 +151,7 @@ fn by_tunnel(
     network: &Network,
     backend: &Backend,
     hash: u32,
+    wrap: Wrap,
 ) -> Result<Sent, Reason> {
     let node = maps::node().ok_or(Reason::ServiceNoRoute)?;
     let dst = backend.addr;
@@ -161,18 +163,26 @@ fn by_tunnel(
     if src.is_none() {
         return Err(Reason::ServiceNoRoute);
     }
-    let tunnel = Tunnel { src, dst, hash };
+    let tunnel = Tunnel {
+        src,
+        dst,
+        hash,
+        wrap,
+    };
     let hop = way(
         frame,
         backend,
         &Question {
             src,
             dst,
-            l4_protocol: 0,
-            ports: (0, 0),
+            l4_protocol: match wrap {
+                Wrap::Plain => 0,
+                Wrap::Gue => tunnel.proto(network.family).0,
+            },
+            ports: tunnel.ports(),
             traffic_class: network.traffic_class,
             flow_info: tunnel.flow_info(network.traffic_class),
-            total: network.total + tunnel.family().header_bytes() as u32,
+            total: network.total + tunnel.bytes() as u32,
         },
     )?;
     rewrite::encapsulate(frame, network, &tunnel, &hop)?;

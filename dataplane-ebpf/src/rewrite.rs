@@ -73,10 +73,38 @@ pub struct Tunnel {
     pub src: Addr,
     /// The backend, of the same family.
     pub dst: Addr,
-    /// The flow's hash: the flow label of an outer IPv6 header (RFC 6438), so that routers on the way can
-    /// spread flows.
+    /// The flow's hash: the flow label of an outer IPv6 header (RFC 6438) and the outer source port of GUE, so
+    /// that routers on the way and the queues at its end can spread flows.
     pub hash: u32,
+    /// What stands between the outer header and the packet.
+    pub wrap: Wrap,
 }
+
+/// What stands between the outer header and the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrap {
+    /// Nothing: IPIP, IP6IP6 and their mixtures.
+    Plain,
+    /// UDP and nothing more: GUE variant 1 (draft-ietf-intarea-gue-09 §3), where the packet's own first bits say
+    /// that it is one. Katran sends it, and the kernel takes it (`ip fou add port 6080 gue`).
+    Gue,
+}
+
+impl Wrap {
+    /// Its bytes.
+    #[inline(always)]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Gue => UDP_BYTES,
+        }
+    }
+}
+
+/// Bytes of a UDP header.
+pub const UDP_BYTES: usize = 8;
+/// The port of GUE (IANA), in the order of memory.
+pub const GUE_PORT: u16 = 6080_u16.to_be();
 
 impl Tunnel {
     /// The family of the outer header.
@@ -86,6 +114,31 @@ impl Tunnel {
             Family::V4
         } else {
             Family::V6
+        }
+    }
+
+    /// Bytes in front of the packet.
+    #[inline(always)]
+    pub const fn bytes(&self) -> usize {
+        self.family().header_bytes() + self.wrap.bytes()
+    }
+
+    /// The protocol of the outer header, for a packet of this family.
+    #[inline(always)]
+    pub const fn proto(&self, inner: Family) -> Proto {
+        match (self.wrap, inner) {
+            (Wrap::Plain, Family::V4) => Proto::IPIP,
+            (Wrap::Plain, Family::V6) => Proto::IPV6,
+            (Wrap::Gue, _) => Proto::UDP,
+        }
+    }
+
+    /// The outer ports, as in the packet; 0 where there are none. The source is one of the dynamic ports.
+    #[inline(always)]
+    pub const fn ports(&self) -> (u16, u16) {
+        match self.wrap {
+            Wrap::Plain => (0, 0),
+            Wrap::Gue => ((0xc000 | self.hash as u16 & 0x3fff).to_be(), GUE_PORT),
         }
     }
 
@@ -108,15 +161,13 @@ pub fn encapsulate(
     tunnel: &Tunnel,
     hop: &Hop,
 ) -> Result<(), Reason> {
-    let inner = match network.family {
-        Family::V4 => Proto::IPIP,
-        Family::V6 => Proto::IPV6,
-    };
+    let inner = tunnel.proto(network.family);
     let outer = tunnel.family();
     let tags = vlan_tags(frame, network)?;
+    let wrap = tunnel.wrap.bytes() as u32;
     match outer {
-        Family::V4 => frame.push(IPV4_BYTES as u32)?,
-        Family::V6 => frame.push(IPV6_BYTES as u32)?,
+        Family::V4 => frame.push(IPV4_BYTES as u32 + wrap)?,
+        Family::V6 => frame.push(IPV6_BYTES as u32 + wrap)?,
     }
     macs(frame, hop)?;
     set_vlan_tags(frame, network, tags)?;
@@ -124,7 +175,7 @@ pub fn encapsulate(
     match outer {
         Family::V4 => {
             let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
-            let total = network.total + IPV4_BYTES as u32;
+            let total = network.total + IPV4_BYTES as u32 + wrap;
             let words = ipv4_words(tunnel, inner, network.traffic_class, total as u16);
             header.set::<u32, 0>(words[0]);
             header.set::<u32, 4>(words[1]);
@@ -136,13 +187,32 @@ pub fn encapsulate(
             let mut header = view_mut::<IPV6_BYTES>(frame, network.at)?;
             let version = (6_u32 << 28).to_be();
             header.set::<u32, 0>(version | tunnel.flow_info(network.traffic_class));
-            header.set::<u16, 4>((network.total as u16).to_be());
+            header.set::<u16, 4>(((network.total + wrap) as u16).to_be());
             header.set::<u8, 6>(inner.0);
             header.set::<u8, 7>(OWN_TTL);
             header.set_v6::<8>(tunnel.src);
             header.set_v6::<24>(tunnel.dst);
         }
     }
+    match tunnel.wrap {
+        Wrap::Plain => Ok(()),
+        Wrap::Gue => udp(frame, network, tunnel),
+    }
+}
+
+/// A UDP header without a checksum: the packet has its own (RFC 6935 §5, RFC 6936 §4).
+#[inline(always)]
+fn udp(frame: &mut impl Frame, network: &Network, tunnel: &Tunnel) -> Result<(), Reason> {
+    let (src, dst) = tunnel.ports();
+    let total = network.total as u16 + UDP_BYTES as u16;
+    let mut header = match tunnel.family() {
+        Family::V4 => view_mut::<UDP_BYTES>(frame, network.at + IPV4_BYTES)?,
+        Family::V6 => view_mut::<UDP_BYTES>(frame, network.at + IPV6_BYTES)?,
+    };
+    header.set::<u16, 0>(src);
+    header.set::<u16, 2>(dst);
+    header.set::<u16, 4>(total.to_be());
+    header.set::<u16, 6>(0);
     Ok(())
 }
 
@@ -161,18 +231,24 @@ const fn ipv4_words(tunnel: &Tunnel, inner: Proto, traffic_class: u8, total: u16
     [first, second, third, src, dst]
 }
 
-/// Takes `outer` off the frame; what is inside is of this family. VLAN tags stay.
+/// Takes `outer` and what it wraps the packet in off the frame; what is inside is of this family. VLAN tags stay.
 ///
 /// # Errors
 /// [`Reason::HelperFailed`] when the kernel refuses.
 #[inline(always)]
-pub fn decapsulate(frame: &mut impl Resize, outer: &Network, inner: Family) -> Result<(), Reason> {
+pub fn decapsulate(
+    frame: &mut impl Resize,
+    outer: &Network,
+    wrap: Wrap,
+    inner: Family,
+) -> Result<(), Reason> {
     let ethernet = view::<ETHERNET_BYTES>(frame, 0)?;
     let (first, second) = (ethernet.get::<u64, 0>(), ethernet.get::<u32, 8>());
     let tags = vlan_tags(frame, outer)?;
+    let wrap = wrap.bytes() as u32;
     match outer.family {
-        Family::V4 => frame.pull(IPV4_BYTES as u32)?,
-        Family::V6 => frame.pull(IPV6_BYTES as u32)?,
+        Family::V4 => frame.pull(IPV4_BYTES as u32 + wrap)?,
+        Family::V6 => frame.pull(IPV6_BYTES as u32 + wrap)?,
     }
     let mut ethernet = view_mut::<ETHERNET_BYTES>(frame, 0)?;
     ethernet.set::<u64, 0>(first);
@@ -477,6 +553,7 @@ mod tests {
         #[test]
         fn a_packet_comes_out_of_the_tunnel_as_it_went_in(
             tags in 0_usize..3, inner in family(), outer in family(), hash in any::<u32>(),
+            wrap in prop_oneof![Just(Wrap::Plain), Just(Wrap::Gue)],
             payload in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
             let mut buffer = frame(tags, inner, 64, &payload);
@@ -487,12 +564,14 @@ mod tests {
                 Family::V6 => (Addr::from_v6_halves([1, 2]), Addr::from_v6_halves([3, 4])),
             };
 
-            encapsulate(&mut buffer, &network, &Tunnel { src, dst, hash }, &HOP).unwrap();
+            let tunnel = Tunnel { src, dst, hash, wrap };
+            encapsulate(&mut buffer, &network, &tunnel, &HOP).unwrap();
             let header = parse::network(&buffer).unwrap();
             prop_assert_eq!((header.src, header.dst, header.family), (src, dst, outer));
             prop_assert_eq!(header.total as usize, buffer.0.len() - header.at);
             prop_assert_eq!(header.whole, Ok(()));
-            decapsulate(&mut buffer, &header, inner).unwrap();
+            prop_assert_eq!(header.proto, tunnel.proto(inner));
+            decapsulate(&mut buffer, &header, wrap, inner).unwrap();
 
             prop_assert_eq!(&buffer.0[..12], &HOP_MACS);
             prop_assert_eq!(&buffer.0[12..], &before[12..]);

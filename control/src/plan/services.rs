@@ -12,6 +12,7 @@
 //!
 //! Not here: how steps are ordered (`plan::order`).
 
+mod forwarding;
 mod homes;
 mod ids;
 mod next_hops;
@@ -31,7 +32,7 @@ use self::next_hops::NextHops;
 use super::diff::{Difference, difference};
 use super::maglev::Member;
 use super::{Actual, Reach, Step, Wanted};
-use crate::desired::{BackendAddr, Condition, Frontend, Scope, Service};
+use crate::desired::{BackendAddr, Condition, Forwarding, Frontend, Scope, Service};
 
 /// What plans must know of earlier plans, because no table says it.
 ///
@@ -66,6 +67,7 @@ pub(super) fn plan(
     let alive = alive(wanted);
     let mut conditions = Vec::new();
     let mut ids = Ids::new(actual, memory);
+    let forwarding = forwarding::asked(wanted.desired, &mut conditions);
     let mut members = BTreeMap::new();
     let mut programmed = BTreeMap::new();
     for (frontend, service) in &wanted.desired.services {
@@ -112,6 +114,7 @@ pub(super) fn plan(
             actual,
             alive: &alive,
             ids: &ids,
+            forwarding: &forwarding,
             named: homes.settled.iter().flat_map(Home::named).collect(),
         },
         memory,
@@ -233,6 +236,20 @@ fn members_of(
             ),
         );
     }
+    let before = members.len();
+    members.retain(|(at, _)| {
+        let home = service.backends[at].home;
+        forwarding::is_possible(service.forwarding, home, reach(wanted, *at))
+    });
+    if members.len() < before {
+        say(
+            "BackendNotOnLink",
+            format!(
+                "dsr-l2 reaches backends on a link of this node only, so {} behind a router are left out; use dsr-ipip or dsr-gue",
+                before - members.len()
+            ),
+        );
+    }
     let most = wanted.ring_sizes.most as usize;
     if members.len() > most {
         say(
@@ -314,6 +331,8 @@ struct Backends<'a> {
     actual: &'a Actual,
     alive: &'a BTreeSet<BackendAddr>,
     ids: &'a Ids,
+    /// How packets get to those without an agent.
+    forwarding: &'a BTreeMap<BackendAddr, Forwarding>,
     /// The ids that slots name once the plan is carried out.
     named: BTreeSet<u32>,
 }
@@ -325,8 +344,10 @@ impl Backends<'_> {
             addr: Addr::from(at.addr),
             port: Port::new(at.port),
             forward: match reach(self.wanted, at) {
-                Reach::OnLink => forward::L2,
-                Reach::Routed => forward::ENCAPSULATE,
+                way @ (Reach::OnLink | Reach::Routed) => {
+                    let asked = self.forwarding.get(&at).copied();
+                    forwarding::of_host(asked.unwrap_or_default(), way)
+                }
                 Reach::Unreachable => known.map_or(forward::ENCAPSULATE, |row| row.forward),
             },
             flags: if self.alive.contains(&at) {
