@@ -41,6 +41,23 @@ impl Delta {
         Self(self.0 + (!old) as u64 + new as u64)
     }
 
+    /// An IPv6 address changed, given as its two halves.
+    #[inline(always)]
+    #[must_use]
+    pub const fn halves(self, old: [u64; 2], new: [u64; 2]) -> Self {
+        self.word(old[0] as u32, new[0] as u32)
+            .word((old[0] >> 32) as u32, (new[0] >> 32) as u32)
+            .word(old[1] as u32, new[1] as u32)
+            .word((old[1] >> 32) as u32, (new[1] >> 32) as u32)
+    }
+
+    /// The change as the kernel's helpers take it: a one's complement sum of 32 bits (`__wsum`).
+    #[inline(always)]
+    pub const fn sum(self) -> u32 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    }
+
     /// The checksum after this change: RFC 1624 equation 3, `HC' = ~(~HC + ~m + m')`.
     #[inline(always)]
     pub const fn apply(self, checksum: u16) -> u16 {

@@ -20,5 +20,11 @@ pub const ODD: Detour = Detour {
     program: "xdp_odd",
 };
 
+/// Packets that carry another one: perhaps another node's balancer has wrapped it for a backend of this node.
+pub const ARRIVAL: Detour = Detour {
+    row: 1,
+    program: "xdp_arrival",
+};
+
 /// Every detour.
-pub const ALL: &[Detour] = &[ODD];
+pub const ALL: &[Detour] = &[ODD, ARRIVAL];

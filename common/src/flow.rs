@@ -22,9 +22,9 @@ pub struct FlowKey {
     pub dst_port: Port,
     /// Protocol.
     pub proto: Proto,
+    /// In `FLOWS` whose service the packet found ([`crate::service::scope`]); zero in every other table.
+    pub scope: u8,
     /// Zero.
-    pub pad: u8,
-    /// Zero. Words of their own, because the datapath would fill an array by a call.
     pub pad_half: u16,
 }
 
@@ -38,9 +38,16 @@ impl FlowKey {
             src_port,
             dst_port,
             proto,
-            pad: 0,
+            scope: 0,
             pad_half: 0,
         }
+    }
+
+    /// The key of the same flow in `FLOWS`, as a client of this scope has it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_scope(self, scope: u8) -> Self {
+        Self { scope, ..self }
     }
 
     /// The same flow seen in the other direction.

@@ -73,6 +73,14 @@ reasons! {
     ServiceIcmpError = Forward "service-icmp-error",
     /// An echo request to a service address: answered.
     ServiceEcho = Forward "service-echo",
+    /// To a service: translated to a pod of this node, or to a host that answers through it.
+    ServiceTranslated = Forward "service-translated",
+    /// To a service: translated to a process of this node; the stack takes it.
+    ServiceToStack = Pass "service-to-stack",
+    /// From a backend to a client of its service: given the service's address back and forwarded.
+    ServiceAnswered = Forward "service-answered",
+    /// From a backend to a client of its service: given the service's address back; the stack finds the way.
+    ServiceAnsweredByStack = Pass "service-answered-by-stack",
     /// An encapsulated packet from a balancer, unwrapped for this backend.
     Decapsulated = Pass "decapsulated",
     /// Forwarded by the routing table.
@@ -118,6 +126,8 @@ reasons! {
     TranslationOff = Pass "translation-off",
     /// Not encapsulated, or encapsulated and on its way to another host.
     NotEncapsulated = Pass "not-encapsulated",
+    /// Encapsulated, while the program for packets out of other nodes' tunnels is missing.
+    Wrapped = Pass "wrapped",
     /// Encapsulated, but the packet inside is not for a service address of this backend.
     InnerForeign = Pass "inner-foreign",
 
@@ -150,6 +160,10 @@ reasons! {
     ServiceFragmentUnknown = Drop "service-fragment-unknown",
     /// To a service that does not let its source in (`loadBalancerSourceRanges`).
     ServiceSourceDenied = Drop "service-source-denied",
+    /// To a service whose backend is translated to, and not plain: options, extension headers, or an ICMP error.
+    ServiceUntranslated = Drop "service-untranslated",
+    /// To a service, from a client's port that has a connection to the same backend by another service.
+    ServiceFlowTaken = Drop "service-flow-taken",
     /// Every probed port of the egress address is taken for this destination.
     PortsExhausted = Drop "ports-exhausted",
     /// The table of translations is full.

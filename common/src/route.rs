@@ -27,7 +27,7 @@ pub struct Node {
     pub buckets: [u8; crate::snat::CELLS],
     /// Keys the hash that picks ports, so that outsiders cannot predict them.
     pub port_secret: u64,
-    /// [`node_flags::EGRESS_IS_LOCAL`].
+    /// [`node_flags`].
     pub flags: u32,
     /// Zero.
     pub pad: u32,
@@ -38,6 +38,10 @@ pub mod node_flags {
     /// The egress address is one of this node's own (masquerade): what comes to it without a
     /// translation is for the stack.
     pub const EGRESS_IS_LOCAL: u32 = 1;
+    /// A process of this node is a backend ([`crate::service::flags::STACK`]): what leaves may be its answer.
+    pub const ANSWERS_LEAVE: u32 = 2;
+    /// A backend beyond an uplink answers through this node: what arrives may be its answer.
+    pub const ANSWERS_ARRIVE: u32 = 4;
 }
 
 /// A value of `TX_PORTS`, as the kernel lays out `struct bpf_devmap_val`.

@@ -6,6 +6,12 @@
 //!   BACKENDS [current]           -> Backend {addr, port, forward, next_hop}
 //!   NEXT_HOPS [next_hop]         -> NextHop {ifindex, MAC addresses, mtu}
 //! ```
+//! Where this node translates for its own backends:
+//! ```text
+//!   ARRIVALS {service, backend's address}    -> Arrival {backend, service}: out of another node's tunnel
+//!   SERVING  {backend's address, port}       -> what it sends may be an answer
+//!   NAT_FLOWS {backend -> client}            -> the service that the answer comes from
+//! ```
 
 use bytemuck::{Pod, Zeroable};
 
@@ -162,11 +168,11 @@ pub type RingPage = [Slot; SLOTS_PER_PAGE as usize];
 pub struct Backend {
     /// Its address.
     pub addr: Addr,
-    /// Its port (equal to the service's: neither forwarding changes ports).
+    /// Its port: the service's, unless this node or the backend's own translates.
     pub port: Port,
-    /// [`forward::L2`] or [`forward::ENCAPSULATE`]; [`forward::FREE`] in an unused row.
+    /// One of [`forward`]; [`forward::FREE`] in an unused row.
     pub forward: u8,
-    /// [`flags::ALIVE`].
+    /// [`flags`].
     pub flags: u8,
     /// Its row in `NEXT_HOPS`; 0: none, the kernel is asked for the way of each packet.
     pub next_hop: u32,
@@ -225,6 +231,80 @@ pub mod forward {
 pub mod flags {
     /// It answers; flows that began with it stay with it through a transition.
     pub const ALIVE: u8 = 1;
+    /// It is a process in this node's own network: the stack takes what is translated for it.
+    pub const STACK: u8 = 2;
+    /// Packets are wrapped for it even when it is on a link of this node.
+    pub const ALWAYS_WRAPPED: u8 = 4;
+}
+
+/// A packet that another node's balancer has wrapped for a backend of this node: the key of `ARRIVALS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct ArrivalKey {
+    /// The service address, the inner destination.
+    pub service: Addr,
+    /// The backend's address, the outer destination.
+    pub backend: Addr,
+    /// The service port.
+    pub port: Port,
+    /// TCP or UDP.
+    pub proto: Proto,
+    /// Zero.
+    pub pad: u8,
+    /// Zero.
+    pub pad_word: u32,
+}
+
+impl ArrivalKey {
+    /// Builds a key; the service's scope does not matter, for its client may be anywhere.
+    #[inline(always)]
+    pub const fn new(service: &ServiceKey, backend: Addr) -> Self {
+        Self {
+            service: service.addr,
+            backend,
+            port: service.port,
+            proto: service.proto,
+            pad: 0,
+            pad_word: 0,
+        }
+    }
+}
+
+/// Whom a packet out of a tunnel is for.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Arrival {
+    /// Backend id.
+    pub backend: u32,
+    /// The service's row in `SERVICE_STATS`.
+    pub service: u32,
+}
+
+/// Where a backend listens for which this node translates: the key of `SERVING`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct ServingKey {
+    /// Its address.
+    pub addr: Addr,
+    /// Its port. TCP and UDP are not told apart: the flow's row does that.
+    pub port: Port,
+    /// Zero.
+    pub pad: u16,
+    /// Zero.
+    pub pad_word: u32,
+}
+
+impl ServingKey {
+    /// Builds a key.
+    #[inline(always)]
+    pub const fn new(addr: Addr, port: Port) -> Self {
+        Self {
+            addr,
+            port,
+            pad: 0,
+            pad_word: 0,
+        }
+    }
 }
 
 /// Packets and bytes.

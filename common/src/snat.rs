@@ -24,22 +24,23 @@ pub const CELLS: usize = 64;
 /// service (the kernel's own translator costs 70 us per refused flow).
 pub const PROBES: u32 = 32;
 
-/// A translated flow: who is inside.
+/// A translated flow: whose name was replaced.
 ///
 /// It is the value of `SNAT_REV`, keyed by the flow as it looks outside ({egress, egress port} to
-/// {remote, remote port}).
+/// {remote, remote port}), where a pod was renamed; and of `NAT_FLOWS` and `NAT_RECENT`, keyed by the flow as
+/// its answers look ({backend, port} to {client, client's port}), where a service was.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Binding {
-    /// The pod's address.
+    /// The pod's address, or the service's.
     pub inside: Addr,
-    /// The pod's port or echo identifier.
+    /// The pod's port or echo identifier, or the service's port.
     pub inside_port: Port,
     /// A [`State`] as a number.
     pub state: u8,
     /// Zero.
     pub pad: u8,
-    /// Coarse monotonic time of its last packet from inside, in seconds.
+    /// Coarse monotonic time of the last packet that keeps it, in seconds.
     pub last_seen_s: u32,
 }
 
@@ -55,7 +56,7 @@ pub struct EgressPort {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
-    /// Packets from inside only.
+    /// Packets of the side that opened it only.
     New = 0,
     /// An answer was seen.
     Established = 1,
@@ -95,9 +96,9 @@ impl State {
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From the pod.
+    /// From the side that opened it.
     Out,
-    /// To the pod.
+    /// The answer.
     Back,
 }
 

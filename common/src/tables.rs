@@ -11,7 +11,8 @@ use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::served::Sieve;
 use crate::service::{
-    Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey, SourceRange, Traffic,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey,
+    ServingKey, SourceRange, Traffic,
 };
 use crate::snat::{Binding, EgressPort};
 use crate::socket::{Client, Translation, Translations};
@@ -155,9 +156,9 @@ tables! {
     /// The slots of all rings, 512 to a row.
     Rings = "RINGS" v 1 MappedArray<u32, RingPage>[RING_PAGES],
     /// Backends by id.
-    Backends = "BACKENDS" v 2 Array<u32, Backend>[131_072],
+    Backends = "BACKENDS" v 3 Array<u32, Backend>[131_072],
     /// Flows that began while their slot was in transition.
-    Flows = "FLOWS" v 1 LruHash<FlowKey, Flow>[262_144],
+    Flows = "FLOWS" v 2 LruHash<FlowKey, Flow>[262_144],
     /// Translations by the flow as it looks outside: the truth.
     SnatRev = "SNAT_REV" v 1 Hash<FlowKey, Binding>[262_144],
     /// Egress ports by the flow as it looks inside: a cache of SNAT_REV.
@@ -190,6 +191,14 @@ tables! {
     SourceRanges = "SOURCE_RANGES" v 1 LpmTrie<SourceRange, u32>[65536],
     /// Packets dropped, by service id and reason; a service that drops nothing has no row.
     ServiceDrops = "SERVICE_DROPS" v 1 PerCpuHash<ServiceDrop, u64>[16384],
+    /// Flows that this node translates to backends, by their answers, once the backend has taken them up.
+    NatFlows = "NAT_FLOWS" v 1 Hash<FlowKey, Binding>[262_144],
+    /// The same before that, and those for which NAT_FLOWS has no room: the flow's next packet restores a row.
+    NatRecent = "NAT_RECENT" v 1 LruHash<FlowKey, Binding>[65536],
+    /// Where backends listen for which this node translates.
+    Serving = "SERVING" v 1 Hash<ServingKey, u32>[16384],
+    /// Whom packets are for that other nodes' balancers have wrapped for backends of this node.
+    Arrivals = "ARRIVALS" v 1 Hash<ArrivalKey, Arrival>[65536],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five
@@ -227,5 +236,8 @@ mod tests {
         assert_eq!(size_of::<Translations>(), 648);
         assert_eq!(size_of::<Client>(), 16);
         assert_eq!(size_of::<SourceRange>(), 24);
+        assert_eq!(size_of::<ArrivalKey>(), 40);
+        assert_eq!(size_of::<Arrival>(), 8);
+        assert_eq!(size_of::<ServingKey>(), 24);
     }
 }

@@ -6,8 +6,9 @@
 //!    because a place became free that a ring waits for);
 //! 3. every prefix of a plan leaves a safe datapath: no service points at a missing ring, no slot at a
 //!    missing backend, no backend at a missing next hop, no backend id is used again while a slot or a flow
-//!    may name it, and no next hop's while a backend does; and a service that filters its clients keeps out
-//!    whom it kept out and still does;
+//!    may name it, and no next hop's while a backend does; a service that filters its clients keeps out whom it
+//!    kept out and still does; packets out of tunnels are for backends that are there, and the answers of a
+//!    backend are looked for before packets are translated to it;
 //! 4. a plan is no larger than the difference;
 //! 5. same inputs, same plan.
 //!
@@ -32,7 +33,9 @@ use std::time::Duration;
 use fairlead_common::addr::Addr;
 use fairlead_common::route::{Device, Node};
 use fairlead_common::served::Sieve;
-use fairlead_common::service::{Backend, NextHop, Service, ServiceKey, Slot, SourceRange};
+use fairlead_common::service::{
+    Arrival, ArrivalKey, Backend, NextHop, Service, ServiceKey, ServingKey, Slot, SourceRange,
+};
 
 use crate::desired::{Condition, Desired, Frontend};
 
@@ -64,6 +67,8 @@ pub enum Reach {
     OnLink,
     /// It is behind a router.
     Routed,
+    /// It is an address of this node.
+    Local,
     /// No route leads to it.
     Unreachable,
 }
@@ -102,15 +107,12 @@ pub struct Plan {
 pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration) -> Plan {
     let mut conditions = Vec::new();
     let mut steps = Vec::new();
-    let node = node::node_row(
+    let mut node = node::node_row(
         wanted.desired,
         wanted.host,
         actual.node.as_ref(),
         &mut conditions,
     );
-    if actual.node != Some(node) {
-        steps.push(Step::PutNode(Box::new(node)));
-    }
     let devices = diff::difference(
         &node::device_rows(wanted.host, &mut conditions),
         &actual.devices,
@@ -122,6 +124,10 @@ pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration
     steps.extend(clear_counts(&services.steps, actual));
     steps.append(&mut services.steps);
     conditions.append(&mut services.conditions);
+    node.flags |= services.node_flags;
+    if actual.node != Some(node) {
+        steps.push(Step::PutNode(Box::new(node)));
+    }
     Plan {
         steps: order::order(steps, &services.fresh),
         memory: services.memory,
@@ -161,6 +167,10 @@ pub struct Actual {
     pub next_hops: BTreeMap<u32, NextHop>,
     /// The slots of the rings that services use, by the ring's first slot.
     pub rings: BTreeMap<u32, Vec<Slot>>,
+    /// `SERVING`.
+    pub serving: BTreeSet<ServingKey>,
+    /// `ARRIVALS`.
+    pub arrivals: BTreeMap<ArrivalKey, Arrival>,
     /// `NODE`.
     pub node: Option<Node>,
     /// `DEVICES` rows that are in use, by row (`ifindex & DEVICE_MASK`).
@@ -218,6 +228,14 @@ pub enum Step {
         /// Ids of backends.
         backends: BTreeSet<u32>,
     },
+    /// Looks for answers of the backend that listens there.
+    PutServing(ServingKey),
+    /// Does so no longer.
+    RemoveServing(ServingKey),
+    /// Writes whom packets out of tunnels are for.
+    PutArrival(ArrivalKey, Arrival),
+    /// Removes such a row.
+    RemoveArrival(ArrivalKey),
     /// Deletes the rows of `FLOWS` whose destination is one of these services, because their transition
     /// is over and what was remembered for it must not count in the next one; and those that name one
     /// of these backends, because their ids are about to be free.

@@ -2,11 +2,14 @@
 
 use fairlead_common::addr::{Addr, Cidr4};
 use fairlead_common::reason::Reason;
+use fairlead_common::route::node_flags;
+use fairlead_common::service::scope;
 
 use crate::forward::Sent;
 use crate::packet::{Resize, Skb};
-use crate::parse::{self, Family, Kind};
-use crate::{lb, maps, route, snat};
+use crate::parse::{self, Family, Kind, Network, Transport};
+use crate::rewrite::{self, End};
+use crate::{arrival, decap, lb, maps, route, snat};
 
 /// A packet that came in by an uplink: to a service, back from the outside to a pod, or to be routed.
 ///
@@ -24,8 +27,38 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
         && transport.kind == Kind::Ports
         && let Some(service) = maps::service(&transport.service(&network))
     {
-        return lb::balance(frame, &network, transport, service);
+        return lb::balance(frame, &network, transport, scope::OUTSIDE, service, true);
     }
+    if let Ok(transport) = &transport
+        && decap::is_wrapped(&network, transport)
+    {
+        return Err(Reason::Wrapped);
+    }
+    unserved(frame, &network, transport)
+}
+
+/// A packet that carries another one: another node's balancer may have wrapped it for a backend of this node. It
+/// came in by an uplink, and `from_uplink` had no other use for it.
+///
+/// # Errors
+/// As [`from_uplink`].
+#[inline(always)]
+pub fn from_tunnel(frame: &mut impl Resize) -> Result<Sent, Reason> {
+    let network = parse::network(frame)?;
+    if let Some(wrapped) = arrival::find(frame, &network) {
+        return arrival::deliver(frame, &network, &wrapped);
+    }
+    let transport = parse::transport(frame, &network);
+    unserved(frame, &network, transport)
+}
+
+/// A packet by an uplink that is to no service.
+#[inline(always)]
+fn unserved(
+    frame: &mut impl Resize,
+    network: &Network,
+    transport: Result<Transport, Reason>,
+) -> Result<Sent, Reason> {
     if maps::service_address(network.dst).is_some() {
         return Err(Reason::ServiceOdd);
     }
@@ -33,17 +66,17 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
         && !network.dst.is_none()
     {
         if network.dst == node.egress {
-            return snat::back(frame, node, &network, transport);
+            return snat::back(frame, node, network, transport);
         }
         // What asking for the way would say, at a tenth of the price.
         if network.dst == node.tunnel_v4 || network.dst == node.tunnel_v6 {
             return Err(transport.map_or_else(|reason| reason, |_| Reason::Local));
         }
     }
-    route::forward(frame, &network, &transport?)
+    route::forward(frame, network, &transport?)
 }
 
-/// A packet that came in from a pod or the LAN: to be routed.
+/// A packet that came in from a pod or the LAN: a backend's answer, to a service, or to be routed.
 ///
 /// # Errors
 /// Why it is passed untouched.
@@ -57,6 +90,14 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
     }
     let network = parse::network(frame)?;
     let transport = parse::transport(frame, &network)?;
+    if transport.kind == Kind::Ports {
+        if let Some(service) = lb::asked(&network, &transport) {
+            return lb::answer(frame, &network, &transport, service);
+        }
+        if let Some(service) = maps::service(&transport.service(&network).inside()) {
+            return lb::balance(frame, &network, &transport, scope::INSIDE, service, true);
+        }
+    }
     route::forward(frame, &network, &transport)
 }
 
@@ -68,10 +109,18 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
 #[inline(always)]
 pub fn to_wire(frame: &mut Skb) -> Result<(), Reason> {
     let network = parse::network(frame)?;
+    let node = maps::node().ok_or(Reason::NotFromPod)?;
+    if node.flags & node_flags::ANSWERS_LEAVE != 0
+        && let Ok(transport) = parse::transport(frame, &network)
+        && transport.kind == Kind::Ports
+        && let Some((service, port)) = lb::asked(&network, &transport)
+    {
+        rewrite::name(frame, &network, &transport, End::Source, service, port)?;
+        return Err(Reason::ServiceAnsweredByStack);
+    }
     if network.family == Family::V6 {
         return Err(Reason::NotFromPod);
     }
-    let node = maps::node().ok_or(Reason::NotFromPod)?;
     if !contains(&node.pods, network.src) {
         return Err(Reason::NotFromPod);
     }

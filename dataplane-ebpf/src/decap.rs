@@ -15,7 +15,7 @@ use fairlead_common::reason::Reason;
 
 use crate::maps;
 use crate::packet::{Frame, Resize, view};
-use crate::parse::{self, Family, IPV4_BYTES, IPV6_BYTES, Network};
+use crate::parse::{self, Family, IPV4_BYTES, IPV6_BYTES, Network, Transport};
 use crate::rewrite::{self, GUE_PORT, UDP_BYTES, Wrap};
 use crate::route::{self, NoWay, Question};
 
@@ -26,17 +26,8 @@ use crate::route::{self, NoWay, Question};
 #[inline(always)]
 pub fn unwrap(frame: &mut impl Resize) -> Result<(), Reason> {
     let outer = parse::network(frame)?;
-    let (wrap, family) = wrapping(frame, &outer)?;
-    outer.whole?;
-    let outer_bytes = outer.family.header_bytes() + wrap.bytes();
-    let inner = match family {
-        Family::V4 => parse::ipv4(frame, outer.at + outer_bytes),
-        Family::V6 => parse::ipv6(frame, outer.at + outer_bytes),
-    }?;
-    if inner.total + outer_bytes as u32 > outer.total {
-        return Err(Reason::Malformed);
-    }
-    if !maps::is_decap_addr(&inner.dst) {
+    let inside = inside(frame, &outer)?;
+    if !maps::is_decap_addr(&inside.packet.dst) {
         return Err(Reason::InnerForeign);
     }
     let in_transit = Question {
@@ -53,12 +44,68 @@ pub fn unwrap(frame: &mut impl Resize) -> Result<(), Reason> {
         Err(NoWay::Local | NoWay::Refused) => {}
         Ok(_) | Err(NoWay::Unresolved | NoWay::TooBig) => return Err(Reason::NotEncapsulated),
     }
+    strip(frame, &outer, &inside)
+}
+
+/// Whether a packet carries another one, as far as its outer headers say.
+#[inline(always)]
+pub const fn is_wrapped(outer: &Network, transport: &Transport) -> bool {
+    match outer.proto {
+        Proto::IPIP | Proto::IPV6 => true,
+        Proto::UDP => transport.dst_port.wire() == GUE_PORT,
+        _ => false,
+    }
+}
+
+/// A packet inside another one.
+#[derive(Clone, Copy, Debug)]
+pub struct Inside {
+    /// How it is wrapped.
+    pub wrap: Wrap,
+    /// Its network header.
+    pub packet: Network,
+}
+
+impl Inside {
+    /// Bytes in front of it that the tunnel added.
+    #[inline(always)]
+    pub const fn outer_bytes(&self, outer: &Network) -> usize {
+        outer.family.header_bytes() + self.wrap.bytes()
+    }
+}
+
+/// The packet that `outer` wraps.
+///
+/// # Errors
+/// [`Reason::NotEncapsulated`], or why either packet is not whole.
+#[inline(always)]
+pub fn inside(frame: &impl Frame, outer: &Network) -> Result<Inside, Reason> {
+    let (wrap, family) = wrapping(frame, outer)?;
+    outer.whole?;
+    let outer_bytes = outer.family.header_bytes() + wrap.bytes();
+    let packet = match family {
+        Family::V4 => parse::ipv4(frame, outer.at + outer_bytes),
+        Family::V6 => parse::ipv6(frame, outer.at + outer_bytes),
+    }?;
+    if packet.total + outer_bytes as u32 > outer.total {
+        return Err(Reason::Malformed);
+    }
+    Ok(Inside { wrap, packet })
+}
+
+/// Takes `outer` off.
+///
+/// # Errors
+/// [`Reason::CongestionLost`], or [`Reason::HelperFailed`].
+#[inline(always)]
+pub fn strip(frame: &mut impl Resize, outer: &Network, inside: &Inside) -> Result<(), Reason> {
+    let inner = &inside.packet;
     let traffic_class = received_traffic_class(inner.traffic_class, outer.traffic_class)
         .ok_or(Reason::CongestionLost)?;
     if traffic_class != inner.traffic_class {
-        rewrite::traffic_class(frame, &inner, traffic_class)?;
+        rewrite::traffic_class(frame, inner, traffic_class)?;
     }
-    rewrite::decapsulate(frame, &outer, wrap, family)
+    rewrite::decapsulate(frame, outer, inside.wrap, inner.family)
 }
 
 /// How `outer` wraps a packet, and of which family that is.

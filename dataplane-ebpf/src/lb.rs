@@ -5,20 +5,22 @@
 //! is not resolved: `bpf_fib_lookup` costs 90 to 200 ns, more than all the rest. Not for building rings: that
 //! is userspace's.
 
+use fairlead_common::addr::{Addr, Port};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Backend, Service, Traffic, forward as forwarding, service_flags};
-use fairlead_common::snat::tcp;
+use fairlead_common::service::{
+    Arrival, Backend, Service, ServingKey, Traffic, flags, forward as forwarding, service_flags,
+};
 
 use crate::forward::{self, Hop, Sent};
 use crate::packet::{Frame, Resize};
 use crate::parse::{Network, Transport};
-use crate::rewrite::{self, Tunnel, Wrap};
+use crate::rewrite::{self, End, Tunnel, Wrap};
 use crate::route::{self, NoWay, Question};
-use crate::{count, flows, maps};
+use crate::{count, flows, maps, nat};
 
-/// Sends a packet of a service to its backend.
+/// Sends a packet of a service to its backend; `is_plain` as in [`send`].
 ///
 /// # Errors
 /// Why it is dropped: nobody else can serve it.
@@ -27,17 +29,21 @@ pub fn balance(
     frame: &mut impl Resize,
     network: &Network,
     transport: &Transport,
+    scope: u8,
     service: &Service,
+    is_plain: bool,
 ) -> Result<Sent, Reason> {
-    let is_new = transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let choice = if network.ttl <= 1 {
+    let is_new = transport.opens();
+    let key = transport.flow(network).of_scope(scope);
+    let sent = if network.ttl <= 1 {
         Err(Reason::ServiceTtl)
     } else {
-        choose(service, &transport.flow(network), is_new)
+        match choose(service, &key, is_new) {
+            Ok(choice) => send(frame, network, transport, service, &choice, is_plain),
+            Err(reason) => Err(reason),
+        }
     };
-    choice
-        .and_then(|choice| send(frame, network, transport, service, &choice))
-        .inspect_err(|reason| count::refused(service.id, *reason))
+    sent.inspect_err(|reason| count::refused(service.id, *reason))
 }
 
 /// The backend of a flow.
@@ -81,10 +87,11 @@ pub fn choose(service: &Service, key: &FlowKey, is_new: bool) -> Result<Choice, 
     })
 }
 
-/// Sends a packet to the chosen backend, whatever the packet is.
+/// Sends a packet to the chosen backend, whatever the packet is; translates it only where `is_plain` says that its
+/// headers stand where they do in most packets, because the verifier must be able to follow.
 ///
 /// # Errors
-/// Why it is dropped.
+/// Why it is dropped, or [`Reason::ServiceToStack`].
 #[inline(always)]
 pub fn send(
     frame: &mut impl Resize,
@@ -92,6 +99,7 @@ pub fn send(
     transport: &Transport,
     service: &Service,
     choice: &Choice,
+    is_plain: bool,
 ) -> Result<Sent, Reason> {
     let backend = choice.backend;
     let bytes = u64::from(frame.bytes());
@@ -99,16 +107,56 @@ pub fn send(
         forwarding::L2 => by_l2(frame, network, transport, backend),
         forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash, Wrap::Plain),
         forwarding::GUE => by_tunnel(frame, network, backend, choice.hash, Wrap::Gue),
+        forwarding::HERE | forwarding::NAT if is_plain => {
+            by_name(frame, network, transport, backend)
+        }
+        forwarding::HERE | forwarding::NAT => Err(Reason::ServiceUntranslated),
         _ => Err(Reason::ServiceNoBackend),
-    }?;
-    let packet = Traffic {
-        packets: 1,
-        bytes,
-        new_flows: u64::from(choice.is_new),
-        in_transition: u64::from(choice.in_transition),
     };
-    count::balanced(service.id, choice.id, &packet);
-    Ok(sent)
+    if is_sent(&sent) {
+        let packet = Traffic {
+            packets: 1,
+            bytes,
+            new_flows: u64::from(choice.is_new),
+            in_transition: u64::from(choice.in_transition),
+        };
+        count::balanced(service.id, choice.id, &packet);
+    }
+    sent
+}
+
+/// Hands a packet that came out of a tunnel to the backend that another node has chosen.
+///
+/// # Errors
+/// Why it is dropped, or [`Reason::ServiceToStack`].
+#[inline(always)]
+pub fn deliver(
+    frame: &mut impl Resize,
+    network: &Network,
+    transport: &Transport,
+    arrival: &Arrival,
+) -> Result<Sent, Reason> {
+    let bytes = frame.bytes().into();
+    let sent = match maps::backend(arrival.backend) {
+        _ if network.ttl <= 1 => Err(Reason::ServiceTtl),
+        Some(backend) => by_name(frame, network, transport, backend),
+        None => Err(Reason::ServiceNoBackend),
+    };
+    if is_sent(&sent) {
+        let packet = Traffic {
+            packets: 1,
+            bytes,
+            new_flows: u64::from(transport.opens()),
+            in_transition: 0,
+        };
+        count::balanced(arrival.service, arrival.backend, &packet);
+    }
+    sent.inspect_err(|reason| count::refused(arrival.service, *reason))
+}
+
+#[inline(always)]
+const fn is_sent(sent: &Result<Sent, Reason>) -> bool {
+    matches!(sent, Ok(_) | Err(Reason::ServiceToStack))
 }
 
 /// What selects the slot where the service asks for more than a backend: that its client is let in, and that
@@ -187,6 +235,85 @@ fn by_tunnel(
     )?;
     rewrite::encapsulate(frame, network, &tunnel, &hop)?;
     Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
+}
+
+/// To a backend for which this node translates: the packet gets its address and port, and what it answers gets
+/// the service's back ([`answer`]).
+#[inline(always)]
+fn by_name(
+    frame: &mut impl Resize,
+    network: &Network,
+    transport: &Transport,
+    backend: &Backend,
+) -> Result<Sent, Reason> {
+    let (src, src_port) = (network.src, transport.src_port);
+    let answer = FlowKey::new(backend.addr, backend.port, src, src_port, network.proto);
+    let remember = || {
+        nat::sent(
+            &answer,
+            network.dst,
+            transport.dst_port,
+            transport.tcp_flags,
+        )
+    };
+    let (to, port) = (backend.addr, backend.port);
+    if backend.flags & flags::STACK != 0 {
+        remember()?;
+        rewrite::name(frame, network, transport, End::Destination, to, port)?;
+        return Err(Reason::ServiceToStack);
+    }
+    let question = Question {
+        dst: to,
+        ports: (src_port.wire(), port.wire()),
+        ..Question::about(network, transport)
+    };
+    let hop = way(frame, backend, &question)?;
+    remember()?;
+    rewrite::name(frame, network, transport, End::Destination, to, port)?;
+    rewrite::macs(frame, &hop)?;
+    rewrite::decrement_ttl(frame, network)?;
+    Ok(Sent::by(&hop, Reason::ServiceTranslated))
+}
+
+/// The service that a packet comes from, when it is a backend's answer to a flow that this node translated.
+#[inline(always)]
+pub fn asked(network: &Network, transport: &Transport) -> Option<(Addr, Port)> {
+    if !maps::is_serving(&ServingKey::new(network.src, transport.src_port)) {
+        return None;
+    }
+    nat::answered(&transport.flow(network), transport.tcp_flags)
+}
+
+/// Sends a backend's answer to the client, from the service.
+///
+/// # Errors
+/// Why it is passed as it is; [`Reason::ServiceAnsweredByStack`] when it was translated and only the stack knows
+/// the way.
+#[inline(always)]
+pub fn answer(
+    frame: &mut impl Frame,
+    network: &Network,
+    transport: &Transport,
+    (service, port): (Addr, Port),
+) -> Result<Sent, Reason> {
+    if network.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    let question = Question {
+        src: service,
+        ports: (port.wire(), transport.dst_port.wire()),
+        ..Question::about(network, transport)
+    };
+    let hop = route::way(frame, &question);
+    rewrite::name(frame, network, transport, End::Source, service, port)?;
+    match hop {
+        Ok(hop) if forward::has_port(frame, &hop) => {
+            rewrite::macs(frame, &hop)?;
+            rewrite::decrement_ttl(frame, network)?;
+            Ok(Sent::by(&hop, Reason::ServiceAnswered))
+        }
+        _ => Err(Reason::ServiceAnsweredByStack),
+    }
 }
 
 #[inline(always)]

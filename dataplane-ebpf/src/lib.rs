@@ -3,9 +3,10 @@
 //! ```text
 //!            xdp_ingress, tc_ingress                              tc_egress       xdp_decap
 //!  packet -> parse -> classify -> lb    -> way (fib) -> rewrite   classify        decap
-//!                              -> snat  -> way (fib) -> rewrite   -> snat         -> rewrite
+//!                              -> snat  -> way (fib) -> rewrite   -> lb, snat     -> rewrite
 //!                              -> route -> way (fib) -> rewrite   -> rewrite
 //!                              -> odd   (xdp_odd, by a tail call: what is to a service and not plain)
+//!                              -> arrival -> lb (xdp_arrival, by a tail call: out of other nodes' tunnels)
 //!                                           |
 //!                                        forward (which port) -> one Reason -> main: action + count
 //!
@@ -25,6 +26,7 @@
     reason = "a BPF-to-BPF call loses what the verifier knows of the frame's bounds"
 )]
 
+pub mod arrival;
 pub mod classify;
 pub mod clock;
 pub mod count;
@@ -33,6 +35,7 @@ pub mod flows;
 pub mod forward;
 pub mod lb;
 pub mod maps;
+pub mod nat;
 pub mod odd;
 pub mod packet;
 pub mod parse;

@@ -18,10 +18,26 @@ use fairlead_ebpf::{classify, count, decap, forward, maps, odd, sock};
 
 /// Uplinks: services, the way back of translations, routing.
 #[xdp]
+#[inline(always)]
 pub fn xdp_ingress(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
     let end = classify::from_uplink(&mut frame);
+    match end {
+        Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
+        Err(Reason::Wrapped) => maps::enter(detour::ARRIVAL, frame.context()),
+        _ => {}
+    }
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where `xdp_ingress` turns off for packets that carry another one.
+#[xdp]
+#[inline(always)]
+pub fn xdp_arrival(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = classify::from_tunnel(&mut frame);
     if let Err(Reason::ServiceOdd) = end {
         maps::enter(detour::ODD, frame.context());
     }
@@ -30,6 +46,7 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
 
 /// Where `xdp_ingress` turns off for packets to the addresses of services that are not plain.
 #[xdp]
+#[inline(always)]
 pub fn xdp_odd(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
@@ -39,6 +56,7 @@ pub fn xdp_odd(context: XdpContext) -> u32 {
 
 /// Backends: packets out of the balancers' tunnels.
 #[xdp]
+#[inline(always)]
 pub fn xdp_decap(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
@@ -55,6 +73,7 @@ pub fn xdp_decap(context: XdpContext) -> u32 {
 
 /// The host's ends of pods, and LAN interfaces: routing.
 #[classifier]
+#[inline(always)]
 pub fn tc_ingress(context: TcContext) -> i32 {
     let mut frame = Skb::new(context);
     let bytes = frame.bytes();
@@ -64,6 +83,7 @@ pub fn tc_ingress(context: TcContext) -> i32 {
 
 /// Uplinks, on the way out: translation.
 #[classifier]
+#[inline(always)]
 pub fn tc_egress(context: TcContext) -> i32 {
     let mut frame = Skb::new(context);
     let bytes = frame.bytes();

@@ -24,8 +24,8 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::served::{self, Sieve};
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceDrop, ServiceKey, Slot,
-    SourceRange, Traffic, next_hop_flags,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceDrop,
+    ServiceKey, ServingKey, Slot, SourceRange, Traffic, next_hop_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort};
 use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
@@ -87,6 +87,17 @@ static SOURCE_RANGES: LpmTrie<[u32; 5], u32> =
 #[map]
 static SERVICE_DROPS: PerCpuHashMap<ServiceDrop, u64> =
     PerCpuHashMap::with_max_entries(tables::ServiceDrops::CAPACITY, 0);
+#[map]
+static NAT_FLOWS: HashMap<FlowKey, Binding> =
+    HashMap::with_max_entries(tables::NatFlows::CAPACITY, 0);
+#[map]
+static NAT_RECENT: LruHashMap<FlowKey, Binding> =
+    LruHashMap::with_max_entries(tables::NatRecent::CAPACITY, 0);
+#[map]
+static SERVING: HashMap<ServingKey, u32> = HashMap::with_max_entries(tables::Serving::CAPACITY, 0);
+#[map]
+static ARRIVALS: HashMap<ArrivalKey, Arrival> =
+    HashMap::with_max_entries(tables::Arrivals::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -235,7 +246,48 @@ pub fn remember_flow(key: &FlowKey, flow: &Flow) {
     let _ = FLOWS.insert(key, flow, 0);
 }
 
-/// A row of `SNAT_REV`, shared with other CPUs.
+/// Whether a backend listens there for which this node translates.
+#[inline(always)]
+pub fn is_serving(key: &ServingKey) -> bool {
+    SERVING.get_ptr(key).is_some()
+}
+
+/// Whom a packet out of a tunnel is for.
+#[inline(always)]
+pub fn arrival(key: &ArrivalKey) -> Option<Arrival> {
+    // SAFETY: two words, and userspace replaces a row as a whole.
+    unsafe { ARRIVALS.get(key) }.copied()
+}
+
+/// The row of a flow that its backend has taken up, by the flow's answers.
+#[inline(always)]
+pub fn nat_flow(answer: &FlowKey) -> Option<BindingRow> {
+    NAT_FLOWS
+        .get_ptr_mut(answer)
+        .map(|row| BindingRow(row.cast()))
+}
+
+/// Keeps a flow that its backend has taken up. A full table has no room: the flow stays a recent one.
+#[inline(always)]
+pub fn keep_nat_flow(answer: &FlowKey, binding: &Binding) {
+    let _ = NAT_FLOWS.insert(answer, binding, u64::from(BPF_NOEXIST));
+}
+
+/// The row of a flow that is not kept yet.
+#[inline(always)]
+pub fn recent_nat_flow(answer: &FlowKey) -> Option<BindingRow> {
+    NAT_RECENT
+        .get_ptr_mut(answer)
+        .map(|row| BindingRow(row.cast()))
+}
+
+/// Remembers a flow that has begun, or of which nothing is known. The oldest such flow makes room.
+#[inline(always)]
+pub fn remember_nat_flow(answer: &FlowKey, binding: &Binding) {
+    let _ = NAT_RECENT.insert(answer, binding, 0);
+}
+
+/// A row of a table of translations, shared with other CPUs.
 #[derive(Clone, Copy)]
 pub struct BindingRow(*mut u64);
 

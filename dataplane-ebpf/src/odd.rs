@@ -19,7 +19,7 @@ use fairlead_common::addr::Proto;
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::served;
-use fairlead_common::service::ServiceKey;
+use fairlead_common::service::{ServiceKey, scope};
 
 use crate::forward::Sent;
 use crate::packet::{Frame, Resize};
@@ -48,7 +48,9 @@ pub fn take(frame: &mut impl Resize) -> Result<Sent, Reason> {
         (Proto::TCP | Proto::UDP, _) => {
             let transport = chain::transport(frame, &chain)?;
             match maps::service(&transport.service(&network)) {
-                Some(service) => lb::balance(frame, &network, &transport, service),
+                Some(service) => {
+                    lb::balance(frame, &network, &transport, scope::OUTSIDE, service, false)
+                }
                 None => Err(unserved(frame, &network, Reason::ServiceOther)),
             }
         }
@@ -171,7 +173,7 @@ fn error(frame: &mut impl Resize, network: &Network, chain: &Chain) -> Result<Se
         dst_port: flow.dst_port,
         tcp_flags: 0,
     };
-    let sent = lb::send(frame, network, &transport, service, &choice)?;
+    let sent = lb::send(frame, network, &transport, service, &choice, false)?;
     Ok(Sent {
         reason: Reason::ServiceIcmpError,
         ..sent

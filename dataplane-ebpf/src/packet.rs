@@ -10,13 +10,14 @@
 
 use core::marker::PhantomData;
 
-use fairlead_common::addr::Addr;
+use fairlead_common::addr::{Addr, Port};
+use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 
 mod tc;
 mod xdp;
 
-pub use tc::{Checksum, Skb};
+pub use tc::Skb;
 pub use xdp::Xdp;
 
 /// A packet at a hook.
@@ -52,21 +53,121 @@ pub trait Frame {
     /// # Errors
     /// [`Reason::HelperFailed`] when the frame is shorter.
     fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason>;
+
+    /// Gives one end of a flow another address and port, and repairs the checksums that cover them.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`]; the packet may be half written and must be dropped.
+    #[inline(always)]
+    fn rename(&mut self, end: &Renaming) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        rename_directly(self, end)
+    }
 }
 
 /// A frame whose front can be moved.
 pub trait Resize: Frame {
-    /// Adds bytes in front of the frame. What is in them is unknown.
+    /// Makes room for an outer header in front of the network header. What is in the frame's bytes up to there
+    /// is unknown afterwards.
     ///
     /// # Errors
     /// [`Reason::HelperFailed`] when there is no room.
-    fn push(&mut self, bytes: u32) -> Result<(), Reason>;
+    fn push(&mut self, outer: Outer) -> Result<(), Reason>;
 
-    /// Cuts bytes off the front of the frame.
+    /// Cuts bytes off in front of the network header. What is in the frame's bytes up to there is unknown
+    /// afterwards.
     ///
     /// # Errors
     /// [`Reason::HelperFailed`] when too little would be left.
     fn pull(&mut self, bytes: u32) -> Result<(), Reason>;
+}
+
+/// What stands between the Ethernet header and a packet that is wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// An IPv4 header without options.
+    V4,
+    /// An IPv6 header.
+    V6,
+    /// As [`Outer::V4`], and a UDP header.
+    V4Udp,
+    /// As [`Outer::V6`], and a UDP header.
+    V6Udp,
+}
+
+impl Outer {
+    /// Its length.
+    #[inline(always)]
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::V4 => 20,
+            Self::V6 => 40,
+            Self::V4Udp => 28,
+            Self::V6Udp => 48,
+        }
+    }
+}
+
+/// Another address and port for one end of a flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Renaming {
+    /// Where an IPv4 header begins, whose checksum covers the address; `None` in IPv6.
+    pub v4_header: Option<usize>,
+    /// Where the address stands.
+    pub address_at: usize,
+    /// The old and the new address, of the packet's family.
+    pub addresses: (Addr, Addr),
+    /// Where the port stands, or the echo identifier.
+    pub port_at: usize,
+    /// The old and the new port.
+    pub ports: (Port, Port),
+    /// The transport's checksum.
+    pub checksum: Checksum,
+}
+
+/// A transport checksum.
+#[derive(Clone, Copy, Debug)]
+pub struct Checksum {
+    /// Where it stands.
+    pub at: usize,
+    /// Whether 0 means "none", as in UDP.
+    pub optional: bool,
+    /// Whether it covers the addresses, by a pseudo header.
+    pub covers_addresses: bool,
+}
+
+#[inline(always)]
+fn rename_directly(frame: &mut impl Frame, end: &Renaming) -> Result<(), Reason> {
+    let (old, new) = end.addresses;
+    let address = if let Some(at) = end.v4_header {
+        let address = Delta::NONE.word(old.v4_word(), new.v4_word());
+        view_mut::<4>(frame, end.address_at)?.set::<u32, 0>(new.v4_word());
+        let mut checksum = view_mut::<2>(frame, at + 10)?;
+        let sum = address.apply(checksum.get::<u16, 0>());
+        checksum.set::<u16, 0>(sum);
+        address
+    } else {
+        view_mut::<16>(frame, end.address_at)?.set_v6::<0>(new);
+        Delta::NONE.halves(old.halves(), new.halves())
+    };
+    let (old, new) = end.ports;
+    view_mut::<2>(frame, end.port_at)?.set::<u16, 0>(new.wire());
+    let covered = if end.checksum.covers_addresses {
+        address
+    } else {
+        Delta::NONE
+    };
+    let covered = covered.half(old.wire(), new.wire());
+    let mut checksum = view_mut::<2>(frame, end.checksum.at)?;
+    let old = checksum.get::<u16, 0>();
+    checksum.set::<u16, 0>(if end.checksum.optional {
+        covered.apply_udp(old)
+    } else {
+        covered.apply(old)
+    });
+    Ok(())
 }
 
 /// `struct bpf_fib_lookup`, with the unions of the kernel's header as we use them.
@@ -196,7 +297,7 @@ pub mod buffer {
     extern crate std;
     use std::vec::Vec;
 
-    use super::{FibLookup, Frame, Reason, Resize};
+    use super::{FibLookup, Frame, Outer, Reason, Resize};
 
     /// The bytes of a frame.
     pub struct Buffer(pub Vec<u8>);
@@ -232,8 +333,8 @@ pub mod buffer {
     }
 
     impl Resize for Buffer {
-        fn push(&mut self, bytes: u32) -> Result<(), Reason> {
-            self.0.splice(..0, (0..bytes).map(|_| 0xaa));
+        fn push(&mut self, outer: Outer) -> Result<(), Reason> {
+            self.0.splice(..0, (0..outer.bytes()).map(|_| 0xaa));
             Ok(())
         }
         fn pull(&mut self, bytes: u32) -> Result<(), Reason> {

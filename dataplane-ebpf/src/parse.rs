@@ -7,6 +7,7 @@ use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::ServiceKey;
+use fairlead_common::snat::tcp;
 
 use crate::packet::{Frame, View, view};
 
@@ -124,6 +125,12 @@ impl Transport {
             self.dst_port,
             network.proto,
         )
+    }
+
+    /// Whether it opens a TCP connection.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 
     /// The service that the packet would belong to.

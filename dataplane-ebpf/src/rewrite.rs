@@ -8,7 +8,7 @@ use fairlead_common::checksum::{self, Delta};
 use fairlead_common::reason::Reason;
 
 use crate::forward::Hop;
-use crate::packet::{Checksum, Frame, Resize, Skb, view, view_mut};
+use crate::packet::{Checksum, Frame, Outer, Renaming, Resize, view, view_mut};
 use crate::parse::{
     ETHERNET_BYTES, Family, IPV4_BYTES, IPV6_BYTES, Network, Transport, ether_type,
 };
@@ -165,9 +165,11 @@ pub fn encapsulate(
     let outer = tunnel.family();
     let tags = vlan_tags(frame, network)?;
     let wrap = tunnel.wrap.bytes() as u32;
-    match outer {
-        Family::V4 => frame.push(IPV4_BYTES as u32 + wrap)?,
-        Family::V6 => frame.push(IPV6_BYTES as u32 + wrap)?,
+    match (outer, tunnel.wrap) {
+        (Family::V4, Wrap::Plain) => frame.push(Outer::V4)?,
+        (Family::V6, Wrap::Plain) => frame.push(Outer::V6)?,
+        (Family::V4, Wrap::Gue) => frame.push(Outer::V4Udp)?,
+        (Family::V6, Wrap::Gue) => frame.push(Outer::V6Udp)?,
     }
     macs(frame, hop)?;
     set_vlan_tags(frame, network, tags)?;
@@ -282,102 +284,61 @@ pub fn traffic_class(frame: &mut impl Frame, network: &Network, new: u8) -> Resu
     Ok(())
 }
 
-/// Where the port that names an IPv4 flow's end stands, and the checksum that covers it.
-struct End {
-    /// Source and destination port; the same for an echo identifier.
-    ports: (usize, usize),
-    /// The transport checksum.
-    checksum: Checksum,
-    /// Whether it covers the addresses too.
-    covers_addresses: bool,
+/// Which end of a flow is given another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The one that the packet comes from.
+    Source,
+    /// The one that it goes to.
+    Destination,
 }
 
-#[inline(always)]
-const fn end(network: &Network, transport: &Transport) -> End {
-    let at = transport.at;
-    let (ports, checksum, optional) = match network.proto {
-        Proto::TCP => ((at, at + 2), at + 16, false),
-        Proto::UDP => ((at, at + 2), at + 6, true),
-        _ => ((at + 4, at + 4), at + 2, false),
-    };
-    End {
-        ports,
-        checksum: Checksum {
-            at: checksum,
-            optional,
-        },
-        covers_addresses: matches!(network.proto, Proto::TCP | Proto::UDP),
-    }
-}
-
-/// Gives an IPv4 packet another source address and port (or echo identifier).
+/// Gives one end of a packet's flow another address of its family and another port (or echo identifier).
 ///
 /// # Errors
 /// [`Reason::HelperFailed`]; the packet may be half written and must be dropped.
 #[inline(always)]
-pub fn source(
-    frame: &mut Skb,
-    network: &Network,
-    transport: &Transport,
-    addr: Addr,
-    port: Port,
-) -> Result<(), Reason> {
-    let end = end(network, transport);
-    let checksum = if end.covers_addresses {
-        Some(end.checksum)
-    } else {
-        None
-    };
-    frame.replace_address(
-        network.at + 12,
-        network.src.v4_word(),
-        addr.v4_word(),
-        network.at + 10,
-        checksum,
-    )?;
-    frame.replace_port(
-        end.ports.0,
-        transport.src_port.wire(),
-        port.wire(),
-        end.checksum,
-    )
-}
-
-/// Gives an IPv4 packet another destination address and port (or echo identifier).
-///
-/// # Errors
-/// [`Reason::HelperFailed`] when the frame is too short.
-#[inline(always)]
-pub fn destination(
+pub fn name(
     frame: &mut impl Frame,
     network: &Network,
     transport: &Transport,
+    end: End,
     addr: Addr,
     port: Port,
 ) -> Result<(), Reason> {
-    let (old, new) = (network.dst.v4_word(), addr.v4_word());
-    let address = Delta::NONE.word(old, new);
-    let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
-    header.set::<u32, 16>(new);
-    let sum = address.apply(header.get::<u16, 10>());
-    header.set::<u16, 10>(sum);
-
-    let end = end(network, transport);
-    view_mut::<2>(frame, end.ports.1)?.set::<u16, 0>(port.wire());
-    let covered = if end.covers_addresses {
-        address
-    } else {
-        Delta::NONE
+    let (v4_header, source_at, address_bytes) = match network.family {
+        Family::V4 => (Some(network.at), network.at + 12, 4),
+        Family::V6 => (None, network.at + 8, 16),
     };
-    let covered = covered.half(transport.dst_port.wire(), port.wire());
-    let mut checksum = view_mut::<2>(frame, end.checksum.at)?;
-    let old = checksum.get::<u16, 0>();
-    checksum.set::<u16, 0>(if end.checksum.optional {
-        covered.apply_udp(old)
-    } else {
-        covered.apply(old)
-    });
-    Ok(())
+    let at = transport.at;
+    let (ports, checksum) = match network.proto {
+        Proto::TCP => ((at, at + 2), (at + 16, false, true)),
+        Proto::UDP => ((at, at + 2), (at + 6, true, true)),
+        // An echo's identifier stands in one place for both ends.
+        _ => ((at + 4, at + 4), (at + 2, false, false)),
+    };
+    let (address_at, old, port_at, old_port) = match end {
+        End::Source => (source_at, network.src, ports.0, transport.src_port),
+        End::Destination => (
+            source_at + address_bytes,
+            network.dst,
+            ports.1,
+            transport.dst_port,
+        ),
+    };
+    let (checksum_at, optional, covers_addresses) = checksum;
+    frame.rename(&Renaming {
+        v4_header,
+        address_at,
+        addresses: (old, addr),
+        port_at,
+        ports: (old_port, port),
+        checksum: Checksum {
+            at: checksum_at,
+            optional,
+            covers_addresses,
+        },
+    })
 }
 
 /// The VLAN tags between the MAC addresses and the EtherType.
@@ -534,20 +495,30 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_destination_leaves_every_checksum_right(
-            addr in any::<[u8; 4]>(), port in any::<u16>(), payload in proptest::collection::vec(any::<u8>(), 0..40),
+        fn a_new_name_leaves_every_checksum_right(
+            family in family(), is_source in any::<bool>(), addr in any::<[u8; 16]>(), port in any::<u16>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
-            let mut buffer = frame(0, Family::V4, 64, &payload);
-            let network = parse::network(&buffer).unwrap();
-            let transport = parse::transport(&buffer, &network).unwrap();
-            let addr = Addr::from_v4_word(u32::from_ne_bytes(addr));
+            let mut buffer = frame(0, family, 64, &payload);
+            let before = parse::network(&buffer).unwrap();
+            let transport = parse::transport(&buffer, &before).unwrap();
+            let addr = match family {
+                Family::V4 => Addr::from(core::net::Ipv4Addr::from_octets([addr[0], addr[1], addr[2], addr[3]])),
+                Family::V6 => Addr::from(core::net::Ipv6Addr::from_octets(addr)),
+            };
+            let port = Port::new(port);
+            let end = if is_source { End::Source } else { End::Destination };
 
-            destination(&mut buffer, &network, &transport, addr, Port::new(port)).unwrap();
+            name(&mut buffer, &before, &transport, end, addr, port).unwrap();
 
             prop_assert!(is_consistent(&buffer.0));
-            let network = parse::network(&buffer).unwrap();
-            prop_assert_eq!(network.dst, addr);
-            prop_assert_eq!(parse::transport(&buffer, &network).unwrap().dst_port.number(), port);
+            let after = parse::network(&buffer).unwrap();
+            let ports = parse::transport(&buffer, &after).unwrap();
+            let expected = match end {
+                End::Source => ((addr, port), (before.dst, transport.dst_port)),
+                End::Destination => ((before.src, transport.src_port), (addr, port)),
+            };
+            prop_assert_eq!(((after.src, ports.src_port), (after.dst, ports.dst_port)), expected);
         }
 
         #[test]

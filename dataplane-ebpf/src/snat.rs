@@ -26,8 +26,9 @@ use fairlead_common::snat::{self, Binding, Direction, EgressPort, PROBES, State,
 use crate::forward::{self, Sent};
 use crate::packet::{Frame, Skb};
 use crate::parse::{self, Kind, Network, Transport};
+use crate::rewrite::{self, End};
 use crate::route::{self, Question};
-use crate::{clock, maps, rewrite};
+use crate::{clock, maps};
 
 /// `E2BIG`: the table has no row left.
 const E2BIG: i32 = 7;
@@ -48,7 +49,7 @@ pub fn out(frame: &mut Skb, node: &Node, network: &Network) -> Result<(), Reason
         now_s: clock::now_s(),
     };
     let port = egress_port(&flow, node)?;
-    rewrite::source(frame, network, &transport, node.egress, port)
+    rewrite::name(frame, network, &transport, End::Source, node.egress, port)
 }
 
 /// A pod's flow at this moment.
@@ -244,10 +245,11 @@ pub fn back(
             ..Question::about(network, &transport)
         },
     );
-    rewrite::destination(
+    rewrite::name(
         frame,
         network,
         &transport,
+        End::Destination,
         binding.inside,
         binding.inside_port,
     )?;

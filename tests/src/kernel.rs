@@ -30,13 +30,14 @@ use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
 use fairlead_common::served;
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
-    next_hop_flags,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey,
+    ServingKey, Slot, flags, next_hop_flags,
 };
 use fairlead_common::snat;
 use fairlead_common::tables::{
-    Addresses, BackendStats, Backends, Detours, Devices, Flows, NextHops, NodeTable, Rings,
-    ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table, TxPorts,
+    Addresses, Arrivals, BackendStats, Backends, Detours, Devices, Flows, NatFlows, NatRecent,
+    NextHops, NodeTable, Rings, ServiceStats, Services, Serving, SieveTable, SnatFwd, SnatRev,
+    Table, TxPorts,
 };
 use fairlead_control::dataplane::load::{self, OBJECT};
 
@@ -204,6 +205,33 @@ impl Node {
         id
     }
 
+    /// Lets a backend listen on another port, and what it sends from there be an answer.
+    pub fn listens(&mut self, backend: u32, port: u16) {
+        let mut row = self.get::<Backends>(&backend).expect("a row");
+        row.port = Port::new(port);
+        self.set::<Backends>(&backend, &row);
+        self.set::<Serving>(&ServingKey::new(row.addr, row.port), &0);
+    }
+
+    /// Lets packets out of other nodes' tunnels reach a backend of this node for a service.
+    pub fn arrives_for(&mut self, service: (&str, u16, Proto), backend: u32) {
+        let (addr, port, proto) = service;
+        let service = ServiceKey::new(addr_of(addr), Port::new(port), proto);
+        let row = self.get::<Backends>(&backend).expect("a row");
+        let arrival = Arrival {
+            backend,
+            service: FIRST_SERVICE,
+        };
+        self.set::<Arrivals>(&ArrivalKey::new(&service, row.addr), &arrival);
+    }
+
+    /// Sets a backend's flags.
+    pub fn set_flags(&mut self, id: u32, flags: u8) {
+        let mut backend = self.get::<Backends>(&id).expect("a row");
+        backend.flags = flags;
+        self.set::<Backends>(&id, &backend);
+    }
+
     /// Gives a backend a next hop of its own: a neighbour with this MAC address, or one that is not resolved.
     pub fn next_hop(&mut self, backend: u32, link: Link, mac: Option<Mac>, mtu: u32) {
         let next_hop = NextHop {
@@ -236,10 +264,9 @@ impl Node {
             slots: ring.len() as u32,
             ..Service::default()
         };
-        self.set::<Services>(
-            &ServiceKey::new(addr_of(addr), Port::new(port), proto),
-            &service,
-        );
+        let key = ServiceKey::new(addr_of(addr), Port::new(port), proto);
+        self.set::<Services>(&key, &service);
+        self.set::<Services>(&key.inside(), &service);
         let served = if ring.is_empty() {
             0
         } else {
@@ -269,9 +296,7 @@ impl Node {
 
     /// Says whether a backend answers.
     pub fn set_alive(&mut self, id: u32, alive: bool) {
-        let mut backend = self.get::<Backends>(&id).expect("a row");
-        backend.flags = if alive { flags::ALIVE } else { 0 };
-        self.set::<Backends>(&id, &backend);
+        self.set_flags(id, if alive { flags::ALIVE } else { 0 });
     }
 
     /// Writes a kernel parameter of the node's namespace.
@@ -420,7 +445,11 @@ impl Node {
         assert_eq!(verdict, reason.verdict(), "action {action:?} for {reason}");
         let changes = matches!(
             reason,
-            Reason::Translated | Reason::TranslatedToStack | Reason::Decapsulated
+            Reason::Translated
+                | Reason::TranslatedToStack
+                | Reason::Decapsulated
+                | Reason::ServiceToStack
+                | Reason::ServiceAnsweredByStack
         );
         if verdict == Verdict::Pass && !changes {
             assert_eq!(frame, out, "passed as {reason}, and not untouched");
@@ -523,6 +552,9 @@ fn load_object() -> Ebpf {
         (Rings::NAME, 256),
         (Flows::NAME, 1024),
         (SnatRev::NAME, SNAT_ROWS),
+        (NatFlows::NAME, NAT_ROWS),
+        (NatRecent::NAME, 1024),
+        (Arrivals::NAME, 64),
         (SnatFwd::NAME, 1024),
         (ServiceStats::NAME, 512),
         (BackendStats::NAME, 512),
@@ -543,6 +575,8 @@ fn load_object() -> Ebpf {
     ebpf
 }
 
+/// Rows of `NAT_FLOWS` on a test's node.
+pub const NAT_ROWS: u32 = 1024;
 /// Rows of `SNAT_REV` on a test's node.
 pub const SNAT_ROWS: u32 = 4096;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Slot, forward, service_flags};
+use fairlead_common::service::{Slot, flags, forward, service_flags};
 use fairlead_common::snat::{self, Binding, State};
 use fairlead_common::tables::{DecapAddrs, NodeTable, SnatRev};
 use fairlead_tests::kernel::{EGRESS, Node, ROUTER, Ran, SNAT_ROWS, UP0, addr_of, flow, on_a_node};
@@ -40,6 +40,20 @@ fn to_service() -> Packet {
 
 fn ping() -> Packet {
     eth().ip(FAR, SERVICE).ping(1, 1)
+}
+
+/// A pod that serves on its service's port, of which a client has asked something.
+fn asked(node: &mut Node) -> Ran {
+    let current = node.backend(POD_V4, forward::HERE);
+    node.listens(current, 80);
+    let ring = [Slot {
+        current,
+        previous: 0,
+    }];
+    for service in [SERVICE, "192.0.2.81"] {
+        node.service(service, 80, Proto::TCP, &ring);
+    }
+    node.arrives(UP0, &to_service())
 }
 
 /// A packet that comes back to what `pod` sent.
@@ -94,6 +108,36 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
         Reason::ServiceEncapsulated => {
             served(node, "10.50.0.1", forward::ENCAPSULATE, &to_service())
         }
+        Reason::ServiceTranslated => asked(node),
+        Reason::ServiceToStack => {
+            let current = node.backend("10.1.0.1", forward::HERE);
+            node.set_flags(current, flags::STACK);
+            let ring = [Slot {
+                current,
+                previous: 0,
+            }];
+            node.service(SERVICE, 80, Proto::TCP, &ring);
+            node.arrives(UP0, &to_service())
+        }
+        Reason::ServiceAnswered => {
+            asked(node);
+            node.pod_sends(&from_pod().tcp(80, 40000))
+        }
+        Reason::ServiceAnsweredByStack => {
+            asked(node);
+            node.ip("route add 203.0.113.0/24 via 10.3.0.9\n");
+            node.pod_sends(&from_pod().tcp(80, 40000))
+        }
+        Reason::ServiceUntranslated => {
+            asked(node);
+            let packet = eth().ip(FAR, SERVICE).options(&[1, 1, 1, 1]);
+            node.arrives(UP0, &packet.tcp(40000, 80))
+        }
+        Reason::ServiceFlowTaken => {
+            asked(node);
+            node.pod_sends(&from_pod().tcp(80, 40000));
+            node.arrives(UP0, &eth().ip(FAR, "192.0.2.81").tcp(40000, 80))
+        }
         Reason::Decapsulated => unwrapped(node, SERVICE, 0),
         Reason::Routed => node.arrives(UP0, &to_pod().tcp(1, 2)),
         Reason::Translated => node.leaves(&from_pod().tcp(1, 2)),
@@ -136,6 +180,11 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
         Reason::NotEncapsulated => {
             let frame = to_pod().tcp(1, 2).macs(ROUTER, UP0.mac).bytes();
             node.xdp("xdp_decap", UP0, &frame)
+        }
+        Reason::Wrapped => {
+            node.close_detours();
+            let outer = eth().ip("10.9.9.9", POD_V4);
+            node.arrives(UP0, &outer.ip(FAR, SERVICE).tcp(1, 80))
         }
         Reason::InnerForeign => unwrapped(node, "192.0.2.81", 0),
         Reason::ServiceNoBackend => served(node, "10.1.0.11", forward::FREE, &to_service()),

@@ -348,7 +348,8 @@ impl Agent {
             let way = match way {
                 Reach::OnLink { .. } => plan::Reach::OnLink,
                 Reach::Routed { .. } => plan::Reach::Routed,
-                Reach::Local | Reach::Unreachable => plan::Reach::Unreachable,
+                Reach::Local => plan::Reach::Local,
+                Reach::Unreachable => plan::Reach::Unreachable,
             };
             reach.insert(address, way);
         }

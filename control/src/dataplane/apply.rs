@@ -13,11 +13,12 @@
 
 use std::collections::BTreeSet;
 
+use fairlead_common::addr::{Addr, Port};
 use fairlead_common::route::{DEVICE_MASK, Device};
 use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot, SourceRange};
 use fairlead_common::tables::{
-    Addresses, BackendStats, Backends, Devices, Flows, NextHops, NodeTable, ServiceDrops,
-    ServiceStats, Services, SieveTable, SourceRanges, TxPorts,
+    Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NextHops, NodeTable, ServiceDrops,
+    ServiceStats, Services, Serving, SieveTable, SourceRanges, TxPorts,
 };
 
 use super::mapped::Access;
@@ -40,6 +41,8 @@ pub struct KernelStore {
     service_stats: Pinned<ServiceStats>,
     service_drops: Pinned<ServiceDrops>,
     backend_stats: Pinned<BackendStats>,
+    serving: Pinned<Serving>,
+    arrivals: Pinned<Arrivals>,
     slots: Slots,
 }
 
@@ -79,6 +82,8 @@ impl KernelStore {
             service_stats: Pinned::open(pins)?,
             service_drops: Pinned::open(pins)?,
             backend_stats: Pinned::open(pins)?,
+            serving: Pinned::open(pins)?,
+            arrivals: Pinned::open(pins)?,
             slots: Slots::open(pins, access)?,
         })
     }
@@ -134,7 +139,10 @@ impl KernelStore {
         let mut forgotten = Vec::new();
         for row in self.flows.rows() {
             let (flow, known) = row?;
-            let service = ServiceKey::new(flow.dst, flow.dst_port, flow.proto);
+            let service = ServiceKey {
+                scope: flow.scope,
+                ..ServiceKey::new(flow.dst, flow.dst_port, flow.proto)
+            };
             if services.contains(&service) || backends.contains(&known.backend) {
                 forgotten.push(flow);
             }
@@ -170,6 +178,10 @@ impl Store for KernelStore {
             Step::RemoveAddress(addr) => drop(self.addresses.remove(addr)?),
             Step::PutSieve(sieve) => self.sieve.set(&0, sieve)?,
             Step::ClearCounts { services, backends } => self.clear_counts(services, backends)?,
+            Step::PutServing(key) => self.serving.set(key, &0)?,
+            Step::RemoveServing(key) => drop(self.serving.remove(key)?),
+            Step::PutArrival(key, row) => self.arrivals.set(key, row)?,
+            Step::RemoveArrival(key) => drop(self.arrivals.remove(key)?),
             Step::ForgetFlows { services, backends } => self.forget_flows(services, backends)?,
         }
         Ok(())
@@ -199,6 +211,13 @@ impl Store for KernelStore {
                 let slots = self.slots.ring(service.ring, service.slots);
                 actual.rings.insert(service.ring, slots);
             }
+        }
+        for row in self.serving.rows() {
+            actual.serving.insert(row?.0);
+        }
+        for row in self.arrivals.rows() {
+            let (key, arrival) = row?;
+            actual.arrivals.insert(key, arrival);
         }
         actual.node = self
             .node
@@ -314,6 +333,10 @@ impl Failed {
             | Step::RemoveAddress(_)
             | Step::PutSieve(_)
             | Step::ClearCounts { .. }
+            | Step::PutServing(_)
+            | Step::RemoveServing(_)
+            | Step::PutArrival(..)
+            | Step::RemoveArrival(_)
             | Step::ForgetFlows { .. } => {}
         }
     }
@@ -341,6 +364,13 @@ impl Failed {
             Step::RemoveSourceRange(_) => self
                 .any
                 .then_some("an earlier step failed, and a service may still let it in"),
+            Step::PutArrival(_, arrival) => self
+                .backends
+                .contains(&arrival.backend)
+                .then_some("its backend could not be written"),
+            Step::RemoveServing(_) => self
+                .any
+                .then_some("an earlier step failed, and the backend may still answer"),
             Step::RemoveBackend(_) => self
                 .any
                 .then_some("an earlier step failed, and a slot may still name it"),
@@ -353,6 +383,8 @@ impl Failed {
             | Step::PutNextHop(..)
             | Step::PutSourceRange(_)
             | Step::ClearCounts { .. }
+            | Step::PutServing(_)
+            | Step::RemoveArrival(_)
             | Step::RemoveService(_)
             | Step::PutAddress(..)
             | Step::RemoveAddress(_)
@@ -363,10 +395,8 @@ impl Failed {
 
 /// Says what a step does and to which key, for people.
 pub fn describe(step: &Step) -> String {
-    let frontend = |key: &ServiceKey| {
-        let addr = std::net::SocketAddr::new(key.addr.ip(), key.port.number());
-        format!("{addr}/{}", key.proto)
-    };
+    let socket = |addr: Addr, port: Port| std::net::SocketAddr::new(addr.ip(), port.number());
+    let frontend = |key: &ServiceKey| format!("{}/{}", socket(key.addr, key.port), key.proto);
     let source = |range: &SourceRange| {
         format!(
             "{}/{} to service id {}",
@@ -386,7 +416,7 @@ pub fn describe(step: &Step) -> String {
         Step::RemoveNextHop(id) => format!("empty next hop {id}"),
         Step::PutBackend(id, backend) => format!(
             "write backend {id} ({})",
-            std::net::SocketAddr::new(backend.addr.ip(), backend.port.number())
+            socket(backend.addr, backend.port)
         ),
         Step::RemoveBackend(id) => format!("empty backend {id}"),
         Step::PutSlots { ring, slots } => {
@@ -403,6 +433,25 @@ pub fn describe(step: &Step) -> String {
             "clear the counters of {} services and {} backends",
             services.len(),
             backends.len()
+        ),
+        Step::PutServing(key) => format!("look for answers of {}", socket(key.addr, key.port)),
+        Step::RemoveServing(key) => {
+            format!(
+                "look no longer for answers of {}",
+                socket(key.addr, key.port)
+            )
+        }
+        Step::PutArrival(key, _) => format!(
+            "take packets for {}/{} to {} out of tunnels",
+            socket(key.service, key.port),
+            key.proto,
+            key.backend
+        ),
+        Step::RemoveArrival(key) => format!(
+            "take no packets for {}/{} to {} out of tunnels",
+            socket(key.service, key.port),
+            key.proto,
+            key.backend
         ),
         Step::ForgetFlows { services, backends } => {
             let services = services.iter().map(frontend);

@@ -9,7 +9,9 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_common::route::DEVICE_MASK;
-use fairlead_common::service::{SLOTS_PER_PAGE, flags, forward, next_hop_flags, service_flags};
+use fairlead_common::service::{
+    ArrivalKey, SLOTS_PER_PAGE, ServingKey, flags, forward, next_hop_flags, service_flags,
+};
 use proptest::prelude::*;
 
 use self::tables::{Tables, is_safe};
@@ -223,6 +225,8 @@ impl Story {
                 Step::PutAddress(addr, _) | Step::RemoveAddress(addr) => format!("address {addr}"),
                 Step::PutSieve(_) => "sieve".to_owned(),
                 Step::ClearCounts { .. } => "counts".to_owned(),
+                Step::PutServing(key) | Step::RemoveServing(key) => format!("serving {key:?}"),
+                Step::PutArrival(key, _) | Step::RemoveArrival(key) => format!("arrival {key:?}"),
                 Step::ForgetFlows { .. } => "flows".to_owned(),
             };
             prop_assert!(written.insert(name), "law 4: {step:?} comes twice");
@@ -241,6 +245,10 @@ impl Story {
                 | Step::RemoveBackend(_)
                 | Step::PutSourceRange(_)
                 | Step::RemoveSourceRange(_)
+                | Step::PutServing(_)
+                | Step::RemoveServing(_)
+                | Step::PutArrival(..)
+                | Step::RemoveArrival(_)
                 | Step::PutService(..)
                 | Step::RemoveService(_)
                 | Step::PutAddress(..)
@@ -297,16 +305,22 @@ impl Story {
                 named.extend([slot.current, slot.previous]);
                 let (backend, at) = tables.backend(slot.current).unwrap();
                 prop_assert_eq!(at, members[member as usize].0);
-                prop_assert_eq!(backend.flags, flags::ALIVE);
-                let is_on_link = self.world.reach[&at.addr] == Reach::OnLink;
-                prop_assert_eq!(backend.forward == forward::L2, is_on_link);
+                prop_assert_ne!(backend.flags & flags::ALIVE, 0);
+                let reach = self.world.reach[&at.addr];
+                prop_assert_eq!(backend.flags & flags::STACK != 0, reach == Reach::Local);
+                prop_assert_eq!(backend.forward, self.world.forward(at));
                 if slot.previous != 0 {
                     let (previous, _) = tables.backend(slot.previous).unwrap();
-                    prop_assert_eq!(previous.flags, flags::ALIVE, "a dead previous is not kept");
+                    prop_assert_ne!(
+                        previous.flags & flags::ALIVE,
+                        0,
+                        "a dead previous is not kept"
+                    );
                     prop_assert!(plan.memory.transitions.contains_key(&row.ring));
                 }
             }
         }
+        named.extend(self.arrivals_are_wanted()?);
         for id in tables.backends.keys() {
             let retires = plan.memory.retiring.contains_key(id);
             prop_assert_ne!(
@@ -321,6 +335,13 @@ impl Story {
         prop_assert!(addresses.iter().all(|&addr| tables.sieve.passes(addr)));
         prop_assert_eq!(tables.source_ranges.len(), wanted_ranges);
         self.next_hops_are_wanted()?;
+        let serving: BTreeSet<_> = tables
+            .backends
+            .values()
+            .filter(|row| row.forward == forward::HERE)
+            .map(|row| ServingKey::new(row.addr, row.port))
+            .collect();
+        prop_assert_eq!(&tables.serving, &serving);
         let devices: Vec<_> = tables
             .devices
             .values()
@@ -368,13 +389,38 @@ impl Story {
         Ok(())
     }
 
+    /// Packets out of tunnels reach every backend of this node by each of its services; says which backends
+    /// that names.
+    fn arrivals_are_wanted(&self) -> Result<BTreeSet<u32>, TestCaseError> {
+        let mut named = BTreeSet::new();
+        for (frontend, service) in &self.world.desired.services {
+            for (at, backend) in &service.backends {
+                let is_here = self.world.forward(*at) == forward::HERE;
+                if !is_here || !self.world.reaches(at) || !(backend.ready || backend.serving) {
+                    continue;
+                }
+                let arrival = ArrivalKey::new(&key(frontend), at.addr.into());
+                let Some(row) = self.tables.arrivals.get(&arrival) else {
+                    return Err(TestCaseError::fail(format!(
+                        "{frontend} does not reach {at}"
+                    )));
+                };
+                prop_assert_eq!(row.service, self.tables.services[&key(frontend)].id);
+                prop_assert_eq!(self.tables.backend(row.backend).unwrap().1, *at);
+                named.insert(row.backend);
+            }
+        }
+        Ok(named)
+    }
+
     /// Every backend names the next hop on its way, as the world knows it, and no other is left.
     fn next_hops_are_wanted(&self) -> Result<(), TestCaseError> {
         let tables = &self.tables;
         for row in tables.backends.values() {
             let at = address(row);
             let way = self.world.ways.get(&at.addr);
-            let Some(way) = way.filter(|_| self.world.reaches(&at)) else {
+            let is_local = row.flags & flags::STACK != 0;
+            let Some(way) = way.filter(|_| self.world.reaches(&at) && !is_local) else {
                 prop_assert_eq!(row.next_hop, 0, "{} has no way", at);
                 continue;
             };
@@ -505,7 +551,13 @@ impl Story {
                 .flatten()
                 .all(|slot| slot.previous == 0)
         );
-        let backends: BTreeSet<_> = sets.iter().flatten().map(|(at, _)| *at).collect();
+        let mut backends: BTreeSet<_> = sets.iter().flatten().map(|(at, _)| *at).collect();
+        let arrivals = self.arrivals_are_wanted()?;
+        backends.extend(
+            arrivals
+                .iter()
+                .map(|id| self.tables.backend(*id).unwrap().1),
+        );
         let rows: BTreeSet<_> = actual.backends.values().map(address).collect();
         prop_assert_eq!(rows, backends);
         prop_assert_eq!(actual.backends.len(), self.tables.backends.len());

@@ -80,6 +80,18 @@ impl Actual {
                 self.addresses.remove(addr);
             }
             Step::PutSieve(sieve) => self.sieve.clone_from(sieve),
+            Step::PutServing(key) => {
+                self.serving.insert(*key);
+            }
+            Step::RemoveServing(key) => {
+                self.serving.remove(key);
+            }
+            Step::PutArrival(key, row) => {
+                self.arrivals.insert(*key, *row);
+            }
+            Step::RemoveArrival(key) => {
+                self.arrivals.remove(key);
+            }
             Step::ClearCounts { .. } | Step::ForgetFlows { .. } => {}
         }
     }

@@ -1,8 +1,9 @@
 //! The order of steps in which no moment is unsafe: make before break.
 //!
 //! ```text
-//!   addresses that no service has any more -> counters of new ids -> next hops -> backends' rows
-//!     -> rings that no service uses yet -> services that move to them, and that leave
+//!   addresses that no service has any more, and arrivals -> counters of new ids -> next hops, whose answers to
+//!     look for -> backends' rows -> whom arrivals are for -> rings that no service uses yet -> services that move
+//!     to them, and that leave
 //!     -> rings in use -> services that join them -> the addresses of services -> what is left behind
 //! ```
 //! A service leaves a ring before the ring takes the backends of others, and joins one after it has its
@@ -19,8 +20,11 @@ use super::Step;
 enum Moment {
     Disown,
     Clear,
+    EndOfArrival,
     NextHop,
+    Answers,
     Row,
+    Arrival,
     FreshRing,
     Leave,
     UsedRing,
@@ -28,7 +32,7 @@ enum Moment {
     Own,
     Forget,
     Remove,
-    RemoveNextHop,
+    RemoveLast,
 }
 
 /// Orders the steps of a plan; `fresh` are the rings that no service uses yet.
@@ -37,9 +41,12 @@ pub fn order(mut steps: Vec<Step>, fresh: &BTreeSet<u32>) -> Vec<Step> {
         Step::RemoveAddress(_) => Moment::Disown,
         Step::ClearCounts { .. } => Moment::Clear,
         Step::PutNextHop(..) => Moment::NextHop,
+        Step::RemoveArrival(_) => Moment::EndOfArrival,
+        Step::PutServing(_) => Moment::Answers,
         Step::PutNode(_) | Step::PutDevice(_) | Step::PutBackend(..) | Step::PutSourceRange(_) => {
             Moment::Row
         }
+        Step::PutArrival(..) => Moment::Arrival,
         Step::PutSlots { ring, .. } if fresh.contains(ring) => Moment::FreshRing,
         Step::PutSlots { .. } => Moment::UsedRing,
         Step::PutService(_, row) if row.slots == 0 || fresh.contains(&row.ring) => Moment::Leave,
@@ -50,7 +57,7 @@ pub fn order(mut steps: Vec<Step>, fresh: &BTreeSet<u32>) -> Vec<Step> {
         Step::RemoveDevice(_) | Step::RemoveBackend(_) | Step::RemoveSourceRange(_) => {
             Moment::Remove
         }
-        Step::RemoveNextHop(_) => Moment::RemoveNextHop,
+        Step::RemoveNextHop(_) | Step::RemoveServing(_) => Moment::RemoveLast,
     });
     steps
 }

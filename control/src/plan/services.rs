@@ -13,6 +13,7 @@
 //! Not here: how steps are ordered (`plan::order`).
 
 mod forwarding;
+mod here;
 mod homes;
 mod ids;
 mod next_hops;
@@ -32,7 +33,7 @@ use self::next_hops::NextHops;
 use super::diff::{Difference, difference};
 use super::maglev::Member;
 use super::{Actual, Reach, Step, Wanted};
-use crate::desired::{BackendAddr, Condition, Forwarding, Frontend, Scope, Service};
+use crate::desired::{self, BackendAddr, Condition, Forwarding, Frontend, Scope, Service};
 
 /// What plans must know of earlier plans, because no table says it.
 ///
@@ -55,6 +56,8 @@ pub(super) struct ServicePlan {
     pub(super) wake: Option<Duration>,
     pub(super) conditions: Vec<Condition>,
     pub(super) programmed: BTreeMap<Frontend, u32>,
+    /// What the node's row must say of its backends.
+    pub(super) node_flags: u32,
 }
 
 /// Plans the tables of services.
@@ -84,6 +87,14 @@ pub(super) fn plan(
         programmed.insert(*frontend, ready as u32);
         members.insert(*frontend, list);
     }
+    let backend_homes = here::homes(wanted.desired);
+    let arriving: BTreeSet<BackendAddr> = here::arriving(wanted, &backend_homes)
+        .map(|(_, at)| at)
+        .collect();
+    let arriving: BTreeSet<u32> = arriving
+        .into_iter()
+        .filter_map(|at| ids.assign(at))
+        .collect();
 
     let mut homes = Homes::new(wanted, actual, memory, now);
     homes.settle(&members, &ids, &ids.alive(&alive), &mut conditions);
@@ -99,7 +110,7 @@ pub(super) fn plan(
             });
         }
     }
-    service_steps(wanted, actual, &homes, &mut steps, &mut conditions);
+    let services = service_steps(wanted, actual, &homes, &mut steps, &mut conditions);
 
     let mut next = Memory {
         transitions: homes.transitions(),
@@ -108,14 +119,16 @@ pub(super) fn plan(
     };
     let mut forgotten = BTreeSet::new();
     let mut next_hops = NextHops::new(actual, wanted.host);
-    backend_steps(
+    let in_rings = homes.settled.iter().flat_map(Home::named);
+    let backends = backend_steps(
         &Backends {
             wanted,
             actual,
             alive: &alive,
             ids: &ids,
             forwarding: &forwarding,
-            named: homes.settled.iter().flat_map(Home::named).collect(),
+            homes: &backend_homes,
+            named: in_rings.chain(arriving).collect(),
         },
         memory,
         now,
@@ -125,6 +138,15 @@ pub(super) fn plan(
         &mut steps,
     );
     next_hops.steps(&mut steps);
+    let node_flags = here::steps(
+        wanted,
+        actual,
+        &backend_homes,
+        &services,
+        &backends,
+        |at| ids.id(at),
+        &mut steps,
+    );
     if !(homes.forgotten.is_empty() && forgotten.is_empty()) {
         steps.push(Step::ForgetFlows {
             services: homes.forgotten,
@@ -140,6 +162,7 @@ pub(super) fn plan(
         wake,
         conditions,
         programmed,
+        node_flags,
     }
 }
 
@@ -203,7 +226,7 @@ fn members_of(
             message: format!("{frontend}: {message}"),
         });
     };
-    let of = |wants: fn(&crate::desired::Backend) -> bool| -> Vec<Member> {
+    let of = |wants: fn(&desired::Backend) -> bool| -> Vec<Member> {
         service
             .backends
             .iter()
@@ -282,7 +305,7 @@ fn service_steps(
     homes: &Homes<'_>,
     steps: &mut Vec<Step>,
     conditions: &mut Vec<Condition>,
-) {
+) -> BTreeMap<ServiceKey, rows::Service> {
     let taken: BTreeSet<u32> = actual.services.values().map(|row| row.id).collect();
     // Row 0 of the counters is nobody's.
     let mut free = (1..Services::CAPACITY).filter(|id| !taken.contains(id));
@@ -324,6 +347,7 @@ fn service_steps(
     let Difference { put, remove } = difference(&wanted_rows, &actual.services);
     steps.extend(put.into_iter().map(|(key, row)| Step::PutService(key, row)));
     steps.extend(remove.into_iter().map(Step::RemoveService));
+    wanted_rows
 }
 
 struct Backends<'a> {
@@ -333,34 +357,46 @@ struct Backends<'a> {
     ids: &'a Ids,
     /// How packets get to those without an agent.
     forwarding: &'a BTreeMap<BackendAddr, Forwarding>,
-    /// The ids that slots name once the plan is carried out.
+    homes: &'a BTreeMap<BackendAddr, desired::Home>,
+    /// The ids that slots or packets out of tunnels name once the plan is carried out.
     named: BTreeSet<u32>,
 }
 
 impl Backends<'_> {
     fn row(&self, id: u32, at: BackendAddr, next_hops: &mut NextHops<'_>) -> rows::Backend {
         let known = self.actual.backends.get(&id);
+        let reach = reach(self.wanted, at);
+        let home = self.homes.get(&at);
+        let (forward, mut flags) = match (reach, home) {
+            (Reach::Local, _) => (forward::HERE, flags::STACK),
+            (Reach::OnLink | Reach::Routed, Some(desired::Home::Here)) => (forward::HERE, 0),
+            (Reach::OnLink | Reach::Routed, Some(desired::Home::Elsewhere)) => {
+                (forward::ENCAPSULATE, 0)
+            }
+            (Reach::OnLink | Reach::Routed, Some(desired::Home::Bare)) => {
+                let asked = self.forwarding.get(&at).copied();
+                (forwarding::of_host(asked.unwrap_or_default(), reach), 0)
+            }
+            // It is nobody's any more, or no way leads to it for the moment: its flows go on as they did.
+            (Reach::OnLink | Reach::Routed | Reach::Unreachable, _) => (
+                known.map_or(forward::ENCAPSULATE, |row| row.forward),
+                known.map_or(0, |row| row.flags & flags::STACK),
+            ),
+        };
+        if self.alive.contains(&at) {
+            flags |= flags::ALIVE;
+        }
         rows::Backend {
             addr: Addr::from(at.addr),
             port: Port::new(at.port),
-            forward: match reach(self.wanted, at) {
-                way @ (Reach::OnLink | Reach::Routed) => {
-                    let asked = self.forwarding.get(&at).copied();
-                    forwarding::of_host(asked.unwrap_or_default(), way)
-                }
-                Reach::Unreachable => known.map_or(forward::ENCAPSULATE, |row| row.forward),
-            },
-            flags: if self.alive.contains(&at) {
-                flags::ALIVE
-            } else {
-                0
-            },
-            next_hop: match reach(self.wanted, at) {
-                Reach::OnLink | Reach::Routed => {
+            forward,
+            flags,
+            next_hop: match reach {
+                Reach::OnLink | Reach::Routed if flags & flags::STACK == 0 => {
                     let way = self.wanted.ways.get(&at.addr);
                     way.map_or(0, |way| next_hops.assign(way))
                 }
-                Reach::Unreachable => 0,
+                Reach::OnLink | Reach::Routed | Reach::Local | Reach::Unreachable => 0,
             },
         }
     }
@@ -375,9 +411,11 @@ fn backend_steps(
     retiring: &mut BTreeMap<u32, Duration>,
     forgotten: &mut BTreeSet<u32>,
     steps: &mut Vec<Step>,
-) {
+) -> BTreeMap<u32, rows::Backend> {
+    let mut all = BTreeMap::new();
     let mut put = |id: u32, at: BackendAddr| {
         let row = backends.row(id, at, next_hops);
+        all.insert(id, row);
         if backends.actual.backends.get(&id) != Some(&row) {
             steps.push(Step::PutBackend(id, row));
         }
@@ -417,6 +455,7 @@ fn backend_steps(
         }
     }
     steps.append(&mut removed);
+    all
 }
 
 #[cfg(test)]

@@ -3,15 +3,20 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+};
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
+use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 
-use super::{FibLookup, Frame};
+use super::{Checksum, FibLookup, Frame, Outer, Renaming, Resize};
 
 /// Bytes that must be directly readable: Ethernet, IPv6, TCP.
 const HEADERS: usize = 14 + 40 + 20;
@@ -57,100 +62,45 @@ impl Skb {
         unsafe { (*self.context.skb.skb).vlan_present != 0 }
     }
 
-    /// Replaces four bytes at `at`, and repairs the header checksum at `header_checksum` and the transport
-    /// checksum at `checksum` (0: none), which covers them through the pseudo header.
-    ///
-    /// The helpers know what a driver or a segmenter still has to fill in, which we do not.
-    ///
-    /// # Errors
-    /// [`Reason::HelperFailed`] when the kernel refuses; the packet must then be dropped.
+    /// Writes bytes that the helpers know how to write where a checksum is not complete.
     #[inline(always)]
-    pub fn replace_address(
-        &mut self,
-        at: usize,
-        old: u32,
-        new: u32,
-        header_checksum: usize,
-        checksum: Option<Checksum>,
-    ) -> Result<(), Reason> {
-        let skb = self.context.skb.skb;
-        if let Some(checksum) = checksum {
-            let flags = u64::from(BPF_F_PSEUDO_HDR) | 4 | checksum.flags();
-            // SAFETY: offsets are compared with the buffer's bounds by the helpers.
-            let failed = unsafe {
-                bpf_l4_csum_replace(skb, checksum.at as u32, old.into(), new.into(), flags)
-            };
-            refused(failed)?;
-        }
-        // SAFETY: as above; `new` lives through the call.
-        unsafe {
-            refused(bpf_l3_csum_replace(
-                skb,
-                header_checksum as u32,
-                old.into(),
-                new.into(),
-                4,
-            ))?;
-            refused(bpf_skb_store_bytes(
-                skb,
+    fn store<T>(&mut self, at: usize, word: &T, flags: u32) -> Result<(), Reason> {
+        // SAFETY: the helper compares the offset with the buffer's bounds; `word` lives through the call.
+        refused(unsafe {
+            bpf_skb_store_bytes(
+                self.context.skb.skb,
                 at as u32,
-                (&raw const new).cast(),
-                4,
-                0,
-            ))
-        }
+                core::ptr::from_ref(word).cast(),
+                size_of::<T>() as u32,
+                flags.into(),
+            )
+        })
     }
 
-    /// Replaces two bytes at `at` that the transport checksum covers.
-    ///
-    /// # Errors
-    /// As [`Skb::replace_address`].
+    /// Repairs a transport checksum for a change of `bytes` bytes, or, for 0, of a sum.
     #[inline(always)]
-    pub fn replace_port(
+    fn repair(
         &mut self,
-        at: usize,
-        old: u16,
-        new: u16,
         checksum: Checksum,
+        change: (u32, u32),
+        bytes: u64,
+        pseudo: u32,
     ) -> Result<(), Reason> {
-        let skb = self.context.skb.skb;
-        // SAFETY: as in `replace_address`.
-        unsafe {
-            refused(bpf_l4_csum_replace(
-                skb,
-                checksum.at as u32,
-                old.into(),
-                new.into(),
-                2 | checksum.flags(),
-            ))?;
-            refused(bpf_skb_store_bytes(
-                skb,
-                at as u32,
-                (&raw const new).cast(),
-                2,
-                0,
-            ))
-        }
-    }
-}
-
-/// A transport checksum.
-#[derive(Clone, Copy, Debug)]
-pub struct Checksum {
-    /// Where it stands.
-    pub at: usize,
-    /// Whether 0 means "none", as in UDP.
-    pub optional: bool,
-}
-
-impl Checksum {
-    #[inline(always)]
-    fn flags(self) -> u64 {
-        if self.optional {
+        let mangled = if checksum.optional {
             u64::from(BPF_F_MARK_MANGLED_0)
         } else {
             0
-        }
+        };
+        // SAFETY: the helper compares the offset with the buffer's bounds.
+        refused(unsafe {
+            bpf_l4_csum_replace(
+                self.context.skb.skb,
+                checksum.at as u32,
+                change.0.into(),
+                change.1.into(),
+                bytes | mangled | u64::from(pseudo),
+            )
+        })
     }
 }
 
@@ -224,16 +174,69 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
-        // SAFETY: the helper compares the offset with the buffer's bounds. It keeps a checksum that the
-        // device computed over the whole packet right.
+        // A checksum that the device computed over the whole packet stays right.
+        self.store(at, &byte, BPF_F_RECOMPUTE_CSUM)
+    }
+
+    /// The helpers know what a driver or a segmenter still has to fill in, which we do not. What a device
+    /// computed over the whole packet stays right: the address and the checksums that cover it change by
+    /// opposite amounts, the header's and the transport's in IPv4, the transport's alone in IPv6.
+    #[inline(always)]
+    fn rename(&mut self, end: &Renaming) -> Result<(), Reason> {
+        let (old, new) = end.addresses;
+        let checksum = end.checksum;
+        if let Some(header) = end.v4_header {
+            let change = (old.v4_word(), new.v4_word());
+            if checksum.covers_addresses {
+                self.repair(checksum, change, 4, BPF_F_PSEUDO_HDR)?;
+            }
+            // SAFETY: as in `repair`.
+            refused(unsafe {
+                bpf_l3_csum_replace(
+                    self.context.skb.skb,
+                    (header + 10) as u32,
+                    change.0.into(),
+                    change.1.into(),
+                    4,
+                )
+            })?;
+            self.store(end.address_at, &change.1, 0)?;
+        } else {
+            let sum = Delta::NONE.halves(old.halves(), new.halves()).sum();
+            self.repair(checksum, (0, sum), 0, BPF_F_PSEUDO_HDR)?;
+            self.store(end.address_at, &new, BPF_F_RECOMPUTE_CSUM)?;
+        }
+        let (old, new) = end.ports;
+        self.repair(checksum, (old.wire().into(), new.wire().into()), 2, 0)?;
+        self.store(end.port_at, &new, 0)
+    }
+}
+
+impl Skb {
+    #[inline(always)]
+    fn adjust_room(&mut self, by: i32, flags: u32) -> Result<(), Reason> {
+        // SAFETY: no memory is passed; views of the old bounds cannot outlive `&mut self`.
         refused(unsafe {
-            bpf_skb_store_bytes(
-                self.context.skb.skb,
-                at as u32,
-                (&raw const byte).cast(),
-                1,
-                u64::from(BPF_F_RECOMPUTE_CSUM),
-            )
+            bpf_skb_adjust_room(self.context.skb.skb, by, BPF_ADJ_ROOM_MAC, flags.into())
         })
+    }
+}
+
+impl Resize for Skb {
+    /// A frame that is cut into segments later has them made smaller by the header, so that they fit.
+    #[inline(always)]
+    fn push(&mut self, outer: Outer) -> Result<(), Reason> {
+        let flags = match outer {
+            Outer::V4 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+            Outer::V6 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+            Outer::V4Udp => BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+            Outer::V6Udp => BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        };
+        self.adjust_room(outer.bytes().cast_signed(), flags)
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, bytes: u32) -> Result<(), Reason> {
+        self.adjust_room(-bytes.cast_signed(), 0)
     }
 }

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head};
 use aya_ebpf::programs::XdpContext;
 use fairlead_common::reason::Reason;
 
-use super::{FibLookup, Frame, Resize, view_mut};
+use super::{FibLookup, Frame, Outer, Resize, view_mut};
 
 /// The frame of an [`XdpContext`]. All of it is directly readable: we do not ask for multi-buffer frames.
 pub struct Xdp {
@@ -107,8 +107,8 @@ impl Xdp {
 
 impl Resize for Xdp {
     #[inline(always)]
-    fn push(&mut self, bytes: u32) -> Result<(), Reason> {
-        self.move_start(-bytes.cast_signed())
+    fn push(&mut self, outer: Outer) -> Result<(), Reason> {
+        self.move_start(-outer.bytes().cast_signed())
     }
 
     #[inline(always)]

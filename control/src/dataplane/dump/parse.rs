@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{ServiceDrop, ServiceKey, SourceRange};
+use fairlead_common::service::{
+    ArrivalKey, ServiceDrop, ServiceKey, ServingKey, SourceRange, scope,
+};
 use fairlead_common::socket::Client;
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
@@ -179,16 +181,55 @@ impl FromText for SourceRange {
     }
 }
 
+impl FromText for ServingKey {
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        known(fields, &["addr", "port"])?;
+        Ok(Self::new(
+            Addr::new(field::<IpAddr>(fields, "addr")?),
+            Port::new(field(fields, "port")?),
+        ))
+    }
+
+    fn from_number(_: u64) -> Result<Self, String> {
+        Err("the key is addr, port".to_owned())
+    }
+}
+
+impl FromText for ArrivalKey {
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        known(fields, &["service", "port", "proto", "backend"])?;
+        let service = ServiceKey::new(
+            Addr::new(field::<IpAddr>(fields, "service")?),
+            Port::new(field(fields, "port")?),
+            protocol(fields)?,
+        );
+        let backend = Addr::new(field::<IpAddr>(fields, "backend")?);
+        Ok(Self::new(&service, backend))
+    }
+
+    fn from_number(_: u64) -> Result<Self, String> {
+        Err("the key is service, port, proto, backend".to_owned())
+    }
+}
+
 impl FromText for FlowKey {
     fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        let mut fields = fields.clone();
+        let scope = fields.remove("scope");
+        let fields = &fields;
         known(fields, &["src", "srcPort", "dst", "dstPort", "proto"])?;
-        Ok(Self::new(
+        let key = Self::new(
             Addr::new(field::<IpAddr>(fields, "src")?),
             Port::new(field(fields, "srcPort")?),
             Addr::new(field::<IpAddr>(fields, "dst")?),
             Port::new(field(fields, "dstPort")?),
             protocol(fields)?,
-        ))
+        );
+        match scope.as_ref().and_then(Value::as_str) {
+            None => Ok(key),
+            Some("inside") => Ok(key.of_scope(scope::INSIDE)),
+            Some(other) => Err(format!("scope={other}: use inside, or leave it out")),
+        }
     }
 
     fn from_number(_: u64) -> Result<Self, String> {
@@ -239,7 +280,13 @@ mod tests {
             parse_key::<ServiceKey>(&service().inside().to_json().to_string()),
             Ok(service().inside())
         );
-        assert_eq!(parse_key::<FlowKey>(&flow.to_json().to_string()), Ok(flow));
+        for flow in [flow, flow.of_scope(scope::INSIDE)] {
+            assert_eq!(parse_key::<FlowKey>(&flow.to_json().to_string()), Ok(flow));
+        }
+        let serving = ServingKey::new(service().addr, service().port);
+        let arrival = ArrivalKey::new(&service(), serving.addr);
+        assert_eq!(parse_key(&serving.to_json().to_string()), Ok(serving));
+        assert_eq!(parse_key(&arrival.to_json().to_string()), Ok(arrival));
         for (addr, length) in [("10.0.0.0", 8), ("fd00::", 64), ("::", 0)] {
             let range = SourceRange::new(7, Addr::new(addr.parse().unwrap()), length);
             assert_eq!(

@@ -8,8 +8,8 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey, Slot, SourceRange,
-    Traffic, flags, forward, next_hop_flags, scope, service_flags,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey,
+    ServingKey, Slot, SourceRange, Traffic, flags, forward, next_hop_flags, scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use fairlead_common::socket::{Client, Translation, Translations};
@@ -153,6 +153,7 @@ impl ToJson for Backend {
             "port": self.port.number(),
             "forward": forward,
             "alive": self.flags & flags::ALIVE != 0,
+            "stack": self.flags & flags::STACK != 0,
             "nextHop": self.next_hop,
         })
     }
@@ -173,13 +174,40 @@ impl ToJson for NextHop {
 
 impl ToJson for FlowKey {
     fn to_json(&self) -> Value {
-        json!({
+        let mut key = json!({
             "src": address(self.src),
             "srcPort": self.src_port.number(),
             "dst": address(self.dst),
             "dstPort": self.dst_port.number(),
             "proto": self.proto.to_string(),
+        });
+        if self.scope == scope::INSIDE {
+            key["scope"] = json!("inside");
+        }
+        key
+    }
+}
+
+impl ToJson for ServingKey {
+    fn to_json(&self) -> Value {
+        json!({ "addr": address(self.addr), "port": self.port.number() })
+    }
+}
+
+impl ToJson for ArrivalKey {
+    fn to_json(&self) -> Value {
+        json!({
+            "service": address(self.service),
+            "port": self.port.number(),
+            "proto": self.proto.to_string(),
+            "backend": address(self.backend),
         })
+    }
+}
+
+impl ToJson for Arrival {
+    fn to_json(&self) -> Value {
+        json!({ "backend": self.backend, "service": self.service })
     }
 }
 

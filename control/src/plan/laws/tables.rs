@@ -8,8 +8,8 @@ use fairlead_common::hash;
 use fairlead_common::route::{DEVICE_MASK, Device, Node};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, Slot, SourceRange, flags, forward,
-    service_flags,
+    Arrival, ArrivalKey, Backend, NextHop, SLOTS_PER_PAGE, Service, ServiceKey, ServingKey, Slot,
+    SourceRange, flags, forward, service_flags,
 };
 use fairlead_common::tables::RING_PAGES;
 use ipnetwork::IpNetwork;
@@ -27,6 +27,8 @@ pub(super) struct Tables {
     pub(super) backends: BTreeMap<u32, Backend>,
     pub(super) next_hops: BTreeMap<u32, NextHop>,
     pub(super) slots: BTreeMap<u32, Slot>,
+    pub(super) serving: BTreeSet<ServingKey>,
+    pub(super) arrivals: BTreeMap<ArrivalKey, Arrival>,
     pub(super) node: Option<Node>,
     pub(super) devices: BTreeMap<u32, Device>,
     pub(super) addresses: BTreeMap<Addr, u32>,
@@ -98,6 +100,18 @@ impl Store for Tables {
                 self.addresses.remove(&addr);
             }
             Step::PutSieve(sieve) => self.sieve = sieve,
+            Step::PutServing(key) => {
+                self.serving.insert(key);
+            }
+            Step::RemoveServing(key) => {
+                self.serving.remove(&key);
+            }
+            Step::PutArrival(key, row) => {
+                self.arrivals.insert(key, row);
+            }
+            Step::RemoveArrival(key) => {
+                self.arrivals.remove(&key);
+            }
             Step::ForgetFlows { services, backends } => {
                 self.flows.retain(|(service, _), (id, _)| {
                     !services.contains(service) && !backends.contains(id)
@@ -119,6 +133,8 @@ impl Store for Tables {
             backends: self.backends.clone(),
             next_hops: self.next_hops.clone(),
             rings,
+            serving: self.serving.clone(),
+            arrivals: self.arrivals.clone(),
             node: self.node,
             devices: self.devices.clone(),
             addresses: self.addresses.clone(),
@@ -233,6 +249,18 @@ pub(super) fn is_safe(tables: &Tables) -> Result<(), TestCaseError> {
     for (id, row) in &tables.backends {
         let has_next_hop = row.next_hop == 0 || tables.next_hops.contains_key(&row.next_hop);
         prop_assert!(has_next_hop, "backend {id} names {}", row.next_hop);
+        let serving = ServingKey::new(row.addr, row.port);
+        let is_heard = row.forward != forward::HERE || tables.serving.contains(&serving);
+        prop_assert!(
+            is_heard,
+            "backend {id} is translated to, and its answers are not back"
+        );
+    }
+    for (key, row) in &tables.arrivals {
+        let backend = tables.backend(row.backend).map(|(backend, _)| *backend);
+        let is_here = backend
+            .is_some_and(|backend| backend.forward == forward::HERE && backend.addr == key.backend);
+        prop_assert!(is_here, "{key:?} is for {backend:?}");
     }
     for (flow, (id, began_at)) in &tables.flows {
         if let Some((_, at)) = tables.backend(*id) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fairlead_common::addr::Proto;
-use fairlead_common::service::ServiceKey;
+use fairlead_common::service::{ServiceKey, forward};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use proptest::prelude::*;
 
@@ -40,6 +40,20 @@ impl World {
         self.reach
             .get(&at.addr)
             .is_some_and(|reach| *reach != Reach::Unreachable)
+    }
+
+    /// How packets get to a backend that is within reach.
+    pub(super) fn forward(&self, at: BackendAddr) -> u8 {
+        let services = self.desired.services.values();
+        let homes: BTreeSet<_> = services
+            .filter_map(|service| Some(service.backends.get(&at)?.home))
+            .collect();
+        match self.reach.get(&at.addr) {
+            Some(Reach::Local) => forward::HERE,
+            _ if homes.contains(&Home::Here) => forward::HERE,
+            Some(Reach::OnLink) if !homes.contains(&Home::Elsewhere) => forward::L2,
+            _ => forward::ENCAPSULATE,
+        }
     }
 
     /// Who must be on the ring of a service.
@@ -137,15 +151,19 @@ pub(super) fn world() -> impl Strategy<Value = World> {
         2 => Just((false, true)),
         1 => Just((false, false)),
     ];
+    let home =
+        prop_oneof![2 => Just(Home::Bare), 2 => Just(Home::Here), 1 => Just(Home::Elsewhere)];
     let backend = (
         backend,
         prop_oneof![6 => Just(1_u32), 1 => Just(3), 1 => Just(7)],
+        home,
     );
     let backends = proptest::collection::btree_map(0_u8..7, backend, 0..6);
     let services = proptest::collection::btree_map(0_u8..5, (backends, terms()), 0..5);
     let reach = prop_oneof![
         5 => Just(Reach::OnLink),
         3 => Just(Reach::Routed),
+        1 => Just(Reach::Local),
         1 => Just(Reach::Unreachable),
     ];
     // Some services share what another one has.
@@ -168,12 +186,12 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                 .map(|(number, (backends, (source_ranges, affinity)))| {
                     let backends = backends
                         .into_iter()
-                        .map(|(at, ((ready, serving), weight))| {
+                        .map(|(at, ((ready, serving), weight, home))| {
                             let backend = desired::Backend {
                                 ready,
                                 serving,
                                 weight,
-                                home: Home::Bare,
+                                home,
                             };
                             (backend_at(at), backend)
                         })

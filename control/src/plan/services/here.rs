@@ -1,0 +1,112 @@
+//! The rows by which this node translates for backends: whose answers to look for, and whom packets out of
+//! other nodes' tunnels are for.
+//!
+//! Not here: how packets of this node's own clients and uplinks get to a backend; its row says that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_common::route::node_flags;
+use fairlead_common::service::{
+    Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
+};
+
+use super::key;
+use crate::desired::{Backend as Wish, BackendAddr, Desired, Home};
+use crate::plan::diff::{Difference, difference};
+use crate::plan::{Actual, Reach, Step, Wanted};
+
+/// Whose work the last step to each backend is. Where services disagree, the one that knows more counts.
+pub(super) fn homes(desired: &Desired) -> BTreeMap<BackendAddr, Home> {
+    let mut homes = BTreeMap::new();
+    for service in desired.services.values() {
+        for (at, backend) in &service.backends {
+            let home = homes.entry(*at).or_insert(backend.home);
+            if *home == Home::Bare || backend.home == Home::Here {
+                *home = backend.home;
+            }
+        }
+    }
+    homes
+}
+
+/// The steps for the rows that these backends and services ask for, and what the node's row must say of them.
+///
+/// `backends` are all rows as they will be, those that retire included: their flows go on, so their answers are
+/// looked for, and packets out of tunnels still reach them.
+pub(super) fn steps(
+    wanted: &Wanted<'_>,
+    actual: &Actual,
+    homes: &BTreeMap<BackendAddr, Home>,
+    services: &BTreeMap<ServiceKey, Service>,
+    backends: &BTreeMap<u32, Backend>,
+    id_of: impl Fn(BackendAddr) -> u32,
+    steps: &mut Vec<Step>,
+) -> u32 {
+    let translated = backends
+        .values()
+        .filter(|row| matches!(row.forward, forward::HERE | forward::NAT));
+    let serving: BTreeSet<_> = translated
+        .map(|row| ServingKey::new(row.addr, row.port))
+        .collect();
+    let known = &actual.serving;
+    steps.extend(serving.difference(known).copied().map(Step::PutServing));
+    steps.extend(known.difference(&serving).copied().map(Step::RemoveServing));
+
+    let is_here = |id: u32| {
+        backends
+            .get(&id)
+            .is_some_and(|row| row.forward == forward::HERE)
+    };
+    let mut arrivals = BTreeMap::new();
+    for (service_key, at) in arriving(wanted, homes) {
+        let id = id_of(at);
+        if let Some(row) = services.get(&service_key).filter(|_| is_here(id)) {
+            // Of two rows of one service, and of two ports of one address, the first counts.
+            let arrival = Arrival {
+                backend: id,
+                service: row.id,
+            };
+            arrivals
+                .entry(ArrivalKey::new(&service_key, at.addr.into()))
+                .or_insert(arrival);
+        }
+    }
+    let known_services: BTreeSet<_> = services
+        .keys()
+        .map(|key| (key.addr, key.port, key.proto))
+        .collect();
+    for (key, row) in &actual.arrivals {
+        // Another node may send for as long as a backend that has left its rings retires here.
+        let is_served = known_services.contains(&(key.service, key.port, key.proto));
+        if is_served && is_here(row.backend) && backends[&row.backend].addr == key.backend {
+            arrivals.entry(*key).or_insert(*row);
+        }
+    }
+    let Difference { put, remove } = difference(&arrivals, &actual.arrivals);
+    steps.extend(put.into_iter().map(|(key, row)| Step::PutArrival(key, row)));
+    steps.extend(remove.into_iter().map(Step::RemoveArrival));
+
+    let has = |flag: u8| backends.values().any(|row| row.flags & flag != 0);
+    if has(flags::STACK) {
+        node_flags::ANSWERS_LEAVE
+    } else {
+        0
+    }
+}
+
+/// The backends of this node that packets out of tunnels may be for, by service.
+pub(super) fn arriving(
+    wanted: &Wanted<'_>,
+    homes: &BTreeMap<BackendAddr, Home>,
+) -> impl Iterator<Item = (ServiceKey, BackendAddr)> {
+    let (reach, services) = (wanted.reach, &wanted.desired.services);
+    services.iter().flat_map(move |(frontend, service)| {
+        let of = move |(at, backend): (&BackendAddr, &Wish)| {
+            let reach = reach.get(&at.addr).copied().unwrap_or(Reach::Unreachable);
+            let answers = (backend.ready || backend.serving) && reach != Reach::Unreachable;
+            let is_here = reach == Reach::Local || homes.get(at) == Some(&Home::Here);
+            (answers && is_here).then_some((key(frontend), *at))
+        };
+        service.backends.iter().filter_map(of)
+    })
+}

@@ -1,0 +1,107 @@
+//! Memory of flows whose service's name this node has replaced by a backend's.
+//!
+//! A row is keyed by the flow as its answers look, {backend, port} to {client, port}, and says from which service
+//! they come.
+//!
+//! ```text
+//!   a client's packet:  NAT_FLOWS, else NAT_RECENT     -> advance
+//!                       neither                        -> NAT_RECENT, as new
+//!   a backend's answer: NAT_FLOWS                      -> advance
+//!                       NAT_RECENT                     -> advance; NAT_FLOWS when the backend has taken it up
+//!                       neither                        -> no answer of ours
+//! ```
+//!
+//! # Why
+//! Nothing that strangers send fills `NAT_FLOWS`: a row gets there by what the backend answers, which for TCP is a
+//! segment that it sends only after the handshake, and for UDP a second datagram. A SYN flood, and whatever else
+//! is not answered so, turns over `NAT_RECENT`, which may forget, because every packet of the client restores the
+//! row: it must live from there to the answer, no longer. A full `NAT_FLOWS` refuses nobody for the same reason.
+//!
+//! Not for which backend a flow has, nor for rewriting: that is `lb`.
+
+use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::flow::FlowKey;
+use fairlead_common::reason::Reason;
+use fairlead_common::snat::{self, Binding, Direction, State, tcp};
+
+use crate::{clock, maps};
+
+/// Notes a client's packet to `service`, whose answers look like `answer`.
+///
+/// # Errors
+/// [`Reason::ServiceFlowTaken`] when the client has a TCP connection from the same port to the same backend by
+/// another service: the backend could not tell the two apart. A datagram takes the row over.
+#[inline(always)]
+pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Result<(), Reason> {
+    let now_s = clock::now_s();
+    let new = Binding {
+        inside: service,
+        inside_port: port,
+        state: snat::advance(State::New, Direction::Out, tcp_flags) as u8,
+        pad: 0,
+        last_seen_s: now_s,
+    };
+    let row = match maps::nat_flow(answer) {
+        Some(row) => row,
+        None => match maps::recent_nat_flow(answer) {
+            Some(row) => row,
+            None => {
+                maps::remember_nat_flow(answer, &new);
+                return Ok(());
+            }
+        },
+    };
+    let binding = row.load();
+    let old = State::from_row(binding.state);
+    if binding.inside == service && binding.inside_port.wire() == port.wire() {
+        let state = snat::advance(old, Direction::Out, tcp_flags) as u8;
+        if state != binding.state || now_s != binding.last_seen_s {
+            row.refresh(&binding, state, now_s);
+        }
+        return Ok(());
+    }
+    let is_free = answer.proto == Proto::UDP
+        || matches!(old, State::New | State::Closed | State::Reset)
+        || snat::is_expired(&binding, answer.proto, now_s);
+    if is_free && row.take_over(&binding, &new) {
+        return Ok(());
+    }
+    Err(Reason::ServiceFlowTaken)
+}
+
+/// The service that a backend's packet comes from, when it is an answer.
+#[inline(always)]
+pub fn answered(answer: &FlowKey, tcp_flags: u8) -> Option<(Addr, Port)> {
+    let (row, is_recent) = match maps::nat_flow(answer) {
+        Some(row) => (row, false),
+        None => (maps::recent_nat_flow(answer)?, true),
+    };
+    let binding = row.load();
+    let now_s = clock::now_s();
+    if snat::is_expired(&binding, answer.proto, now_s) {
+        return None;
+    }
+    let old = State::from_row(binding.state);
+    let state = snat::advance(old, Direction::Back, tcp_flags) as u8;
+    if is_recent && is_taken_up(answer.proto, old, tcp_flags) {
+        let kept = Binding {
+            state,
+            last_seen_s: now_s,
+            ..binding
+        };
+        maps::keep_nat_flow(answer, &kept);
+    }
+    if state != binding.state || now_s != binding.last_seen_s {
+        row.refresh(&binding, state, now_s);
+    }
+    Some((binding.inside, binding.inside_port))
+}
+
+/// Whether an answer shows that the backend goes on with the flow.
+#[inline(always)]
+const fn is_taken_up(proto: Proto, before: State, tcp_flags: u8) -> bool {
+    match proto {
+        Proto::TCP => tcp_flags & (tcp::SYN | tcp::RST) == 0,
+        _ => !matches!(before, State::New),
+    }
+}
