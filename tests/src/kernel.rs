@@ -30,19 +30,20 @@ use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
 use fairlead_common::served;
 use fairlead_common::service::{
-    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey,
-    ServingKey, Slot, flags, next_hop_flags,
+    Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
+    next_hop_flags,
 };
 use fairlead_common::snat;
 use fairlead_common::tables::{
     Addresses, Arrivals, BackendStats, Backends, Detours, Devices, Flows, NatFlows, NatRecent,
-    NextHops, NodeTable, Rings, ServiceStats, Services, Serving, SieveTable, SnatFwd, SnatRev,
-    Table, TxPorts,
+    NextHops, NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table,
+    TxPorts,
 };
 use fairlead_control::dataplane::load::{self, OBJECT};
 
 use crate::packet::{Mac, Packet, check};
 
+mod here;
 mod place;
 mod rows;
 mod sockets;
@@ -205,33 +206,6 @@ impl Node {
         id
     }
 
-    /// Lets a backend listen on another port, and what it sends from there be an answer.
-    pub fn listens(&mut self, backend: u32, port: u16) {
-        let mut row = self.get::<Backends>(&backend).expect("a row");
-        row.port = Port::new(port);
-        self.set::<Backends>(&backend, &row);
-        self.set::<Serving>(&ServingKey::new(row.addr, row.port), &0);
-    }
-
-    /// Lets packets out of other nodes' tunnels reach a backend of this node for a service.
-    pub fn arrives_for(&mut self, service: (&str, u16, Proto), backend: u32) {
-        let (addr, port, proto) = service;
-        let service = ServiceKey::new(addr_of(addr), Port::new(port), proto);
-        let row = self.get::<Backends>(&backend).expect("a row");
-        let arrival = Arrival {
-            backend,
-            service: FIRST_SERVICE,
-        };
-        self.set::<Arrivals>(&ArrivalKey::new(&service, row.addr), &arrival);
-    }
-
-    /// Sets a backend's flags.
-    pub fn set_flags(&mut self, id: u32, flags: u8) {
-        let mut backend = self.get::<Backends>(&id).expect("a row");
-        backend.flags = flags;
-        self.set::<Backends>(&id, &backend);
-    }
-
     /// Gives a backend a next hop of its own: a neighbour with this MAC address, or one that is not resolved.
     pub fn next_hop(&mut self, backend: u32, link: Link, mac: Option<Mac>, mtu: u32) {
         let next_hop = NextHop {
@@ -292,11 +266,6 @@ impl Node {
         self.addresses.insert(addr);
         let sieve = self.addresses.iter().copied().collect();
         self.set::<SieveTable>(&0, &sieve);
-    }
-
-    /// Says whether a backend answers.
-    pub fn set_alive(&mut self, id: u32, alive: bool) {
-        self.set_flags(id, if alive { flags::ALIVE } else { 0 });
     }
 
     /// Writes a kernel parameter of the node's namespace.

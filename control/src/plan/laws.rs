@@ -3,15 +3,14 @@
 //! A story is a random sequence of desired states, of time that passes, of restarts and of strangers who
 //! meddle with the tables. After every step of every plan the tables are looked at as a packet would.
 
+mod rows;
 mod tables;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_common::route::DEVICE_MASK;
-use fairlead_common::service::{
-    ArrivalKey, SLOTS_PER_PAGE, ServingKey, flags, forward, next_hop_flags, service_flags,
-};
+use fairlead_common::service::{SLOTS_PER_PAGE, ServingKey, flags, forward, service_flags};
 use proptest::prelude::*;
 
 use self::tables::{Tables, is_safe};
@@ -385,59 +384,6 @@ impl Story {
                     source
                 );
             }
-        }
-        Ok(())
-    }
-
-    /// Packets out of tunnels reach every backend of this node by each of its services; says which backends
-    /// that names.
-    fn arrivals_are_wanted(&self) -> Result<BTreeSet<u32>, TestCaseError> {
-        let mut named = BTreeSet::new();
-        for (frontend, service) in &self.world.desired.services {
-            for (at, backend) in &service.backends {
-                let is_here = self.world.forward(*at) == forward::HERE;
-                if !is_here || !self.world.reaches(at) || !(backend.ready || backend.serving) {
-                    continue;
-                }
-                let arrival = ArrivalKey::new(&key(frontend), at.addr.into());
-                let Some(row) = self.tables.arrivals.get(&arrival) else {
-                    return Err(TestCaseError::fail(format!(
-                        "{frontend} does not reach {at}"
-                    )));
-                };
-                prop_assert_eq!(row.service, self.tables.services[&key(frontend)].id);
-                prop_assert_eq!(self.tables.backend(row.backend).unwrap().1, *at);
-                named.insert(row.backend);
-            }
-        }
-        Ok(named)
-    }
-
-    /// Every backend names the next hop on its way, as the world knows it, and no other is left.
-    fn next_hops_are_wanted(&self) -> Result<(), TestCaseError> {
-        let tables = &self.tables;
-        for row in tables.backends.values() {
-            let at = address(row);
-            let way = self.world.ways.get(&at.addr);
-            let is_local = row.flags & flags::STACK != 0;
-            let Some(way) = way.filter(|_| self.world.reaches(&at) && !is_local) else {
-                prop_assert_eq!(row.next_hop, 0, "{} has no way", at);
-                continue;
-            };
-            let found = tables.next_hops[&row.next_hop];
-            let name = (found.ifindex, found.addr.ip(), found.mtu);
-            prop_assert_eq!(name, (way.device, way.neighbour, way.mtu));
-        }
-        let named: BTreeSet<_> = tables.backends.values().map(|row| row.next_hop).collect();
-        let mut names = BTreeSet::new();
-        for (id, row) in &tables.next_hops {
-            prop_assert!(named.contains(id), "next hop {} is nobody's", id);
-            let is_first = names.insert((row.ifindex, row.addr, row.mtu));
-            prop_assert!(is_first, "backends behind one neighbour share its row");
-            let is_resolved = row.flags == next_hop_flags::RESOLVED;
-            let source = self.world.host.devices.get(&row.ifindex);
-            prop_assert!(!is_resolved || source == Some(&row.source));
-            prop_assert!(is_resolved || row.destination == [0; 6]);
         }
         Ok(())
     }
