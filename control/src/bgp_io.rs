@@ -74,6 +74,7 @@ pub struct Stopped;
 /// Talks to a running driver.
 #[derive(Debug, Clone)]
 pub struct BgpHandle {
+    local_as: u32,
     commands: mpsc::Sender<Command>,
     learnt: watch::Receiver<Arc<LearntRoutes>>,
     events: broadcast::Sender<Event>,
@@ -106,6 +107,7 @@ pub fn start(
         Some(port) => socket::listen(port)?,
         None => Vec::new(),
     };
+    let local_as = config.local_as;
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (learnt_sender, learnt) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENTS);
@@ -118,6 +120,7 @@ pub fn start(
     );
     let task = tokio::spawn(driver.run(command_queue));
     let handle = BgpHandle {
+        local_as,
         commands,
         learnt,
         events,
@@ -126,6 +129,11 @@ pub fn start(
 }
 
 impl BgpHandle {
+    /// The AS of the speaker.
+    pub const fn local_as(&self) -> u32 {
+        self.local_as
+    }
+
     /// Makes the peers exactly these; sessions whose OPEN does not change stay up.
     pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Stopped> {
         self.command(Command::SetPeers(peers)).await

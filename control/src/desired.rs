@@ -33,8 +33,8 @@ pub struct Desired {
     pub health_checks: BTreeMap<u16, HealthCheck>,
     /// How pods leave the cluster; `None`: untranslated.
     pub egress: Option<Egress>,
-    /// The BGP instances of this node by their AS number.
-    pub routers: BTreeMap<u32, VirtualRouter>,
+    /// The BGP instances of this node by their name; that of a peering policy's is its AS number.
+    pub routers: BTreeMap<String, VirtualRouter>,
     /// What was wrong with the sources' objects, or in conflict between them.
     pub conditions: Vec<Condition>,
 }
@@ -121,6 +121,8 @@ pub struct Service {
     pub source_ranges: Option<BTreeSet<IpNetwork>>,
     /// How its backends are asked whether they serve; absent: only their objects say so.
     pub check: Option<check::Check>,
+    /// Each node serves it by its own backends alone.
+    pub only_local: bool,
     /// Its backends.
     pub backends: BTreeMap<BackendAddr, Backend>,
 }
@@ -232,23 +234,18 @@ pub struct Egress {
     pub native: BTreeSet<Ipv4Network>,
 }
 
-/// A BGP instance: `virtualRouters[]` of a peering policy that selects this node.
+/// A BGP instance: `bgpInstances[]` of a cluster configuration that selects this node, or `virtualRouters[]`
+/// of a peering policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualRouter {
-    /// The policy it comes from.
-    pub object: ObjectName,
+    /// `Kind name` of the object it comes from.
+    pub object: String,
     /// Our AS number.
     pub local_asn: u32,
     /// The BGP identifier; absent: the node's IPv4 address.
     pub router_id: Option<Ipv4Addr>,
     /// The TCP port to listen on; absent: do not listen.
     pub local_port: Option<u16>,
-    /// Announce this node's pod CIDRs.
-    pub export_pod_cidr: bool,
-    /// Which services are announced; absent: none.
-    pub services: Option<LabelSelector>,
-    /// Which of their addresses are.
-    pub address_kinds: BTreeSet<AddressKind>,
     /// Peers by address and port.
     pub neighbors: BTreeMap<(IpAddr, u16), Neighbor>,
 }
@@ -258,6 +255,8 @@ pub struct VirtualRouter {
 pub struct Neighbor {
     /// Its AS number; 0: whatever it says.
     pub asn: u32,
+    /// The `CiliumBGPPeerConfig` that it is spoken to by.
+    pub peer_config: Option<String>,
     /// TTL of our packets towards an eBGP peer.
     pub ebgp_multihop_ttl: u8,
     /// Time between attempts to connect.
@@ -268,14 +267,43 @@ pub struct Neighbor {
     pub keepalive: Duration,
     /// Graceful restart time, when on.
     pub graceful_restart: Option<Duration>,
-    /// Address families: IPv4 unicast, IPv6 unicast.
-    pub families: BTreeSet<Family>,
+    /// The source address of our connections, when it is not left to the host.
+    pub local_address: Option<IpAddr>,
+    /// The source port of our connections, when it is not left to the host.
+    pub local_port: Option<u16>,
     /// TCP MD5 password (RFC 2385).
     pub password: Option<Password>,
     /// How it is watched by BFD.
     pub bfd: Option<BfdConfig>,
-    /// What the node's pod CIDRs carry towards it.
-    pub pod_cidr_attributes: PathAttributes,
+    /// The address families that are spoken, and what is told in each.
+    pub advertised: BTreeMap<Family, Vec<Advertised>>,
+}
+
+/// Something that a peer is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertised {
+    /// What.
+    pub what: What,
+    /// What its paths carry.
+    pub attributes: PathAttributes,
+}
+
+/// What a peer may be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// This node's pod CIDRs.
+    PodCidrs,
+    /// Addresses of services.
+    Services {
+        /// Of which services.
+        selector: LabelSelector,
+        /// Which of their addresses.
+        kinds: BTreeSet<AddressKind>,
+        /// IPv4 addresses are told as prefixes of this length.
+        aggregate_v4: Option<u8>,
+        /// IPv6 addresses are told as prefixes of this length.
+        aggregate_v6: Option<u8>,
+    },
 }
 
 /// Attributes that paths carry towards a peer.
@@ -289,6 +317,15 @@ pub struct PathAttributes {
     pub local_preference: Option<u32>,
 }
 
+impl PathAttributes {
+    /// Adds what else is said of a path: all communities count, and the highest preference.
+    pub fn add(&mut self, other: &Self) {
+        self.communities.extend(&other.communities);
+        self.large_communities.extend(&other.large_communities);
+        self.local_preference = self.local_preference.max(other.local_preference);
+    }
+}
+
 /// An address family, always unicast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -297,4 +334,14 @@ pub enum Family {
     Ipv4,
     /// IPv6 unicast.
     Ipv6,
+}
+
+impl Family {
+    /// That of a prefix.
+    pub const fn of(prefix: &IpNetwork) -> Self {
+        match prefix {
+            IpNetwork::V4(_) => Self::Ipv4,
+            IpNetwork::V6(_) => Self::Ipv6,
+        }
+    }
 }

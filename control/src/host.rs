@@ -18,6 +18,7 @@ use std::io;
 
 use rtnetlink::{Handle, new_connection_with_strict_check};
 
+mod blackholes;
 pub mod cgroup;
 pub mod links;
 pub mod namespace;

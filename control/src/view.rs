@@ -52,15 +52,15 @@ pub struct State {
     /// Programs on devices.
     pub attachments: Vec<types::Attachment>,
     /// What is announced by each virtual router, and what is withheld and why.
-    pub announcements: BTreeMap<u32, BTreeMap<IpNetwork, Announcement>>,
+    pub announcements: BTreeMap<String, BTreeMap<IpNetwork, Announcement>>,
     /// Learnt routes and what became of them.
     pub routes: Vec<types::Route>,
     /// Pods of this node.
     pub pods: Vec<types::Pod>,
     /// What is wrong or in conflict.
     pub conditions: Vec<Condition>,
-    /// The speakers, by their AS number.
-    pub speakers: BTreeMap<u32, BgpHandle>,
+    /// The speakers, by their instances' names.
+    pub speakers: BTreeMap<String, BgpHandle>,
     /// BFD, while it runs.
     pub bfd: Option<Bfd>,
     /// Who knows what health checks found; absent: nobody checks yet.
@@ -170,8 +170,9 @@ impl View {
     pub async fn bgp_routes(&self, set: RouteSet) -> Result<Vec<types::BgpRoute>> {
         let state = self.state.load_full();
         let mut rows = Vec::new();
-        for (&asn, speaker) in &state.speakers {
+        for speaker in state.speakers.values() {
             let snapshot = speaker.snapshot().await?;
+            let asn = snapshot.config.local_as;
             match set {
                 RouteSet::Available => {
                     for route in snapshot.routes {
@@ -270,13 +271,17 @@ fn announcement(state: &State, frontend: &Frontend) -> (bool, String) {
         .collect();
     match found.iter().min() {
         Some(best) => (best.is_announced(), best.to_string()),
-        None => (false, "no BGP peering policy selects this node".to_owned()),
+        None => (
+            false,
+            "no BGP peering policy or cluster configuration selects this node".to_owned(),
+        ),
     }
 }
 
 async fn peers_of(state: &State) -> Vec<(u32, PeerSnapshot)> {
     let mut peers = Vec::new();
-    for (&asn, speaker) in &state.speakers {
+    for speaker in state.speakers.values() {
+        let asn = speaker.local_as();
         // A speaker that has stopped has no peers.
         if let Ok(found) = speaker.peers().await {
             peers.extend(found.into_iter().map(|peer| (asn, peer)));

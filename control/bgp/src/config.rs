@@ -65,6 +65,8 @@ pub struct PeerConfig {
     pub graceful_restart: Option<GracefulRestart>,
     /// The source address of our dial; `None` lets the host choose.
     pub local_address: Option<IpAddr>,
+    /// The source port of our dial; `None` lets the host choose.
+    pub local_port: Option<u16>,
     /// Next hop of IPv4 announcements; `None` uses the connection's own IPv4 address.
     pub next_hop_v4: Option<Ipv4Addr>,
     /// Next hop of IPv6 announcements; `None` uses the connection's own IPv6 address.
@@ -95,6 +97,7 @@ impl PeerConfig {
             bfd: None,
             graceful_restart: None,
             local_address: None,
+            local_port: None,
             next_hop_v4: None,
             next_hop_v6: None,
             password: None,
@@ -126,6 +129,7 @@ impl PeerConfig {
             || self.ebgp_multihop_ttl != other.ebgp_multihop_ttl
             || self.families != other.families
             || self.local_address != other.local_address
+            || self.local_port != other.local_port
             || self.password != other.password
             || capability(self) != capability(other)
     }

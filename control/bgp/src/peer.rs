@@ -335,6 +335,7 @@ impl Peer {
                         address: self.config.address,
                         port: self.config.port,
                         local_address: self.config.local_address,
+                        local_port: self.config.local_port,
                         ttl: self.ttl(&shared.config),
                         password: self.config.password.clone(),
                     });

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::{Agent, DEFERRAL, LOOK_ANYWAY, RETRY, now};
 use crate::api::types;
 use crate::dataplane::apply::{self, Outcome};
-use crate::desired::announce::{Programmed, announcements};
+use crate::desired::announce::{Programmed, aggregates, announcements};
 use crate::desired::merge::merge;
 use crate::desired::readiness::{self, Verdicts};
 use crate::desired::{BackendAddr, Condition, Desired};
@@ -74,6 +74,11 @@ impl Agent {
             attached: found.uplink_attached,
         };
         let announcements = announcements(&desired, &programmed);
+        // Before they are announced: what comes for them then finds its end.
+        let wholes = announcements.values().flat_map(aggregates).collect();
+        if let Err(error) = self.netlink.keep_blackholes(&wholes).await {
+            conditions.push(trouble("host", "BlackholeRefused", &error));
+        }
         self.speakers.announce(&announcements).await;
 
         let pods = self.pods(&mut conditions).await;

@@ -4,6 +4,7 @@
 //! not; a change of the router itself (its identifier, its port) starts it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::bgp_io::bfd::Bfd;
-use crate::bgp_io::{self, BgpHandle, LearntRoutes};
+use crate::bgp_io::{self, BgpHandle, LearntRoutes, Stopped};
 use crate::config::document::{Bgp, Import};
 use crate::desired::announce::Announcement;
 use crate::desired::{self, Condition, Desired, NodeState, PathAttributes, VirtualRouter};
@@ -32,7 +33,8 @@ const MULTIPATH: usize = 64;
 /// The speakers of this node.
 #[derive(Debug)]
 pub struct Speakers {
-    running: BTreeMap<u32, Running>,
+    /// By the instance's name.
+    running: BTreeMap<String, Running>,
     /// Runs while a peer wants to be watched.
     bfd: Option<Bfd>,
     /// A learnt route changed somewhere.
@@ -47,6 +49,8 @@ struct Running {
     listen: Option<u16>,
     peers: Vec<PeerConfig>,
     told: Option<Announcements>,
+    /// What announcements carry towards each peer.
+    export: BTreeMap<IpAddr, Vec<ExportRule>>,
     handle: BgpHandle,
     /// Who has told all its routes, of which family.
     complete: watch::Receiver<BTreeSet<(String, Family)>>,
@@ -67,27 +71,27 @@ impl Speakers {
 
     /// Makes the speakers those that are desired; says which could not be.
     pub async fn follow(&mut self, desired: &Desired, bgp: &Bgp) -> Vec<Condition> {
-        let gone: Vec<u32> = self
+        let gone: Vec<String> = self
             .running
             .keys()
-            .filter(|asn| !desired.routers.contains_key(asn))
-            .copied()
+            .filter(|name| !desired.routers.contains_key(*name))
+            .cloned()
             .collect();
-        for asn in gone {
-            info!(asn, "the virtual router is no longer desired");
-            self.end(asn, Some("the peering policy was removed")).await;
+        for name in gone {
+            info!(instance = name, "the virtual router is no longer desired");
+            self.end(&name, Some("this BGP instance was removed")).await;
         }
         let mut conditions = Vec::new();
         conditions.extend(self.follow_bfd(desired).await);
-        for (&asn, router) in &desired.routers {
-            if let Err(error) = self.follow_one(asn, router, &desired.node, bgp).await {
+        for (name, router) in &desired.routers {
+            if let Err(error) = self.follow_one(name, router, &desired.node, bgp).await {
                 warn!(
-                    asn,
+                    instance = name,
                     error = cause::line(&error),
                     "no BGP for this virtual router"
                 );
                 conditions.push(Condition {
-                    object: format!("CiliumBGPPeeringPolicy {}", router.object),
+                    object: router.object.clone(),
                     origin: String::new(),
                     reason: "SpeakerFailed".to_owned(),
                     message: cause::line(&error),
@@ -110,7 +114,6 @@ impl Speakers {
             match Bfd::start() {
                 Ok(bfd) => self.bfd = Some(bfd),
                 Err(error) => {
-                    warn!(%error, "no BFD");
                     return Some(Condition {
                         object: "BFD".to_owned(),
                         origin: String::new(),
@@ -132,17 +135,18 @@ impl Speakers {
 
     async fn follow_one(
         &mut self,
-        asn: u32,
+        name: &str,
         router: &VirtualRouter,
         node: &NodeState,
         bgp: &Bgp,
     ) -> Result<()> {
+        let asn = router.local_asn;
         let router_id = router
             .router_id
             .or(node.ipv4)
             .with_context(|| {
                 format!(
-                    "AS {asn} has no router id: give the Node an IPv4 InternalIP, or the annotation cilium.io/bgp-virtual-router.{asn}: router-id=A.B.C.D"
+                    "AS {asn} has no router id: give the Node an IPv4 InternalIP, the annotation cilium.io/bgp-virtual-router.{asn}: router-id=A.B.C.D, or a CiliumBGPNodeConfigOverride with routerID"
                 )
             })?;
         let config = SpeakerConfig {
@@ -153,23 +157,23 @@ impl Speakers {
         };
         let is_other =
             |running: &Running| running.config != config || running.listen != router.local_port;
-        if self.running.get(&asn).is_some_and(is_other) {
-            info!(asn, "the virtual router changed: its sessions start anew");
-            self.end(asn, None).await;
+        if self.running.get(name).is_some_and(is_other) {
+            info!(
+                instance = name,
+                "the virtual router changed: its sessions start anew"
+            );
+            self.end(name, None).await;
         }
-        if !self.running.contains_key(&asn) {
+        if !self.running.contains_key(name) {
             let running = self.start(config, router.local_port)?;
             let watch = self.bfd.as_ref().map(Bfd::watch);
             running.handle.set_bfd(watch).await?;
-            info!(asn, %router_id, listen = router.local_port, "BGP speaker started");
-            self.running.insert(asn, running);
+            info!(instance = name, asn, %router_id, listen = router.local_port, "BGP speaker started");
+            self.running.insert(name.to_owned(), running);
         }
         let peers = self.peers(router, node, bgp);
-        if let Some(running) = self.running.get_mut(&asn)
-            && running.peers != peers
-        {
-            running.handle.set_peers(peers.clone()).await?;
-            running.peers = peers;
+        if let Some(running) = self.running.get_mut(name) {
+            running.set_peers(peers).await?;
         }
         Ok(())
     }
@@ -192,6 +196,7 @@ impl Speakers {
             listen,
             peers: Vec::new(),
             told: None,
+            export: BTreeMap::new(),
             handle,
             complete,
             stop,
@@ -209,7 +214,7 @@ impl Speakers {
                 keepalive_time: neighbor.keepalive,
                 connect_retry_time: neighbor.connect_retry,
                 ebgp_multihop_ttl: neighbor.ebgp_multihop_ttl,
-                families: neighbor.families.iter().copied().map(family).collect(),
+                families: neighbor.advertised.keys().copied().map(family).collect(),
                 import: import(&bgp.import),
                 max_prefixes: bgp.max_prefixes.map(|limit| limit as usize),
                 graceful_restart: neighbor
@@ -224,31 +229,47 @@ impl Speakers {
                 next_hop_v6: node.ipv6,
                 password: neighbor.password.clone(),
                 bfd: neighbor.bfd,
-                export: export(&neighbor.pod_cidr_attributes, node),
+                local_address: neighbor.local_address,
+                local_port: neighbor.local_port,
                 ..PeerConfig::new(address.to_string(), address, neighbor.asn)
             })
             .collect()
     }
 
     /// Tells the peers what is announced.
-    pub async fn announce(&mut self, all: &BTreeMap<u32, BTreeMap<IpNetwork, Announcement>>) {
-        for (asn, running) in &mut self.running {
-            let told: Announcements = all
-                .get(asn)
+    pub async fn announce(&mut self, all: &BTreeMap<String, BTreeMap<IpNetwork, Announcement>>) {
+        for (instance, running) in &mut self.running {
+            let announced: BTreeMap<_, _> = all
+                .get(instance)
                 .into_iter()
                 .flatten()
                 .filter(|(_, announcement)| announcement.state.is_announced())
-                .map(|(prefix, _)| (*prefix, Told::default()))
+                .collect();
+            // Before the announcements, so that none is told without its attributes.
+            running.export = export(&announced);
+            let peers = running.peers.clone();
+            // A speaker that has stopped is missed where it is asked.
+            let _ = running.set_peers(peers).await;
+            let told: Announcements = announced
+                .into_iter()
+                .map(|(prefix, announcement)| {
+                    let peers = announcement.peers.keys().map(ToString::to_string);
+                    let told = Told {
+                        peers: Some(peers.collect()),
+                        ..Told::default()
+                    };
+                    (*prefix, told)
+                })
                 .collect();
             if running.told.as_ref() == Some(&told) {
                 continue;
             }
             let before = running.told.take().unwrap_or_default();
             for prefix in told.keys().filter(|prefix| !before.contains_key(prefix)) {
-                info!(asn, %prefix, "announced");
+                info!(instance, %prefix, "announced");
             }
             for prefix in before.keys().filter(|prefix| !told.contains_key(prefix)) {
-                info!(asn, %prefix, "withdrawn");
+                info!(instance, %prefix, "withdrawn");
             }
             // A speaker that has stopped is missed where it is asked.
             if running.handle.set_announcements(told.clone()).await.is_ok() {
@@ -257,7 +278,7 @@ impl Speakers {
         }
     }
 
-    /// The learnt routes of all speakers together; of two with one prefix the lower AS number's stand.
+    /// The learnt routes of all speakers together; of two with one prefix those of the first by name stand.
     pub fn learnt(&self) -> LearntRoutes {
         let mut all = LearntRoutes::new();
         for running in self.running.values() {
@@ -288,19 +309,19 @@ impl Speakers {
     }
 
     /// Ways to ask them.
-    pub fn handles(&self) -> BTreeMap<u32, BgpHandle> {
+    pub fn handles(&self) -> BTreeMap<String, BgpHandle> {
         self.running
             .iter()
-            .map(|(asn, running)| (*asn, running.handle.clone()))
+            .map(|(name, running)| (name.clone(), running.handle.clone()))
             .collect()
     }
 
     /// Stops all. With a text the peers are told that it is on purpose, and drop our routes; without
     /// one the connections just end, and peers with graceful restart keep them.
     pub async fn stop(&mut self, farewell: Option<&str>) {
-        let all: Vec<u32> = self.running.keys().copied().collect();
-        for asn in all {
-            self.end(asn, farewell).await;
+        let all: Vec<String> = self.running.keys().cloned().collect();
+        for name in all {
+            self.end(&name, farewell).await;
         }
         // After the sessions: a peer that keeps routes over a restart has seen the session go by then.
         if let Some(bfd) = self.bfd.take() {
@@ -308,8 +329,8 @@ impl Speakers {
         }
     }
 
-    async fn end(&mut self, asn: u32, farewell: Option<&str>) {
-        let Some(running) = self.running.remove(&asn) else {
+    async fn end(&mut self, name: &str, farewell: Option<&str>) {
+        let Some(running) = self.running.remove(name) else {
             return;
         };
         if let Some(text) = farewell {
@@ -320,9 +341,24 @@ impl Speakers {
         drop(running.handle);
         for task in running.tasks {
             if let Err(error) = task.await {
-                warn!(asn, %error, "a task of the speaker failed");
+                warn!(instance = name, %error, "a task of the speaker failed");
             }
         }
+    }
+}
+
+impl Running {
+    /// Makes the peers these, with what announcements carry towards each.
+    async fn set_peers(&mut self, mut peers: Vec<PeerConfig>) -> Result<(), Stopped> {
+        for peer in &mut peers {
+            let export = self.export.get(&peer.address);
+            peer.export = export.cloned().unwrap_or_default();
+        }
+        if self.peers != peers {
+            self.handle.set_peers(peers.clone()).await?;
+            self.peers = peers;
+        }
+        Ok(())
     }
 }
 
@@ -360,17 +396,34 @@ fn family(family: desired::Family) -> Family {
     }
 }
 
-/// What a peer's path attributes mean for the node's announcements.
-fn export(attributes: &PathAttributes, node: &NodeState) -> Vec<ExportRule> {
-    if *attributes == PathAttributes::default() {
-        return Vec::new();
+/// What announcements carry towards each peer, as one rule for all prefixes that carry the same.
+fn export(announced: &BTreeMap<&IpNetwork, &Announcement>) -> BTreeMap<IpAddr, Vec<ExportRule>> {
+    let mut prefixes: BTreeMap<IpAddr, Vec<(&PathAttributes, BTreeSet<IpNetwork>)>> =
+        BTreeMap::new();
+    for (prefix, announcement) in announced {
+        for (peer, attributes) in &announcement.peers {
+            if *attributes == PathAttributes::default() {
+                continue;
+            }
+            let alike = prefixes.entry(*peer).or_default();
+            match alike.iter_mut().find(|(known, _)| *known == attributes) {
+                Some((_, prefixes)) => {
+                    prefixes.insert(**prefix);
+                }
+                None => alike.push((attributes, BTreeSet::from([**prefix]))),
+            }
+        }
     }
-    vec![ExportRule {
-        prefixes: node.pod_cidrs.clone(),
+    let rule = |(attributes, prefixes): (&PathAttributes, BTreeSet<IpNetwork>)| ExportRule {
+        prefixes,
         communities: attributes.communities.clone(),
         large_communities: attributes.large_communities.clone(),
         local_pref: attributes.local_preference,
-    }]
+    };
+    prefixes
+        .into_iter()
+        .map(|(peer, alike)| (peer, alike.into_iter().map(rule).collect()))
+        .collect()
 }
 
 fn import(import: &Import) -> ImportPolicy {

@@ -1,7 +1,7 @@
 //! The task that owns the speaker: feeds it what happens and does what it asks.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -314,16 +314,24 @@ impl Driver {
                     address,
                     port,
                     local_address,
+                    local_port,
                     ttl,
                     password,
                     ..
                 } => {
                     let remote = SocketAddr::new(address, port);
+                    let any = match address {
+                        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+                    };
+                    let local = SocketAddr::new(
+                        local_address.unwrap_or(any),
+                        local_port.unwrap_or_default(),
+                    );
                     let arrivals = self.arrivals.clone();
                     let dial = tokio::spawn(async move {
                         let arrival =
-                            match socket::dial(remote, local_address, ttl, password.as_ref()).await
-                            {
+                            match socket::dial(remote, local, ttl, password.as_ref()).await {
                                 Ok(stream) => Arrival::Connected(connection, stream),
                                 Err(error) => Arrival::Failed(connection, error),
                             };

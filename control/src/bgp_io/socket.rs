@@ -7,7 +7,7 @@
 //! less, and both sides must do so.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fairlead_bgp::Password;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -32,13 +32,13 @@ pub(super) fn listen(port: u16) -> io::Result<Vec<TcpListener>> {
     }
 }
 
-/// Opens a connection.
+/// Opens a connection from an address and port; where they are 0, from what the host chooses.
 ///
 /// # Errors
 /// As the kernel says: refused, unreachable, timed out; or it cannot sign, and nothing is sent unsigned.
 pub(super) async fn dial(
     remote: SocketAddr,
-    local: Option<IpAddr>,
+    local: SocketAddr,
     ttl: Option<u8>,
     password: Option<&Password>,
 ) -> io::Result<TcpStream> {
@@ -47,8 +47,12 @@ pub(super) async fn dial(
     if password.is_some() {
         sign(&socket, remote.ip(), password)?;
     }
-    if let Some(local) = local {
-        socket.bind(&SocketAddr::new(local, 0).into())?;
+    if local.port() != 0 {
+        // That of a connection which has just ended is free for the next.
+        socket.set_reuse_address(true)?;
+    }
+    if local.port() != 0 || !local.ip().is_unspecified() {
+        socket.bind(&local.into())?;
     }
     socket.set_nonblocking(true)?;
     TcpSocket::from_std_stream(socket.into())

@@ -6,10 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{AddressKind, Backend, Desired, Frontend, ObjectName, Scope, Service, VirtualRouter};
+use super::{
+    AddressKind, Backend, Desired, Family, Frontend, ObjectName, PathAttributes, Scope, Service,
+    VirtualRouter, What,
+};
 
 /// What the kernel has of what is desired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub struct Announcement {
     pub source: Source,
     /// Whether it is announced, and why.
     pub state: State,
+    /// The peers that are told of it, and what its path carries towards each.
+    pub peers: BTreeMap<IpAddr, PathAttributes>,
 }
 
 /// What a prefix is.
@@ -62,11 +68,11 @@ pub enum State {
     NotProgrammed,
     /// No program is attached to an uplink.
     NotAttached,
-    /// `serviceAdvertisements` leaves this kind of address out.
+    /// No peer is told this kind of address.
     KindNotAdvertised,
-    /// `serviceSelector` does not select the service.
+    /// What peers are told does not select the service.
     NotSelected,
-    /// `exportPodCIDR` is off.
+    /// No peer is told pod CIDRs.
     NotExported,
 }
 
@@ -84,24 +90,22 @@ impl fmt::Display for State {
             Self::NoReadyBackend => "withheld: no backend is ready",
             Self::NotProgrammed => "withheld: its ring is not in the kernel yet",
             Self::NotAttached => "withheld: no program is attached to an uplink",
-            Self::KindNotAdvertised => {
-                "withheld: serviceAdvertisements leaves its kind of address out"
-            }
-            Self::NotSelected => "withheld: serviceSelector does not select it",
-            Self::NotExported => "withheld: exportPodCIDR is off",
+            Self::KindNotAdvertised => "withheld: no peer is told its kind of address",
+            Self::NotSelected => "withheld: nothing that peers are told selects it",
+            Self::NotExported => "withheld: no peer is told pod CIDRs",
         })
     }
 }
 
-/// Every prefix that each virtual router (by its AS number) could announce.
+/// Every prefix that each virtual router could announce.
 pub fn announcements(
     desired: &Desired,
     programmed: &Programmed,
-) -> BTreeMap<u32, BTreeMap<IpNetwork, Announcement>> {
+) -> BTreeMap<String, BTreeMap<IpNetwork, Announcement>> {
     desired
         .routers
         .iter()
-        .map(|(asn, router)| (*asn, of_router(router, desired, programmed)))
+        .map(|(name, router)| (name.clone(), of_router(router, desired, programmed)))
         .collect()
 }
 
@@ -112,23 +116,56 @@ fn of_router(
 ) -> BTreeMap<IpNetwork, Announcement> {
     let mut all = BTreeMap::new();
     for prefix in &desired.node.pod_cidrs {
-        let state = if router.export_pod_cidr {
-            State::Announced
-        } else {
-            State::NotExported
-        };
-        offer(&mut all, *prefix, Source::PodCidr, state);
+        let peers = peers_told(router, Family::of(prefix), |what| {
+            matches!(what, What::PodCidrs).then_some(*prefix)
+        });
+        if peers.is_empty() {
+            withhold(&mut all, *prefix, Source::PodCidr, State::NotExported);
+        }
+        for (prefix, peers) in peers {
+            offer(&mut all, prefix, Source::PodCidr, State::Announced, peers);
+        }
     }
     let services = desired.services.iter();
     for (frontend, service) in services.filter(|(at, service)| service.is_announceable(at)) {
-        let state = of_service(router, frontend, service, programmed);
-        let prefix = IpNetwork::from(frontend.addr);
-        offer(
-            &mut all,
-            prefix,
-            Source::Service(service.object.clone()),
-            state,
-        );
+        let source = Source::Service(service.object.clone());
+        let host = IpNetwork::from(frontend.addr);
+        let labels = service.selectable_labels();
+        let mut is_selected = false;
+        let peers = peers_told(router, Family::of(&host), |what| {
+            let What::Services {
+                selector,
+                kinds,
+                aggregate_v4,
+                aggregate_v6,
+            } = what
+            else {
+                return None;
+            };
+            let selects = selector.matches(&labels);
+            is_selected |= selects;
+            let is_told = selects && !kinds.is_disjoint(&service.address_kinds);
+            let length = match host {
+                IpNetwork::V4(_) => *aggregate_v4,
+                IpNetwork::V6(_) => *aggregate_v6,
+            };
+            // One that each node serves for itself must not draw what is for another node's.
+            let whole = length.filter(|_| !service.only_local);
+            let whole = whole.and_then(|length| within(frontend.addr, length));
+            is_told.then(|| whole.unwrap_or(host))
+        });
+        if peers.is_empty() {
+            let state = if is_selected {
+                State::KindNotAdvertised
+            } else {
+                State::NotSelected
+            };
+            withhold(&mut all, host, source.clone(), state);
+        }
+        let state = of_service(frontend, service, programmed);
+        for (prefix, peers) in peers {
+            offer(&mut all, prefix, source.clone(), state, peers);
+        }
     }
     if let Some(egress) = desired.egress.as_ref().filter(|e| !e.is_node_address) {
         let state = if programmed.attached {
@@ -136,28 +173,57 @@ fn of_router(
         } else {
             State::NotAttached
         };
-        offer(
-            &mut all,
-            IpNetwork::V4(egress.address.into()),
-            Source::Egress,
-            state,
-        );
+        // Whoever is spoken to hears of it: what leaves must find its way back.
+        let peers = router.neighbors.keys();
+        let peers = peers.map(|(address, _)| (*address, PathAttributes::default()));
+        let prefix = IpNetwork::V4(egress.address.into());
+        offer(&mut all, prefix, Source::Egress, state, peers.collect());
     }
     all
 }
 
-fn of_service(
+/// The announced prefixes that hold addresses of services, and others that are nobody's.
+pub fn aggregates(
+    all: &BTreeMap<IpNetwork, Announcement>,
+) -> impl Iterator<Item = IpNetwork> + use<'_> {
+    let is_host = |prefix: &IpNetwork| prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 };
+    all.iter()
+        .filter(|(_, announcement)| {
+            announcement.state.is_announced() && matches!(announcement.source, Source::Service(_))
+        })
+        .map(|(prefix, _)| *prefix)
+        .filter(move |prefix| !is_host(prefix))
+}
+
+/// By prefix, the peers that are told something, and what it carries towards each: of several that say so
+/// all communities, and the highest preference.
+fn peers_told(
     router: &VirtualRouter,
-    frontend: &Frontend,
-    service: &Service,
-    programmed: &Programmed,
-) -> State {
-    if !router.selects(service) {
-        return State::NotSelected;
+    family: Family,
+    mut prefix_of: impl FnMut(&What) -> Option<IpNetwork>,
+) -> BTreeMap<IpNetwork, BTreeMap<IpAddr, PathAttributes>> {
+    let mut told: BTreeMap<IpNetwork, BTreeMap<IpAddr, PathAttributes>> = BTreeMap::new();
+    for ((address, _), neighbor) in &router.neighbors {
+        for advertised in neighbor.advertised.get(&family).into_iter().flatten() {
+            if let Some(prefix) = prefix_of(&advertised.what) {
+                let peers = told.entry(prefix).or_default();
+                peers
+                    .entry(*address)
+                    .or_default()
+                    .add(&advertised.attributes);
+            }
+        }
     }
-    if router.address_kinds.is_disjoint(&service.address_kinds) {
-        return State::KindNotAdvertised;
-    }
+    told
+}
+
+/// The prefix of a length that an address is in.
+fn within(address: IpAddr, length: u8) -> Option<IpNetwork> {
+    let prefix = IpNetwork::new(address, length).ok()?;
+    IpNetwork::new(prefix.network(), length).ok()
+}
+
+fn of_service(frontend: &Frontend, service: &Service, programmed: &Programmed) -> State {
     if !programmed.attached {
         return State::NotAttached;
     }
@@ -172,16 +238,36 @@ fn of_service(
     }
 }
 
-/// Of several things with one prefix the one that comes closest to being announced counts.
-fn offer(
+fn withhold(
     all: &mut BTreeMap<IpNetwork, Announcement>,
     prefix: IpNetwork,
     source: Source,
     state: State,
 ) {
-    let announcement = Announcement { source, state };
+    offer(all, prefix, source, state, BTreeMap::new());
+}
+
+/// Of several things with one prefix the one that comes closest to being announced counts; the peers of
+/// all that are announced are told.
+fn offer(
+    all: &mut BTreeMap<IpNetwork, Announcement>,
+    prefix: IpNetwork,
+    source: Source,
+    state: State,
+    peers: BTreeMap<IpAddr, PathAttributes>,
+) {
+    let announcement = Announcement {
+        source,
+        state,
+        peers,
+    };
     match all.get_mut(&prefix) {
-        Some(known) if known.state <= announcement.state => {}
+        Some(known) if known.state.is_announced() && state.is_announced() => {
+            for (peer, attributes) in announcement.peers {
+                known.peers.entry(peer).or_default().add(&attributes);
+            }
+        }
+        Some(known) if known.state <= state => {}
         Some(known) => *known = announcement,
         None => {
             all.insert(prefix, announcement);
@@ -190,12 +276,17 @@ fn offer(
 }
 
 impl VirtualRouter {
-    /// Whether `serviceSelector` selects a service.
-    pub fn selects(&self, service: &Service) -> bool {
+    /// Whether a peer is told addresses of this kind of a service.
+    pub fn tells(&self, kind: AddressKind, service: &Service) -> bool {
         let labels = service.selectable_labels();
-        self.services
-            .as_ref()
-            .is_some_and(|selector| selector.matches(&labels))
+        let mut told = self
+            .neighbors
+            .values()
+            .flat_map(|neighbor| neighbor.advertised.values().flatten());
+        told.any(|advertised| {
+            matches!(&advertised.what, What::Services { selector, kinds, .. }
+                if kinds.contains(&kind) && selector.matches(&labels))
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{RouteMessageBuilder, RouteNextHopBuilder};
 
+use super::blackholes::is_one;
 use super::{Error, Netlink, PROTOCOL};
 use crate::plan::routes::{NextHop, RouteStep, Routes};
 
@@ -32,7 +33,8 @@ impl Netlink {
     /// Lists the learnt routes that the kernel holds.
     pub async fn learnt_routes(&self) -> Result<Routes, Error> {
         let mut routes = Routes::new();
-        for message in self.routes_of(PROTOCOL).await? {
+        let all = self.routes_of(PROTOCOL).await?;
+        for message in all.into_iter().filter(|route| !is_one(route)) {
             // IPv6 shows each way of a route as a route of its own where they were added singly.
             if let Some((prefix, next_hops)) = read(&message) {
                 routes.entry(prefix).or_default().extend(next_hops);
@@ -125,8 +127,9 @@ impl Netlink {
         }
     }
 
-    /// Removes every learnt route; returns how many.
+    /// Removes every learnt route, and every blackhole; returns how many routes.
     pub async fn flush_learnt_routes(&self) -> Result<usize, Error> {
+        self.keep_blackholes(&BTreeSet::new()).await?;
         let mut removed = 0;
         for prefix in self.learnt_routes().await?.keys() {
             removed += usize::from(self.remove_route(*prefix).await?);
@@ -143,7 +146,7 @@ pub(super) fn clear_header(question: &mut RouteMessage) {
     question.header.kind = RouteType::Unspec;
 }
 
-fn learnt(prefix: IpNetwork) -> RouteMessage {
+pub(super) fn learnt(prefix: IpNetwork) -> RouteMessage {
     match prefix {
         IpNetwork::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(v4.network(), v4.prefix())

@@ -5,9 +5,13 @@
 //!
 //! Not here: what an object means for this node (`desired::merge`); files (`source::manifests`).
 
+pub mod advertisement;
+pub mod cluster_config;
 pub mod community;
+pub mod config_override;
 pub mod field;
 mod limits;
+pub mod peer_config;
 pub mod peer_profile;
 pub mod peering_policy;
 
@@ -19,6 +23,10 @@ use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
+use self::advertisement::Advertisement;
+use self::cluster_config::ClusterConfig;
+use self::config_override::ConfigOverride;
+use self::peer_config::PeerConfig;
 use self::peer_profile::PeerProfile;
 use self::peering_policy::PeeringPolicy;
 use super::located::{FieldPath, Located, Shape, Step};
@@ -61,6 +69,14 @@ pub struct Resources {
     pub secrets: BTreeMap<ObjectName, Sourced<Secret>>,
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
     pub peering_policies: BTreeMap<ObjectName, Sourced<PeeringPolicy>>,
+    /// `cilium.io/v2 CiliumBGPClusterConfig`.
+    pub cluster_configs: BTreeMap<ObjectName, Sourced<ClusterConfig>>,
+    /// `cilium.io/v2 CiliumBGPPeerConfig`.
+    pub peer_configs: BTreeMap<ObjectName, Sourced<PeerConfig>>,
+    /// `cilium.io/v2 CiliumBGPAdvertisement`.
+    pub advertisements: BTreeMap<ObjectName, Sourced<Advertisement>>,
+    /// `cilium.io/v2 CiliumBGPNodeConfigOverride`.
+    pub config_overrides: BTreeMap<ObjectName, Sourced<ConfigOverride>>,
     /// `fairlead.io/v1alpha1 BGPPeerProfile`.
     pub peer_profiles: BTreeMap<ObjectName, Sourced<PeerProfile>>,
     /// What was wrong.
@@ -80,6 +96,14 @@ pub enum Resource {
     Secret(Box<Secret>),
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
     PeeringPolicy(Box<PeeringPolicy>),
+    /// `cilium.io/v2 CiliumBGPClusterConfig`.
+    ClusterConfig(Box<ClusterConfig>),
+    /// `cilium.io/v2 CiliumBGPPeerConfig`.
+    PeerConfig(Box<PeerConfig>),
+    /// `cilium.io/v2 CiliumBGPAdvertisement`.
+    Advertisement(Box<Advertisement>),
+    /// `cilium.io/v2 CiliumBGPNodeConfigOverride`.
+    ConfigOverride(Box<ConfigOverride>),
     /// `fairlead.io/v1alpha1 BGPPeerProfile`.
     PeerProfile(Box<PeerProfile>),
 }
@@ -93,6 +117,10 @@ impl Resource {
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::Secret(_) => "Secret",
             Self::PeeringPolicy(_) => "CiliumBGPPeeringPolicy",
+            Self::ClusterConfig(_) => "CiliumBGPClusterConfig",
+            Self::PeerConfig(_) => "CiliumBGPPeerConfig",
+            Self::Advertisement(_) => "CiliumBGPAdvertisement",
+            Self::ConfigOverride(_) => "CiliumBGPNodeConfigOverride",
             Self::PeerProfile(_) => "BGPPeerProfile",
         }
     }
@@ -110,6 +138,10 @@ impl Resource {
             Self::EndpointSlice(slice) => (&slice.metadata, true),
             Self::Secret(secret) => (&secret.metadata, true),
             Self::PeeringPolicy(policy) => (&policy.metadata, false),
+            Self::ClusterConfig(object) => (&object.metadata, false),
+            Self::PeerConfig(object) => (&object.metadata, false),
+            Self::Advertisement(object) => (&object.metadata, false),
+            Self::ConfigOverride(object) => (&object.metadata, false),
             Self::PeerProfile(profile) => (&profile.metadata, false),
         };
         ObjectName {
@@ -174,6 +206,18 @@ pub fn join(readings: impl IntoIterator<Item = Reading>) -> Resources {
                 Resource::Secret(secret) => insert(&mut all.secrets, &name, *secret, &origin),
                 Resource::PeeringPolicy(policy) => {
                     insert(&mut all.peering_policies, &name, *policy, &origin)
+                }
+                Resource::ClusterConfig(object) => {
+                    insert(&mut all.cluster_configs, &name, *object, &origin)
+                }
+                Resource::PeerConfig(object) => {
+                    insert(&mut all.peer_configs, &name, *object, &origin)
+                }
+                Resource::Advertisement(object) => {
+                    insert(&mut all.advertisements, &name, *object, &origin)
+                }
+                Resource::ConfigOverride(object) => {
+                    insert(&mut all.config_overrides, &name, *object, &origin)
                 }
                 Resource::PeerProfile(profile) => {
                     insert(&mut all.peer_profiles, &name, *profile, &origin)
@@ -246,6 +290,24 @@ impl Reader {
             ("cilium.io/v2alpha1", "CiliumBGPPeeringPolicy") => {
                 self.object(tree, kind, |policy| {
                     Resource::PeeringPolicy(Box::new(policy))
+                });
+            }
+            ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumBGPClusterConfig") => {
+                self.object(tree, kind, |object| {
+                    Resource::ClusterConfig(Box::new(object))
+                });
+            }
+            ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumBGPPeerConfig") => {
+                self.object(tree, kind, |object| Resource::PeerConfig(Box::new(object)));
+            }
+            ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumBGPAdvertisement") => {
+                self.object(tree, kind, |object| {
+                    Resource::Advertisement(Box::new(object))
+                });
+            }
+            ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumBGPNodeConfigOverride") => {
+                self.object(tree, kind, |object| {
+                    Resource::ConfigOverride(Box::new(object))
                 });
             }
             ("fairlead.io/v1alpha1", "BGPPeerProfile") => {

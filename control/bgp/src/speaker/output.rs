@@ -49,6 +49,8 @@ pub enum ConnectionRequest {
         port: u16,
         /// The source address, when configured.
         local_address: Option<IpAddr>,
+        /// The source port, when configured.
+        local_port: Option<u16>,
         /// TTL or hop limit of its packets; `None` leaves the host's default.
         ttl: Option<u8>,
         /// TCP MD5 password (RFC 2385), when configured. Not written down anywhere.

@@ -1,11 +1,13 @@
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use fairlead_common::addr::Proto;
 
 use super::*;
 use crate::desired::{
-    AddressKind, Backend, BackendAddr, Egress, Home, LabelSelector, NodeState, Scope,
+    AddressKind, Advertised, Backend, BackendAddr, Egress, Home, LabelSelector, Neighbor,
+    NodeState, Scope,
 };
 
 fn frontend() -> Frontend {
@@ -14,6 +16,44 @@ fn frontend() -> Frontend {
         port: 80,
         proto: Proto::TCP,
         scope: Scope::Outside,
+    }
+}
+
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+
+fn services(selector: LabelSelector) -> What {
+    What::Services {
+        selector,
+        kinds: BTreeSet::from([AddressKind::LoadBalancer]),
+        aggregate_v4: None,
+        aggregate_v6: None,
+    }
+}
+
+fn told(what: What) -> Advertised {
+    Advertised {
+        what,
+        attributes: PathAttributes::default(),
+    }
+}
+
+/// A peer that is told this in both families.
+fn peer(told: &[Advertised]) -> Neighbor {
+    let advertised = [Family::Ipv4, Family::Ipv6].map(|family| (family, told.to_vec()));
+    Neighbor {
+        asn: 65000,
+        peer_config: None,
+        ebgp_multihop_ttl: 1,
+        connect_retry: Duration::from_mins(2),
+        hold: Duration::from_secs(90),
+        keepalive: Duration::from_secs(30),
+        graceful_restart: None,
+        local_address: None,
+        local_port: None,
+        password: None,
+        bfd: None,
+        advertised: advertised.into(),
     }
 }
 
@@ -40,15 +80,16 @@ fn desired() -> Desired {
         )]),
         ..Service::default()
     };
+    let told = vec![
+        told(What::PodCidrs),
+        told(services(LabelSelector::default())),
+    ];
     let router = VirtualRouter {
-        object: ObjectName::default(),
+        object: "CiliumBGPPeeringPolicy a".to_owned(),
         local_asn: 65010,
         router_id: None,
         local_port: None,
-        export_pod_cidr: true,
-        services: Some(LabelSelector::default()),
-        address_kinds: BTreeSet::from([AddressKind::LoadBalancer]),
-        neighbors: BTreeMap::new(),
+        neighbors: BTreeMap::from([((PEER, 179), peer(&told))]),
     };
     Desired {
         node: NodeState {
@@ -65,7 +106,7 @@ fn desired() -> Desired {
             is_node_address: false,
             native: BTreeSet::new(),
         }),
-        routers: BTreeMap::from([(65010, router)]),
+        routers: BTreeMap::from([("65010".to_owned(), router)]),
         conditions: Vec::new(),
     }
 }
@@ -78,7 +119,7 @@ fn programmed() -> Programmed {
 }
 
 fn state(desired: &Desired, programmed: &Programmed, prefix: &str) -> String {
-    announcements(desired, programmed)[&65010][&prefix.parse::<IpNetwork>().unwrap()]
+    announcements(desired, programmed)["65010"][&prefix.parse::<IpNetwork>().unwrap()]
         .state
         .to_string()
 }
@@ -89,8 +130,11 @@ fn service_state(change: impl FnOnce(&mut Desired, &mut Programmed)) -> String {
     state(&desired, &programmed, "192.0.2.10/32")
 }
 
-fn router(desired: &mut Desired) -> &mut VirtualRouter {
-    desired.routers.get_mut(&65010).unwrap()
+/// Tells the peers something else.
+fn tell(desired: &mut Desired, what: &[What]) {
+    let all: Vec<_> = what.iter().cloned().map(told).collect();
+    let neighbors = &mut desired.routers.get_mut("65010").unwrap().neighbors;
+    *neighbors = BTreeMap::from([((PEER, 179), peer(&all))]);
 }
 
 /// A service at another address of the same object.
@@ -117,7 +161,7 @@ fn an_address_for_clients_inside_and_an_address_of_the_node_are_not_announced() 
         let all = announcements(&with(kind, scope), &programmed());
 
         let prefix: IpNetwork = "192.0.2.77/32".parse().unwrap();
-        assert!(!all[&65010].contains_key(&prefix), "{kind:?} {scope:?}");
+        assert!(!all["65010"].contains_key(&prefix), "{kind:?} {scope:?}");
     }
 }
 
@@ -137,7 +181,7 @@ fn a_backend_without_a_share_announces_nothing() {
 fn everything_that_is_ready_is_announced() {
     let all = announcements(&desired(), &programmed());
 
-    let prefixes: Vec<_> = all[&65010]
+    let prefixes: Vec<_> = all["65010"]
         .iter()
         .map(|(p, a)| (p.to_string(), a.source.to_string()))
         .collect();
@@ -150,7 +194,7 @@ fn everything_that_is_ready_is_announced() {
             ("fd01::/64".to_owned(), "pod CIDR".to_owned()),
         ]
     );
-    assert!(all[&65010].values().all(|a| a.state.is_announced()));
+    assert!(all["65010"].values().all(|a| a.state.is_announced()));
 }
 
 #[test]
@@ -175,12 +219,16 @@ fn a_service_is_withheld_for_the_first_thing_that_is_missing() {
         "withheld: no backend is ready"
     );
     assert_eq!(
-        service_state(|d, _| router(d).services = None),
-        "withheld: serviceSelector does not select it"
+        service_state(|d, _| tell(d, &[What::PodCidrs])),
+        "withheld: nothing that peers are told selects it"
     );
+    let mut external = services(LabelSelector::default());
+    if let What::Services { kinds, .. } = &mut external {
+        *kinds = BTreeSet::from([AddressKind::External]);
+    }
     assert_eq!(
-        service_state(|d, _| router(d).address_kinds.clear()),
-        "withheld: serviceAdvertisements leaves its kind of address out"
+        service_state(|d, _| tell(d, &[external])),
+        "withheld: no peer is told its kind of address"
     );
 }
 
@@ -193,16 +241,16 @@ fn selectors_see_the_labels_that_cilium_adds() {
     let name = |value| select("io.kubernetes.service.name", value);
 
     assert_eq!(
-        service_state(|d, _| router(d).services = Some(name("web"))),
+        service_state(|d, _| tell(d, &[services(name("web"))])),
         "announced"
     );
     assert_ne!(
-        service_state(|d, _| router(d).services = Some(name("other"))),
+        service_state(|d, _| tell(d, &[services(name("other"))])),
         "announced"
     );
     let namespace = select("io.kubernetes.service.namespace", "default");
     assert_eq!(
-        service_state(|d, _| router(d).services = Some(namespace)),
+        service_state(|d, _| tell(d, &[services(namespace)])),
         "announced"
     );
 }
@@ -229,7 +277,7 @@ fn an_address_is_announced_while_one_of_its_ports_is_ready() {
 #[test]
 fn pod_prefixes_and_egress_say_why_they_are_withheld() {
     let mut desired = desired();
-    router(&mut desired).export_pod_cidr = false;
+    tell(&mut desired, &[]);
     let detached = Programmed {
         attached: false,
         ..programmed()
@@ -237,7 +285,7 @@ fn pod_prefixes_and_egress_say_why_they_are_withheld() {
 
     assert_eq!(
         state(&desired, &programmed(), "10.1.1.0/24"),
-        "withheld: exportPodCIDR is off"
+        "withheld: no peer is told pod CIDRs"
     );
     assert_eq!(
         state(&desired, &detached, "192.0.2.9/32"),
@@ -252,5 +300,89 @@ fn the_nodes_own_address_is_never_announced_for_egress() {
 
     let all = announcements(&desired, &programmed());
 
-    assert!(!all[&65010].contains_key(&"192.0.2.9/32".parse().unwrap()));
+    assert!(!all["65010"].contains_key(&"192.0.2.9/32".parse().unwrap()));
+}
+
+#[test]
+fn each_peer_is_told_its_own_and_what_several_say_of_a_path_is_joined() {
+    let mut desired = desired();
+    let marked = |community, local_preference| Advertised {
+        what: services(LabelSelector::default()),
+        attributes: PathAttributes {
+            communities: BTreeSet::from([community]),
+            local_preference,
+            ..PathAttributes::default()
+        },
+    };
+    let both = [marked(1, Some(100)), marked(2, Some(300))];
+    let neighbors = &mut desired.routers.get_mut("65010").unwrap().neighbors;
+    neighbors.insert((PEER, 179), peer(&both));
+    neighbors.insert((OTHER, 179), peer(&[told(What::PodCidrs)]));
+
+    let all = &announcements(&desired, &programmed())["65010"];
+
+    let service = &all[&"192.0.2.10/32".parse().unwrap()];
+    assert_eq!(service.peers.keys().collect::<Vec<_>>(), [&PEER]);
+    let attributes = &service.peers[&PEER];
+    assert_eq!(attributes.communities, BTreeSet::from([1, 2]));
+    assert_eq!(attributes.local_preference, Some(300));
+    let pods = &all[&"10.1.1.0/24".parse().unwrap()];
+    assert_eq!(pods.peers.keys().collect::<Vec<_>>(), [&OTHER]);
+    let egress = &all[&"192.0.2.9/32".parse().unwrap()];
+    assert_eq!(egress.peers.len(), 2);
+}
+
+#[test]
+fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
+    let mut desired = desired();
+    let mut second = desired.services[&frontend()].clone();
+    second.backends.clear();
+    let other = Frontend {
+        addr: "192.0.2.77".parse().unwrap(),
+        ..frontend()
+    };
+    desired.services.insert(other, second);
+    let mut aggregated = services(LabelSelector::default());
+    if let What::Services { aggregate_v4, .. } = &mut aggregated {
+        *aggregate_v4 = Some(24);
+    }
+    tell(&mut desired, &[aggregated, What::PodCidrs]);
+
+    let all = &announcements(&desired, &programmed())["65010"];
+
+    let whole = "192.0.2.0/24".parse().unwrap();
+    // One of the two is ready: that is enough.
+    assert!(all[&whole].state.is_announced());
+    assert!(!all.contains_key(&"192.0.2.10/32".parse().unwrap()));
+    assert_eq!(aggregates(all).collect::<Vec<_>>(), [whole]);
+
+    // Where each node serves it by its own backends, the whole would draw what is for other nodes.
+    let mut local = desired.clone();
+    local.services.get_mut(&frontend()).unwrap().only_local = true;
+    let all = &announcements(&local, &programmed())["65010"];
+    assert!(all[&"192.0.2.10/32".parse().unwrap()].state.is_announced());
+    assert!(!all[&whole].state.is_announced());
+
+    let nothing = Programmed {
+        services: BTreeMap::new(),
+        attached: true,
+    };
+    let all = &announcements(&desired, &nothing)["65010"];
+    assert!(!all[&whole].state.is_announced());
+    assert_eq!(aggregates(all).count(), 0);
+}
+
+#[test]
+fn what_a_node_serves_to_its_own_pods_alone_is_not_announced() {
+    let mut desired = desired();
+    let service = desired.services.remove(&frontend()).unwrap();
+    let inside = Frontend {
+        scope: Scope::Inside,
+        ..frontend()
+    };
+    desired.services.insert(inside, service);
+
+    let all = &announcements(&desired, &programmed())["65010"];
+
+    assert!(!all.contains_key(&"192.0.2.10/32".parse().unwrap()));
 }

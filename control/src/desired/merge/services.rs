@@ -46,7 +46,7 @@ pub(super) struct Around<'a> {
     /// This node.
     pub(super) node: &'a NodeState,
     /// Its BGP instances: whether they announce cluster addresses.
-    pub(super) routers: &'a BTreeMap<u32, VirtualRouter>,
+    pub(super) routers: &'a BTreeMap<String, VirtualRouter>,
     /// How services are balanced.
     pub(super) config: &'a LoadBalancer,
 }
@@ -181,9 +181,9 @@ impl One<'_> {
     fn frontends(&self, conditions: &mut Conditions) -> Vec<(Frontend, Service)> {
         let policy = Policy::of(self, conditions);
         let template = self.template(&policy, conditions);
-        let is_cluster_announced = self.around.routers.values().any(|router| {
-            router.address_kinds.contains(&AddressKind::Cluster) && router.selects(&template)
-        });
+        let mut routers = self.around.routers.values();
+        let is_cluster_announced =
+            routers.any(|router| router.tells(AddressKind::Cluster, &template));
         let mut all = Vec::new();
         for port in self.spec.ports.iter().flatten() {
             let Some(proto) = self.proto(port, conditions) else {
@@ -218,6 +218,7 @@ impl One<'_> {
                         .filter(|_| service.address_kinds.contains(&AddressKind::LoadBalancer));
                     let service = Service {
                         backends: only_here(is_local, &backends),
+                        only_local: is_local,
                         source_ranges,
                         ..service.clone()
                     };

@@ -1,4 +1,5 @@
 mod endpoints;
+mod instances;
 mod places;
 mod policy;
 mod profiles;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use fairlead_common::addr::Proto;
 
 use super::*;
-use crate::desired::{BackendAddr, Family, Frontend, Scope, Service};
+use crate::desired::{BackendAddr, Family, Frontend, Scope, Service, What};
 use crate::source::resource::{join, read};
 
 const NODE: &str = r"
@@ -148,16 +149,16 @@ fn a_policy_that_selects_the_node_makes_its_routers() {
     let desired = desired(&[NODE, POLICY, &other]);
 
     assert_eq!(desired.conditions, []);
-    let router = &desired.routers[&65010];
-    assert!(router.export_pod_cidr);
+    let router = &desired.routers["65010"];
     assert_eq!((router.router_id, router.local_port), (None, None));
     let neighbor = &router.neighbors[&("10.0.0.1".parse().unwrap(), 179)];
     assert_eq!(neighbor.asn, 65010);
     assert_eq!(neighbor.hold, Duration::from_secs(90));
-    assert_eq!(
-        neighbor.families,
-        BTreeSet::from([Family::Ipv4, Family::Ipv6])
-    );
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let told = &neighbor.advertised[&family];
+        assert_eq!(told[0].what, What::PodCidrs);
+        assert!(matches!(told[1].what, What::Services { .. }));
+    }
     assert_eq!(neighbor.graceful_restart, None);
 }
 
@@ -189,7 +190,7 @@ fn the_annotation_gives_router_id_and_port() {
 
     let desired = desired(&[&node, POLICY]);
 
-    let router = &desired.routers[&65010];
+    let router = &desired.routers["65010"];
     assert_eq!(router.router_id, Some(Ipv4Addr::new(10, 9, 9, 9)));
     assert_eq!(router.local_port, Some(179));
 }
@@ -203,7 +204,7 @@ fn a_wrong_part_of_the_annotation_is_named_and_the_rest_holds() {
 
     let desired = desired(&[&node, POLICY]);
 
-    assert_eq!(desired.routers[&65010].local_port, Some(179));
+    assert_eq!(desired.routers["65010"].local_port, Some(179));
     assert_eq!(
         only(&desired).message,
         "annotation cilium.io/bgp-virtual-router.65010: \"router-id=x\" is ignored; write router-id=A.B.C.D or local-port=1..65535"
@@ -245,7 +246,7 @@ fn what_a_policy_asks_for_and_does_not_get_is_said() {
     ] {
         let desired = desired(&[NODE, &policy]);
 
-        assert_eq!(desired.routers[&65010].neighbors.len(), peers);
+        assert_eq!(desired.routers["65010"].neighbors.len(), peers);
         assert!(
             only(&desired).message.contains(says),
             "{:?}",
@@ -264,7 +265,7 @@ fn a_peers_password_comes_from_its_secret() {
     let there = ", namespace: kube-system";
     let of = |config: &str, secret: &str| merge_texts(config, &[NODE, &policy, secret]);
     let password = |desired: &Desired| {
-        let neighbors = &desired.routers[&65010].neighbors;
+        let neighbors = &desired.routers["65010"].neighbors;
         neighbors
             .values()
             .next()
@@ -329,12 +330,9 @@ fn pod_cidrs_carry_what_the_policy_attaches_for_this_node() {
         );
         let desired = desired(&[NODE, &policy]);
         assert_eq!(desired.conditions, []);
-        let neighbors = &desired.routers[&65010].neighbors;
-        neighbors
-            .values()
-            .next()
-            .unwrap()
-            .pod_cidr_attributes
+        let neighbors = &desired.routers["65010"].neighbors;
+        neighbors.values().next().unwrap().advertised[&Family::Ipv4][0]
+            .attributes
             .clone()
     };
     let attributes = attached(

@@ -24,6 +24,28 @@ where
         })
 }
 
+/// A number within limits, or none.
+pub(super) fn within_if_any<'de, T, const LEAST: i64, const MOST: i64, D>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error>
+where
+    T: TryFrom<i64>,
+    D: Deserializer<'de>,
+{
+    struct Within<T, const LEAST: i64, const MOST: i64>(T);
+
+    impl<'de, T: TryFrom<i64>, const LEAST: i64, const MOST: i64> Deserialize<'de>
+        for Within<T, LEAST, MOST>
+    {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            within::<T, LEAST, MOST, D>(deserializer).map(Self)
+        }
+    }
+
+    let number = Option::<Within<T, LEAST, MOST>>::deserialize(deserializer)?;
+    Ok(number.map(|within| within.0))
+}
+
 /// Checks a selector that may be absent.
 pub(super) fn check_selector(
     path: &FieldPath,

@@ -47,6 +47,8 @@ pub struct PeerSelector {
     pub address: Option<IpNetwork>,
     /// Its AS number, as the peer's object says it.
     pub asn: Option<u32>,
+    /// It is spoken to by the `CiliumBGPPeerConfig` of this name.
+    pub peer_config: Option<String>,
 }
 
 /// How a peer is watched by BFD (RFC 5880).

@@ -1,3 +1,5 @@
+mod bgp;
+
 use std::net::IpAddr;
 
 use super::peering_policy::ServiceAdvertisement;
@@ -260,82 +262,6 @@ fn a_policy_lists_routers_and_peers_and_each_as_once() {
         ),
     ] {
         assert_eq!(only_condition(&policy(&routers)).message, says);
-    }
-}
-
-/// Every field of a peer profile.
-const PROFILE: &str = r"apiVersion: fairlead.io/v1alpha1
-kind: BGPPeerProfile
-metadata: {name: tor}
-spec:
-  nodeSelector: {matchLabels: {rack: rack0}}
-  peers:
-  - address: 10.0.0.0/24
-    asn: 65000
-  bfd:
-    detectMultiplier: 5
-    transmitIntervalMilliseconds: 50
-    receiveIntervalMilliseconds: 60
-    multihop: true
-    strict: true
-";
-
-#[test]
-fn a_peer_profile_is_read_with_its_defaults_and_held_to_its_limits() {
-    let Resource::PeerProfile(full) = &read_one(PROFILE).objects[0].object else {
-        panic!("{:?}", read_one(PROFILE));
-    };
-    let bfd = full.spec.bfd.clone().unwrap();
-    assert_eq!((bfd.detect_multiplier, bfd.strict), (5, true));
-    let peer = &full.spec.peers[0];
-    assert_eq!(peer.address, Some("10.0.0.0/24".parse().unwrap()));
-
-    let (bare, _) = PROFILE.split_once("  bfd:").unwrap();
-    let reading = read_one(&format!("{bare}  bfd: {{}}\n"));
-    assert_eq!(reading.conditions, []);
-    let Resource::PeerProfile(bare) = &reading.objects[0].object else {
-        panic!("{reading:?}");
-    };
-    let bfd = bare.spec.bfd.clone().unwrap();
-    assert_eq!(
-        (
-            bfd.detect_multiplier,
-            bfd.transmit_interval_milliseconds,
-            bfd.receive_interval_milliseconds
-        ),
-        (3, 300, 300)
-    );
-    assert_eq!((bfd.multihop, bfd.strict), (None, false));
-
-    for (from, to, line, says) in [
-        (
-            "detectMultiplier: 5",
-            "detectMultiplier: 1",
-            10,
-            "spec.bfd.detectMultiplier: 1 is not within 2 to 255",
-        ),
-        (
-            "transmitIntervalMilliseconds: 50",
-            "transmitIntervalMilliseconds: 9",
-            11,
-            "spec.bfd.transmitIntervalMilliseconds: 9 is not within 10 to 60000",
-        ),
-        (
-            "- address: 10.0.0.0/24\n    asn: 65000",
-            "- {}",
-            7,
-            "spec.peers[0]: says nothing; leave `peers` out to select all",
-        ),
-        (
-            "address: 10.0.0.0/24",
-            "address: tor0",
-            7,
-            "spec.peers[0].address: ",
-        ),
-    ] {
-        let condition = only_condition(&PROFILE.replace(from, to));
-        assert!(condition.message.starts_with(says), "{condition:?}");
-        assert_eq!(condition.origin, format!("m.yaml:{line}"), "{condition:?}");
     }
 }
 

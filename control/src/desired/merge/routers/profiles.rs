@@ -22,7 +22,7 @@ const KIND: &str = "BGPPeerProfile";
 pub(super) fn apply(
     resources: &Resources,
     node: &NodeState,
-    routers: &mut BTreeMap<u32, VirtualRouter>,
+    routers: &mut BTreeMap<String, VirtualRouter>,
     conditions: &mut Conditions,
 ) {
     let for_this_node: Vec<_> = resources
@@ -71,6 +71,7 @@ fn selects(profile: &PeerProfile, address: IpAddr, neighbor: &Neighbor) -> bool 
     let fits = |peer: &PeerSelector| {
         peer.address.is_none_or(|prefix| prefix.contains(address))
             && peer.asn.is_none_or(|asn| asn == neighbor.asn)
+            && (peer.peer_config.is_none() || peer.peer_config == neighbor.peer_config)
     };
     let peers = &profile.spec.peers;
     peers.is_empty() || peers.iter().any(fits)

@@ -1,0 +1,113 @@
+//! An agent with Cilium's objects of version 2, beside one with a peering policy.
+
+use anyhow::ensure;
+use fairlead_tests::lab::Lab;
+use fairlead_tests::netns::wait_for;
+use fairlead_tests::root;
+
+/// What a person who comes from Cilium has.
+fn documents(service: &str, community: &str) -> String {
+    format!(
+        "\
+apiVersion: cilium.io/v2
+kind: CiliumBGPClusterConfig
+metadata: {{ name: cilium-bgp }}
+spec:
+  nodeSelector: {{ matchLabels: {{ rack: rack1 }} }}
+  bgpInstances:
+    - name: instance-65001
+      localASN: 65001
+      peers:
+        - {{ name: router, peerASN: 65000, peerAddress: 10.0.1.1, peerConfigRef: {{ name: router }} }}
+---
+apiVersion: cilium.io/v2
+kind: CiliumBGPPeerConfig
+metadata: {{ name: router }}
+spec:
+  timers: {{ connectRetryTimeSeconds: 1, holdTimeSeconds: 9, keepAliveTimeSeconds: 3 }}
+  gracefulRestart: {{ enabled: true, restartTimeSeconds: 60 }}
+  families:
+    - {{ afi: ipv4, safi: unicast, advertisements: {{ matchLabels: {{ advertise: bgp }} }} }}
+    - {{ afi: ipv6, safi: unicast }}
+---
+apiVersion: cilium.io/v2
+kind: CiliumBGPAdvertisement
+metadata: {{ name: all, labels: {{ advertise: bgp }} }}
+spec:
+  advertisements:
+    - advertisementType: PodCIDR
+      attributes: {{ communities: {{ standard: [\"{community}\"], large: [\"65001:1:2\"] }} }}
+    - advertisementType: Service
+      selector: {{ matchLabels: {{ announce: bgp }} }}
+      service: {{ addresses: [LoadBalancerIP]{service} }}
+"
+    )
+}
+
+#[test]
+fn objects_of_ciliums_second_version_are_followed_and_what_is_told_changes_without_a_reset() {
+    if !root::is_root() {
+        return;
+    }
+    let mut lab = Lab::up("fl-v2").unwrap();
+    lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
+    let node = &lab.nodes[0];
+    let aggregated = documents(", aggregationLengthIPv4: 24", "65001:7");
+    node.put("bgp.yaml", &aggregated).unwrap();
+    // The router's path to a prefix by this node, and its communities.
+    let path = |prefix: &str| {
+        let route = lab.frr.json(&format!("show bgp ipv4 unicast {prefix}"))?;
+        let paths = route["paths"].as_array().cloned().unwrap_or_default();
+        let ours = paths
+            .into_iter()
+            .find(|path| path["peer"]["peerId"] == "10.0.1.2");
+        Ok::<_, anyhow::Error>(ours.map(|path| {
+            let text = |key: &str| path[key]["string"].as_str().unwrap_or_default().to_owned();
+            (text("community"), text("largeCommunity"))
+        }))
+    };
+    let told = |prefix: &str, community: &str| {
+        wait_for(&format!("{prefix} with {community:?}"), 20, || {
+            let found = path(prefix)?;
+            let is_it = found
+                .as_ref()
+                .is_some_and(|(standard, _)| standard == community);
+            ensure!(is_it, "{prefix}: {found:?}");
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    told("10.1.1.0/24", "65001:7");
+    assert_eq!(path("10.1.1.0/24").unwrap().unwrap().1, "65001:1:2");
+    told("203.0.113.0/24", "");
+    assert_eq!(path("203.0.113.10/32").unwrap(), None);
+    let holes = || node.netns.run("ip route show type blackhole proto 208");
+    assert!(holes().unwrap().contains("203.0.113.0/24"));
+    let status = node.ask(&["status"]).unwrap();
+    let conditions = status["conditions"].as_array().unwrap();
+    let of_bgp = |object: &serde_json::Value| object.as_str().unwrap().contains("BGP");
+    assert!(
+        !conditions.iter().any(|one| of_bgp(&one["object"])),
+        "{status}"
+    );
+    // Nothing is told in the family that selects no advertisement.
+    let v6 = lab.frr.json("show bgp ipv6 unicast fd00:1:1::/64").unwrap();
+    assert_eq!(v6["paths"], serde_json::Value::Null);
+
+    let sessions = || {
+        let all = lab.frr.json("show bgp neighbors 10.0.1.2").unwrap();
+        all["10.0.1.2"]["connectionsEstablished"].clone()
+    };
+    let before = sessions();
+    node.put("bgp.yaml", &documents("", "65001:8")).unwrap();
+    told("10.1.1.0/24", "65001:8");
+    told("203.0.113.10/32", "");
+    wait_for("the aggregate to go", 10, || {
+        ensure!(path("203.0.113.0/24")?.is_none());
+        Ok(Some(()))
+    })
+    .unwrap();
+    assert_eq!(holes().unwrap(), "");
+    assert_eq!(sessions(), before);
+}
