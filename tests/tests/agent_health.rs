@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use fairlead_tests::lab::echo::{Echo, at};
 use fairlead_tests::lab::steady::Steady;
 use fairlead_tests::lab::traffic::fetch_many;
-use fairlead_tests::lab::{Lab, Node, SERVICE, SERVICE_PORT};
+use fairlead_tests::lab::{CLIENT, Lab, Node, SERVICE, SERVICE_PORT};
 use fairlead_tests::netns::{Netns, wait_for};
 use fairlead_tests::root;
 use nix::sys::signal::Signal;
@@ -266,6 +266,11 @@ fn a_restart_of_the_agent_takes_no_healthy_backend_off_the_ring() {
     })
     .unwrap();
     node.start_agent().unwrap();
+    wait_for("the agent to have done a round", 20, || {
+        let services = node.ask(&["services"])?;
+        Ok((services != serde_json::json!([])).then_some(()))
+    })
+    .unwrap();
     sleep(Duration::from_secs(1));
 
     // A slot that had lost its backend for a moment would be in transition.
@@ -303,6 +308,30 @@ fn a_backend_is_drained_under_traffic_without_a_lost_request_and_stays_drained_o
             "again"
         );
     }
+    // Requests that begin now are remembered, by the node that the router sends them to.
+    wait_for("a flow to be remembered", 5, || {
+        for node in &lab.nodes {
+            let words = [
+                "flows",
+                "list",
+                "--service",
+                "default/echo",
+                "--client",
+                CLIENT[0],
+            ];
+            let flows = node.ask(&words)?;
+            if let Some(flow) = flows.as_array().and_then(|flows| flows.first()) {
+                let backend = flow["backend"].as_str().unwrap_or_default();
+                ensure!(
+                    flow["alive"] == true && !backend.starts_with(&format!("{web1}:")),
+                    "{flow}"
+                );
+                return Ok(Some(()));
+            }
+        }
+        Ok(None)
+    })
+    .unwrap();
     // New connections go elsewhere at once.
     let (servers, _) = fetch_many(&lab.client, SERVICE[0], SERVICE_PORT, 20).unwrap();
     assert_eq!(servers.into_keys().collect::<Vec<_>>(), ["web2"]);
@@ -351,4 +380,58 @@ fn a_backend_is_drained_under_traffic_without_a_lost_request_and_stays_drained_o
     }
     let (servers, _) = fetch_many(&lab.client, SERVICE[0], SERVICE_PORT, 40).unwrap();
     assert_eq!(servers.len(), 2, "{servers:?}");
+}
+
+#[test]
+fn a_trace_of_a_packet_is_answered_with_and_without_the_agent() {
+    if !root::is_root() {
+        return;
+    }
+    let mut lab = Lab::up("fl-trc").unwrap();
+    lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
+    let node = &mut lab.nodes[0];
+    let packet = [
+        "trace",
+        "--in",
+        "eth0",
+        "--src",
+        "192.0.2.2:40000",
+        "--dst",
+        "203.0.113.10:80",
+    ];
+    let told = node.dpctl(&packet).unwrap();
+    for word in [
+        "service default/web",
+        " of 512: ",
+        "ready, weight 1",
+        "reason       service-",
+    ] {
+        assert!(told.contains(word), "{word} is not in {told}");
+    }
+    let asked = node.ask(&packet).unwrap();
+    assert_eq!(asked["disagreement"], Value::Null, "{asked}");
+
+    node.agent
+        .as_mut()
+        .unwrap()
+        .signal(Signal::SIGTERM)
+        .unwrap();
+    wait_for("the agent to end", 10, || {
+        node.agent.as_mut().unwrap().ended()
+    })
+    .unwrap();
+    let output = node
+        .netns
+        .command(fairlead_tests::lab::binary("dpctl").unwrap())
+        .args(packet)
+        .args(["-o", "json"])
+        .env("FAIRLEAD_PIN_PATH", node.pins())
+        .env("FAIRLEAD_SOCKET", node.socket())
+        .output()
+        .unwrap();
+    let alone: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for field in ["verdict", "reason", "action", "result", "disagreement"] {
+        assert_eq!(alone[field], asked[field], "{field}");
+    }
 }

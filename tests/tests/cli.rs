@@ -1,137 +1,13 @@
 //! What a person reads who did something wrong: one line that says what, where and what to do, and an
 //! exit code that a script can tell apart.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a story ends at the first thing that is not as it tells"
-)]
-
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
 
+use aya_obj::Object;
 use fairlead_common::tables;
-use fairlead_control::dataplane::attach::Hook;
-use fairlead_tests::bpffs::BpfFs;
+use fairlead_control::dataplane::load::OBJECT;
+use fairlead_tests::host::{BAD_CONFIG, ERROR, NO, YES, host};
 use fairlead_tests::lab::binary;
 use fairlead_tests::netns::{Netns, wait_for};
-use fairlead_tests::process::Process;
-use fairlead_tests::root;
-use tempfile::TempDir;
-
-/// Done, or yes.
-const YES: i32 = 0;
-/// Asked, and the answer is no.
-const NO: i32 = 1;
-/// It could not be done.
-const ERROR: i32 = 2;
-/// A configuration that cannot be read, so that a service manager does not start it again.
-const BAD_CONFIG: i32 = 78;
-
-/// A host of its own: a namespace, a BPF file system, a folder.
-struct Host {
-    netns: Netns,
-    bpffs: BpfFs,
-    dir: TempDir,
-}
-
-/// What a program said; the host's folders are called DIR and BPF in it.
-#[derive(Debug, PartialEq)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn host() -> Option<Host> {
-    root::is_root().then(|| Host {
-        netns: Netns::unique("fl-cli").unwrap(),
-        bpffs: BpfFs::mount().unwrap(),
-        dir: tempfile::tempdir().unwrap(),
-    })
-}
-
-impl Host {
-    fn pins(&self) -> PathBuf {
-        self.bpffs.path().join("fairlead")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("agent.sock")
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.dir.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    }
-
-    /// Words such as `fairlead run`, DIR and BPF in them for the host's folders.
-    fn command(&self, line: &str) -> Command {
-        let line = line
-            .replace("DIR", &self.dir.path().display().to_string())
-            .replace("BPF", &self.bpffs.path().display().to_string());
-        let mut words = line.split_whitespace().map(|word| match word {
-            "fairlead" | "dpctl" => binary(word).unwrap(),
-            _ => PathBuf::from(word),
-        });
-        let mut command = self.netns.command(words.next().unwrap());
-        command
-            .args(words)
-            .env("FAIRLEAD_PIN_PATH", self.pins())
-            .env("FAIRLEAD_SOCKET", self.socket())
-            .env("FAIRLEAD_NODE_NAME", "node1");
-        command
-    }
-
-    fn say(&self, line: &str) -> Said {
-        let output = self.command(line).output().unwrap();
-        let text = |bytes: Vec<u8>| {
-            String::from_utf8(bytes)
-                .unwrap()
-                .replace(&self.dir.path().display().to_string(), "DIR")
-                .replace(&self.bpffs.path().display().to_string(), "BPF")
-        };
-        Said {
-            code: output.status.code().unwrap(),
-            out: text(output.stdout),
-            err: text(output.stderr),
-        }
-    }
-
-    /// The one line of an error.
-    #[track_caller]
-    fn refuses(&self, line: &str, code: i32, error: &str) {
-        let said = self.say(line);
-
-        assert_eq!(said.err, format!("{error}\n"), "{line}");
-        assert_eq!((said.code, said.out.as_str()), (code, ""), "{line}");
-    }
-
-    /// The lines of an answer.
-    #[track_caller]
-    fn answers(&self, line: &str, code: i32, lines: &[&str]) {
-        let said = self.say(line);
-
-        let wanted: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        assert_eq!(said.out, wanted, "{line}");
-        assert_eq!((said.code, said.err.as_str()), (code, ""), "{line}");
-    }
-
-    fn agent(&self) -> Process {
-        let log = self.dir.path().join("agent.log");
-        let agent = Process::start(&mut self.command("fairlead run --device eth0"), &log).unwrap();
-        wait_for("the agent", 20, || {
-            Ok(std::os::unix::net::UnixStream::connect(self.socket()).ok())
-        })
-        .unwrap();
-        wait_for("the first round", 5, || {
-            Ok((self.say("dpctl status").code != ERROR).then_some(()))
-        })
-        .unwrap();
-        agent
-    }
-}
 
 #[test]
 fn a_configuration_that_cannot_be_read_says_which_line_and_ends_with_78() {
@@ -355,7 +231,7 @@ fn tables_and_keys_that_do_not_exist_are_answered_with_those_that_do() {
         );
     }
     host.refuses(
-        "dpctl maps get BACKENDS 70000",
+        "dpctl maps get BACKENDS 200000",
         NO,
         "BACKENDS has no such row",
     );
@@ -574,6 +450,7 @@ fn cleanup_says_what_it_removed_and_then_that_nothing_is_left() {
     host.answers("fairlead cleanup", YES, &["nothing to remove"]);
     let mut agent = host.agent();
     let pid = agent.id();
+    let programs = Object::parse(OBJECT).unwrap().programs.len();
 
     host.answers(
         "fairlead cleanup",
@@ -583,7 +460,7 @@ fn cleanup_says_what_it_removed_and_then_that_nothing_is_left() {
             "removed 0 learnt routes and 0 neighbours",
             &format!(
                 "unpinned {} programs and {} tables",
-                Hook::ALL.len(),
+                programs,
                 tables::ALL.len()
             ),
         ],
