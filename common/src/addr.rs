@@ -74,6 +74,13 @@ impl Addr {
         self.0[0] == 0 && self.0[1] as u32 == V4_MAPPED
     }
 
+    /// Whether the address is of the host that it stands on: 127.0.0.0/8 or `::1` (RFC 6890 §2.2).
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        let first = self.v4_word() & 0xff_u32.to_le();
+        (self.is_v4() && first == 127) || (self.0[0] == 0 && self.0[1] == 1_u64.to_be())
+    }
+
     /// Whether there is no address.
     #[inline(always)]
     pub const fn is_none(self) -> bool {
@@ -275,6 +282,14 @@ mod tests {
 
         assert!(!addr.is_v4());
         assert_eq!(addr.to_string(), "2001:db8::1");
+    }
+
+    #[test]
+    fn loopback_addresses_are_those_of_either_family() {
+        let is = |text: &str| Addr::new(text.parse().unwrap()).is_loopback();
+
+        assert!(is("127.0.0.1") && is("127.255.0.9") && is("::1"));
+        assert!(!is("128.0.0.1") && !is("10.127.0.1") && !is("::2") && !is("::"));
     }
 
     #[test]

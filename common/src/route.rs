@@ -31,6 +31,8 @@ pub struct Node {
     pub flags: u32,
     /// Zero.
     pub pad: u32,
+    /// The cookie of the node's own network namespace: a loopback address is the node's in this one only.
+    pub namespace: u64,
 }
 
 /// Bits of [`Node::flags`].

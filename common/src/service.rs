@@ -57,6 +57,13 @@ impl ServiceKey {
     }
 }
 
+impl ServiceKey {
+    /// Whether the row is for pods and the node's own sockets.
+    pub const fn is_inside(&self) -> bool {
+        self.scope == scope::INSIDE
+    }
+}
+
 /// Values of [`ServiceKey::scope`]: where the client is. A service has a row for each scope that may reach
 /// it, so that traffic policies, which differ between the two, are a matter of rings.
 pub mod scope {

@@ -146,7 +146,7 @@ macro_rules! tables {
 
 tables! {
     /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
-    NodeTable = "NODE" v 1 Array<u32, Node>[1],
+    NodeTable = "NODE" v 2 Array<u32, Node>[1],
     /// The devices that packets arrive on, by ifindex modulo the capacity.
     Devices = "DEVICES" v 1 Array<u32, Device>[DEVICE_MASK + 1],
     /// The devices that XDP may redirect to, by ifindex.

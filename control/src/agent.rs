@@ -18,6 +18,7 @@ mod devices;
 mod drains;
 mod lifecycle;
 mod round;
+mod sockets;
 mod speakers;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use self::lifecycle::{
 
 use self::devices::Devices;
 use self::drains::DrainBook;
+use self::sockets::Sockets;
 use self::speakers::Speakers;
 use crate::api::server::{self, Order};
 use crate::api::types::DrainOutcome;
@@ -48,7 +50,7 @@ use crate::dataplane::pins::Pins;
 use crate::desired::Condition;
 use crate::desired::drain::Drain;
 use crate::health::Prober;
-use crate::host::{Netlink, links, sysctl, ways};
+use crate::host::{Netlink, links, namespace, sysctl, ways};
 use crate::plan::{Actual, Memory};
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
@@ -83,6 +85,7 @@ struct Agent {
     pins: Pins,
     netlink: Netlink,
     devices: Devices,
+    sockets: Sockets,
     store: KernelStore,
     bindings: Bindings,
     speakers: Speakers,
@@ -92,6 +95,8 @@ struct Agent {
     memory: Memory,
     /// What the tables hold; unknown at the start and after a step that failed.
     actual: Option<Arc<Actual>>,
+    /// The cookie of the network namespace that the agent is in.
+    namespace: u64,
     port_secret: u64,
     /// Whether routes that are not learnt (again) may be removed: at the start, those of an earlier
     /// agent stay until the peers have told theirs.
@@ -151,6 +156,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         started: now(),
         netlink: Netlink::open()?,
         devices: Devices::new(loaded),
+        sockets: Sockets::default(),
         store: KernelStore::open(&pins)?,
         bindings: Bindings::open(&pins)?,
         speakers: Speakers::new(learnt_changed, restarting),
@@ -159,6 +165,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         resources: Resources::default(),
         memory: Memory::default(),
         actual: None,
+        namespace: namespace::cookie()?,
         port_secret: random_u64()?,
         settled: !restarting,
         said: Vec::new(),

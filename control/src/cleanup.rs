@@ -10,6 +10,7 @@ use std::fmt;
 
 use crate::dataplane::attach::{self, Attachment};
 use crate::dataplane::pins::{self, Lock, Pins};
+use crate::dataplane::sockets;
 use crate::host::{self, Netlink};
 
 /// Why something could not be removed.
@@ -18,6 +19,9 @@ pub enum Error {
     /// A program.
     #[error(transparent)]
     Attach(#[from] attach::Error),
+    /// The programs for sockets.
+    #[error(transparent)]
+    Sockets(#[from] sockets::Error),
     /// A route or a neighbour.
     #[error(transparent)]
     Host(#[from] host::Error),
@@ -31,6 +35,8 @@ pub enum Error {
 pub struct Removed {
     /// Programs from devices.
     pub attachments: Vec<Attachment>,
+    /// Whether the programs for sockets were on a cgroup.
+    pub sockets: bool,
     /// How many learnt routes.
     pub routes: usize,
     /// How many neighbours that were kept resolved.
@@ -57,6 +63,9 @@ impl fmt::Display for Removed {
         for Attachment { hook, device } in &self.attachments {
             writeln!(f, "detached {} from {device}", hook.program())?;
         }
+        if self.sockets {
+            writeln!(f, "detached the programs for sockets from their cgroup")?;
+        }
         writeln!(
             f,
             "removed {} learnt routes and {} neighbours",
@@ -79,6 +88,7 @@ pub async fn cleanup(
     owner: Option<Lock>,
 ) -> Result<Removed, Error> {
     let mut removed = Removed {
+        sockets: sockets::detach(pins)?,
         attachments: attach::attachments(pins)?,
         ..Removed::default()
     };

@@ -3,8 +3,10 @@
 //! ```text
 //!   pins   where everything is pinned, and who may change it
 //!   load   embedded object -> maps and programs      attach  programs -> devices, by pinned links
+//!   sockets  programs -> a cgroup, likewise
 //!   table  typed rows          mapped, batch  the two faster ways to them
 //!   decap  a backend behind a router: the one program it needs
+//!   affinity  clients whose backend has left, let go
 //!   apply  plan -> tables      observe  tables -> counters      dump  tables -> text for people
 //! ```
 //!
@@ -12,6 +14,7 @@
 //!
 //! Not here: what the tables should hold (`plan`), and devices' own settings (`host`).
 
+pub mod affinity;
 pub mod apply;
 pub mod attach;
 pub mod batch;
@@ -24,4 +27,5 @@ pub mod mapped;
 pub mod observe;
 pub mod pins;
 pub mod rehearse;
+pub mod sockets;
 pub mod table;

@@ -29,7 +29,7 @@ const DRAWS: u32 = 16;
 #[inline(always)]
 pub fn connect(address: &mut impl Address) -> Option<Reason> {
     let (addr, port, proto) = (address.addr(), address.port(), address.proto());
-    let Some(service) = service(addr, port, proto) else {
+    let Some(service) = service(address, proto) else {
         // It may have been connected to a service before.
         if let Some(row) = maps::socket(address.context()) {
             row.id = 0;
@@ -52,7 +52,7 @@ pub fn connect(address: &mut impl Address) -> Option<Reason> {
 #[inline(always)]
 pub fn send(address: &mut impl Address) -> Option<Reason> {
     let (addr, port) = (address.addr(), address.port());
-    let Some(service) = service(addr, port, Proto::UDP) else {
+    let Some(service) = service(address, Proto::UDP) else {
         // Answers of this address are its own from now on.
         if let Some(rows) = maps::datagrams(address.context())
             && let Some(place) = place_of_backend(rows, addr, port)
@@ -110,12 +110,18 @@ pub fn peer(address: &mut impl Address) {
     }
 }
 
+/// The service that the address names. A loopback address names one (node ports) to processes of the host: to
+/// a pod it is the pod itself.
 #[inline(always)]
-fn service(addr: Addr, port: Port, proto: Proto) -> Option<&'static Service> {
+fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
     if proto != Proto::TCP && proto != Proto::UDP {
         return None;
     }
-    maps::service(&ServiceKey::new(addr, port, proto).inside())
+    let addr = address.addr();
+    if addr.is_loopback() && maps::node()?.namespace != address.namespace() {
+        return None;
+    }
+    maps::service(&ServiceKey::new(addr, address.port(), proto).inside())
 }
 
 /// The backend of a new connection.

@@ -40,6 +40,7 @@ use fairlead_common::tables::{
     TxPorts,
 };
 use fairlead_control::dataplane::load::{self, OBJECT};
+use fairlead_control::host::namespace;
 
 use crate::packet::{Mac, Packet, check};
 
@@ -484,6 +485,7 @@ fn a_node() -> route::Node {
     node.pods[0] = Cidr4::new([10, 244, 1, 0].into(), 24);
     node.buckets = snat::cells(1..64).expect("buckets");
     node.port_secret = 0x5eed;
+    node.namespace = namespace::cookie().expect("a cookie");
     node
 }
 

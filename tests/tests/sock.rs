@@ -10,7 +10,7 @@ use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{Service, ServiceKey, Slot, flags, forward};
 use fairlead_common::socket::{Client, TRANSLATIONS};
-use fairlead_common::tables::{Affinity, Backends, Services};
+use fairlead_common::tables::{Affinity, Backends, NodeTable, Services};
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::kernel::{Node, addr_of, on_a_node};
 use fairlead_tests::netns::wait_for;
@@ -473,6 +473,28 @@ fn a_slot_in_transition_gives_its_new_backend() {
         node.inside_service(V4.service, PORT, Proto::UDP, &[slot], 0);
 
         assert_eq!(given(node, V4, 20), [0, 20]);
+    });
+}
+
+#[rstest]
+#[case::ipv4("127.0.0.1")]
+#[case::ipv6("::1")]
+fn a_loopback_address_is_a_service_to_the_host_and_never_to_a_pod(#[case] loopback: &str) {
+    on_a_node_with_sockets(|node| {
+        let family = if loopback == "::1" { V6 } else { V4 };
+        let id = backend(node, family.backends[0]);
+        node.inside_service(loopback, 30080, Proto::UDP, &[steady(id)], 0);
+        let node_port = at(loopback, 30080);
+        let socket = udp(family.any);
+
+        socket.connect(node_port).expect("a service");
+        assert_eq!(node.kept_by(&socket).backend, addr_of(family.backends[0]));
+
+        let of_the_host = node.get::<NodeTable>(&0).expect("a row").namespace;
+        node.change(|row| row.namespace = of_the_host + 1);
+        let socket = udp(family.any);
+        socket.connect(node_port).expect("a way");
+        assert_eq!(counted(node, Reason::ServiceSocket), 1);
     });
 }
 

@@ -55,6 +55,11 @@ impl Devices {
         }
     }
 
+    /// The datapath, for what is attached elsewhere.
+    pub fn loaded(&mut self) -> &mut Loaded {
+        &mut self.loaded
+    }
+
     /// Attaches what is missing; `links` are the host's, by name.
     pub fn follow(
         &mut self,

@@ -8,11 +8,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fairlead_common::service::ServiceKey;
 use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
 use super::{Agent, DEFERRAL, LOOK_ANYWAY, RETRY, now};
 use crate::api::types;
+use crate::dataplane::affinity;
 use crate::dataplane::apply::{self, Outcome};
 use crate::desired::announce::{Programmed, aggregates, announcements};
 use crate::desired::merge::merge;
@@ -69,6 +71,14 @@ impl Agent {
             .follow(&self.document.devices, self.document.bpf.xdp_mode, &links);
         let has_programs = found.covers(&self.document.devices);
         conditions.extend(found.conditions);
+        let mut attachments = found.attachments;
+        let sockets = self.sockets.follow(
+            self.devices.loaded(),
+            &self.document.socket_load_balancing,
+            tables.actual.services.keys().any(ServiceKey::is_inside),
+        );
+        attachments.extend(sockets.attachment);
+        conditions.extend(sockets.condition);
         let programmed = Programmed {
             services: tables.programmed,
             attached: found.uplink_attached,
@@ -87,7 +97,7 @@ impl Agent {
         self.view.publish(State {
             actual: tables.actual,
             in_sync,
-            attachments: found.attachments,
+            attachments,
             announcements,
             routes,
             pods,
@@ -219,6 +229,7 @@ impl Agent {
                 .map(|link| link.index)
                 .collect(),
             busy_ports: busy_ports(conditions),
+            namespace: self.namespace,
             port_secret: self.port_secret,
         };
         let wanted = Wanted {
@@ -267,7 +278,12 @@ impl Agent {
                 message: format!("{}: {}", obstacle.step, obstacle.why),
             }
         }));
-        self.after(plan, &outcome, actual, reach, now)
+        let tables = self.after(plan, &outcome, actual, reach, now);
+        // After the rings: whoever comes now is given a backend by them.
+        if let Err(error) = affinity::let_go(&self.pins, &tables.actual) {
+            conditions.push(trouble("table AFFINITY", "TableRefused", &error));
+        }
+        tables
     }
 
     fn after(

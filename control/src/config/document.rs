@@ -50,6 +50,8 @@ pub struct Document {
     pub bgp: Bgp,
     /// How services are balanced.
     pub load_balancer: LoadBalancer,
+    /// How sockets of this host reach services.
+    pub socket_load_balancing: SocketLoadBalancing,
     /// What the agent tells of itself.
     pub telemetry: Telemetry,
 }
@@ -67,6 +69,7 @@ impl Default for Document {
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             bgp: Bgp::default(),
             load_balancer: LoadBalancer::default(),
+            socket_load_balancing: SocketLoadBalancing::default(),
             telemetry: Telemetry::default(),
         }
     }
@@ -247,6 +250,28 @@ impl Default for LoadBalancer {
             drain_window: Duration::from_mins(1),
             node_port_addresses: Vec::new(),
             topology_aware_hints: false,
+        }
+    }
+}
+
+/// How sockets of this host reach services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct SocketLoadBalancing {
+    /// Whether sockets, of pods too, are given a backend when they connect or send to a service, so that no
+    /// packet carries the service's address. Default: yes.
+    pub enabled: bool,
+    /// The folder of the cgroup whose sockets are meant, with those of all cgroups below. Default: the root of
+    /// the unified hierarchy; none when the agent is in a network namespace other than the host's, whose
+    /// services are not those of the host's processes.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Default for SocketLoadBalancing {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            cgroup: None,
         }
     }
 }

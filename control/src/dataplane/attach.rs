@@ -207,18 +207,23 @@ pub fn detach(pins: &Pins, hook: Hook, device: &str) -> Result<bool, Error> {
         })?;
         return discard(&path);
     }
+    cut(&path)
+}
+
+/// Ends a pinned link, at once; `false` when there was none.
+pub(super) fn cut(path: &Path) -> Result<bool, Error> {
     // Cutting first: the pin alone lets go only a little later. A link whose device has gone says so.
-    if let Ok(link) = Link::open(&path)
+    if let Ok(link) = Link::open(path)
         && let Err(error) = link.cut()
         && error.raw_os_error() != Some(libc::ENOLINK)
     {
         return Err(Error::File {
             doing: "detaching",
-            path,
+            path: path.to_owned(),
             source: error,
         });
     }
-    discard(&path)
+    discard(path)
 }
 
 /// What is attached, by the pins.

@@ -4,9 +4,12 @@
 //! later task into the namespace.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::getsockopt;
+use nix::{getsockopt_impl, sockopt_impl};
 
 use super::Error;
 
@@ -34,6 +37,35 @@ pub fn open(path: &Path) -> Result<File, Error> {
         })
     })
 }
+
+/// Whether this process is in the network namespace of the host's first process, so that the host's other
+/// processes are in it too unless they have one of their own.
+///
+/// A file below `/proc/PID/net` belongs to a namespace and is the same for all who are in it; unlike
+/// `/proc/PID/ns/net` it is shown without a capability.
+pub fn is_the_hosts() -> Result<bool, Error> {
+    let file = |path: &str| {
+        let file = std::fs::metadata(path).map_err(Error::new(format!("looking at {path}")))?;
+        Ok((file.dev(), file.ino()))
+    };
+    Ok(file("/proc/self/net/dev")? == file("/proc/1/net/dev")?)
+}
+
+/// The number by which the kernel and its programs know the network namespace of the calling thread.
+pub fn cookie() -> Result<u64, Error> {
+    let doing = || "asking for the cookie of the network namespace".to_owned();
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").map_err(Error::new(doing()))?;
+    getsockopt(&socket, NetnsCookie).map_err(Error::new(doing()))
+}
+
+sockopt_impl!(
+    /// `SO_NETNS_COOKIE` (Linux 5.14).
+    NetnsCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64
+);
 
 /// Runs asynchronous work inside a namespace, on a runtime of its own, and waits for it.
 pub async fn inside<R, F>(

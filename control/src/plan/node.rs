@@ -23,6 +23,8 @@ pub struct Host {
     pub veths: BTreeSet<u32>,
     /// Port ranges that the host's own connections use (`ip_local_port_range`, reserved ports).
     pub busy_ports: Vec<RangeInclusive<u16>>,
+    /// The cookie of the network namespace that the agent is in.
+    pub namespace: u64,
     /// Random; used when the node has no row yet. The row's own is kept, so that flows keep their ports.
     pub port_secret: u64,
 }
@@ -53,6 +55,7 @@ pub fn node_row(
         port_secret: actual.map_or(host.port_secret, |row| row.port_secret),
         flags: 0,
         pad: 0,
+        namespace: host.namespace,
     };
     let pods = node.pod_cidrs.iter().filter_map(|prefix| match prefix {
         IpNetwork::V4(v4) => Some(Cidr4::new(v4.network(), v4.prefix())),
@@ -191,6 +194,7 @@ mod tests {
 
     fn host() -> Host {
         Host {
+            namespace: 7,
             veths: BTreeSet::new(),
             devices: BTreeMap::from([(2, [2; 6]), (7, [7; 6])]),
             busy_ports: vec![32768..=60999],

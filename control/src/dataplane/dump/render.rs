@@ -70,6 +70,7 @@ impl ToJson for Node {
             "native": cidrs(&self.native),
             "pods": cidrs(&self.pods),
             "buckets": buckets,
+            "namespace": self.namespace,
         })
     }
 }
