@@ -136,7 +136,10 @@ fn a_table_of_another_layout_is_made_anew_and_the_others_keep_their_rows() {
         loaded.fresh,
         [Fresh {
             table: "SERVICES",
-            replaced: Some("its layout has version 99, now 1".to_owned()),
+            replaced: Some(format!(
+                "its layout has version 99, now {}",
+                Services::VERSION
+            )),
         }]
     );
     let services = Pinned::<Services>::open(&place.pins).unwrap();
