@@ -5,9 +5,10 @@
 )]
 
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 
+use caps::{CapSet, Capability};
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::Flow;
 use fairlead_common::reason::Reason;
@@ -23,8 +24,12 @@ use fairlead_control::host::Netlink;
 use fairlead_control::plan::Actual;
 use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::cgroup::Cgroup;
+use fairlead_tests::lab::binary;
+use fairlead_tests::netns::{Netns, wait_for};
+use fairlead_tests::process::Process;
 use fairlead_tests::root::is_root;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 
 /// Nobody has this address (RFC 5737): whoever connects to it by UDP only asks the programs.
 const SERVICE: &str = "192.0.2.80";
@@ -247,4 +252,129 @@ fn clients_of_a_backend_that_has_left_its_service_are_let_go() {
     let mut left: Vec<_> = table.rows().map(|row| row.unwrap().0).collect();
     left.sort();
     assert_eq!(left, [client(1, 5), client(3, 5)]);
+}
+
+/// A node whose services are for sockets: what a cluster's documents say of it.
+fn documents(node: &str, endpoint: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{ name: {node} }}\n\
+         status: {{ addresses: [{{ type: InternalIP, address: 10.98.0.1 }}] }}\n\
+         ---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{ name: web, namespace: default }}\n\
+         spec:\n  type: NodePort\n  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1]\n  \
+         ports: [{{ name: http, port: 80, targetPort: 8080, nodePort: 30080, protocol: TCP }}]\n\
+         ---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata:\n  name: web-1\n  namespace: default\n  labels: {{ kubernetes.io/service-name: web }}\n\
+         addressType: IPv4\nports: [{{ name: http, port: 8080, protocol: TCP }}]\n\
+         endpoints: [{{ addresses: [{endpoint}], nodeName: {node}, conditions: {{ ready: true }} }}]\n"
+    )
+}
+
+#[test]
+fn a_process_reaches_a_cluster_address_as_long_as_the_documents_say_so_whatever_the_agent_does() {
+    if !is_root() {
+        return;
+    }
+    let cgroup = Cgroup::enter().unwrap();
+    let netns = Netns::unique("fl-sock").unwrap();
+    for address in ["10.98.0.1", "10.99.0.1"] {
+        netns.ip(&format!("addr add {address}/32 dev lo")).unwrap();
+    }
+    let bpffs = BpfFs::mount().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir(path("manifests")).unwrap();
+    let manifest = path("manifests").join("all.yaml");
+    std::fs::write(&manifest, documents("node1", "10.99.0.1")).unwrap();
+    let config = format!(
+        "nodeName: node1\nbpf: {{ pinPath: {}/fairlead }}\nsocket: {dir}/agent.sock\n\
+         manifests: {dir}/manifests\ntelemetry: {{ listen: none }}\n\
+         socketLoadBalancing: {{ cgroup: {} }}\n",
+        bpffs.path().display(),
+        cgroup.path().display(),
+        dir = dir.path().display(),
+    );
+    std::fs::write(path("config.yaml"), config).unwrap();
+    let start = || {
+        let mut command = netns.command(binary("fairlead").unwrap());
+        command.args(["run", "--config"]).arg(path("config.yaml"));
+        Process::start(&mut command, &path("agent.log")).unwrap()
+    };
+    let status = || {
+        let mut command = netns.command(binary("dpctl").unwrap());
+        command.args(["status", "--socket"]).arg(path("agent.sock"));
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let listener = netns
+        .enter(|| TcpListener::bind("10.99.0.1:8080").unwrap())
+        .unwrap();
+    // The address that a process sees as its peer, of a connection that has come to the backend.
+    let peer = |service: &str| -> anyhow::Result<String> {
+        let stream = netns.enter(|| TcpStream::connect(service))??;
+        listener.set_nonblocking(true)?;
+        listener.accept()?;
+        Ok(stream.peer_addr()?.to_string())
+    };
+    let reached =
+        |service: &str| wait_for("the service to be reached", 20, || peer(service).map(Some));
+
+    let mut agent = start();
+    for service in ["10.96.0.1:80", "10.98.0.1:30080", "127.0.0.1:30080"] {
+        let seen =
+            reached(service).unwrap_or_else(|error| panic!("{error:#}\n{}", agent.printed()));
+        assert_eq!(seen, service);
+    }
+    let said = status();
+    assert!(
+        said.contains("  sockets") && said.contains("  link"),
+        "{said}"
+    );
+
+    agent.signal(Signal::SIGKILL).unwrap();
+    while agent.ended().unwrap().is_none() {}
+    assert_eq!(peer("10.96.0.1:80").unwrap(), "10.96.0.1:80");
+    agent = start();
+    wait_for("the next agent to tell of the sockets", 20, || {
+        peer("10.96.0.1:80")?;
+        Ok(status().contains("  sockets").then_some(()))
+    })
+    .unwrap();
+
+    std::fs::remove_file(&manifest).unwrap();
+    wait_for("the sockets to be left alone", 20, || {
+        Ok((!status().contains("  sockets")).then_some(()))
+    })
+    .unwrap();
+    assert!(peer("10.96.0.1:80").is_err());
+    agent.stop().unwrap();
+}
+
+#[test]
+fn three_capabilities_suffice() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let all = caps::read(None, CapSet::Effective).unwrap();
+    let three = [
+        Capability::CAP_BPF,
+        Capability::CAP_NET_ADMIN,
+        Capability::CAP_PERFMON,
+    ];
+    // Of this thread only.
+    caps::set(None, CapSet::Effective, &three.into_iter().collect()).unwrap();
+
+    let mut loaded = load::load(&place.pins, &place.lock);
+    let were_there = loaded
+        .as_mut()
+        .map(|loaded| loaded.attach_sockets(place.cgroup.path()));
+    let taken_over = load::load(&place.pins, &place.lock)
+        .map(|mut loaded| loaded.attach_sockets(place.cgroup.path()));
+    let is_detached = sockets::detach(&place.pins);
+
+    caps::set(None, CapSet::Effective, &all).unwrap();
+    assert!(!were_there.unwrap().unwrap());
+    assert!(taken_over.unwrap().unwrap());
+    assert!(is_detached.unwrap());
 }

@@ -3,6 +3,9 @@
 //! Not for the measuring itself: that is the program `bench` of the crate `tests`. Not a test: figures are for
 //! a quiet machine.
 
+use std::path::Path;
+use std::process::Command;
+
 use anyhow::{Context, Result, bail};
 
 use crate::{ebpf, setup, workspace};
@@ -18,6 +21,8 @@ pub struct Arguments {
 enum Name {
     /// What a balanced packet costs, beside programs that do less
     Lb,
+    /// What a socket pays to reach a service, beside rules that translate
+    Sock,
 }
 
 /// Builds what is needed, and measures.
@@ -25,21 +30,38 @@ enum Name {
 /// # Errors
 /// It could not be measured, or a ratio does not hold.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Name::Lb = arguments.name;
     if !workspace::is_root() {
-        bail!("BPF needs root: `sudo -E cargo xtask bench lb`");
+        bail!("BPF needs root: `sudo -E cargo xtask bench NAME`");
     }
     setup::ensure(&[setup::For::Build, setup::For::Bench])?;
     println!("bench: building");
     let target = workspace::target()?;
-    let objects = ebpf::target_folder(workspace::root(), &target);
+    match arguments.name {
+        Name::Lb => lb(&target),
+        Name::Sock => sock(&target),
+    }
+}
+
+fn sock(target: &Path) -> Result<()> {
+    let mut bench = built(target, "bench_sock")?;
+    bench.arg(target.join("bench/sock.json"));
+    workspace::run(&mut bench, "measuring")
+}
+
+fn lb(target: &Path) -> Result<()> {
+    let objects = ebpf::target_folder(workspace::root(), target);
     let object = ebpf::build(workspace::root(), &objects, ebpf::BENCH, &[])
         .map_err(anyhow::Error::msg)
         .context("building the benchmark's eBPF object")?;
-    let mut build = workspace::cargo();
-    build.args(["build", "--quiet", "--package", "fairlead-tests"]);
-    workspace::run(build.args(["--bin", "bench"]), "building the benchmark")?;
-    let mut bench = std::process::Command::new(target.join("debug/bench"));
+    let mut bench = built(target, "bench")?;
     bench.arg(object).arg(target.join("bench/lb.json"));
     workspace::run(&mut bench, "measuring")
+}
+
+/// Builds a program of the crate `tests`; the command that runs it.
+fn built(target: &Path, name: &str) -> Result<Command> {
+    let mut build = workspace::cargo();
+    build.args(["build", "--quiet", "--package", "fairlead-tests"]);
+    workspace::run(build.args(["--bin", name]), "building the benchmark")?;
+    Ok(Command::new(target.join("debug").join(name)))
 }
