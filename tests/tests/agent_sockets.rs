@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::Command;
 
 use caps::{CapSet, Capability};
 use fairlead_common::addr::{Addr, Port, Proto};
@@ -25,7 +26,7 @@ use fairlead_control::plan::Actual;
 use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::lab::binary;
-use fairlead_tests::netns::{Netns, wait_for};
+use fairlead_tests::netns::{Netns, veth, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root::is_root;
 use nix::sched::{CloneFlags, unshare};
@@ -278,9 +279,11 @@ fn a_process_reaches_a_cluster_address_as_long_as_the_documents_say_so_whatever_
     }
     let cgroup = Cgroup::enter().unwrap();
     let netns = Netns::unique("fl-sock").unwrap();
-    for address in ["10.98.0.1", "10.99.0.1"] {
-        netns.ip(&format!("addr add {address}/32 dev lo")).unwrap();
-    }
+    let backend = Netns::unique("fl-sock").unwrap();
+    veth((&netns, "eth0"), (&backend, "eth0")).unwrap();
+    netns.ip("addr add 10.98.0.1/32 dev lo").unwrap();
+    netns.ip("addr add 10.99.0.254/24 dev eth0").unwrap();
+    backend.ip("addr add 10.99.0.1/24 dev eth0").unwrap();
     let bpffs = BpfFs::mount().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -297,22 +300,23 @@ fn a_process_reaches_a_cluster_address_as_long_as_the_documents_say_so_whatever_
     );
     std::fs::write(path("config.yaml"), config).unwrap();
     let start = || {
-        let mut command = netns.command(binary("fairlead").unwrap());
+        let mut command = Command::new(binary("fairlead").unwrap());
         command.args(["run", "--config"]).arg(path("config.yaml"));
-        Process::start(&mut command, &path("agent.log")).unwrap()
+        // Not by `ip netns exec`, which hides the host's cgroups.
+        let start = || Process::start(&mut command, &path("agent.log"));
+        netns.enter(start).unwrap().unwrap()
     };
     let status = || {
         let mut command = netns.command(binary("dpctl").unwrap());
         command.args(["status", "--socket"]).arg(path("agent.sock"));
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     };
-    let listener = netns
+    let listener = backend
         .enter(|| TcpListener::bind("10.99.0.1:8080").unwrap())
         .unwrap();
     // The address that a process sees as its peer, of a connection that has come to the backend.
     let peer = |service: &str| -> anyhow::Result<String> {
         let stream = netns.enter(|| TcpStream::connect(service))??;
-        listener.set_nonblocking(true)?;
         listener.accept()?;
         Ok(stream.peer_addr()?.to_string())
     };

@@ -99,8 +99,8 @@ pub(super) fn merge(
                         scope: Scope::Outside,
                         ..frontend
                     };
-                    // Said once for both scopes.
-                    if refused.insert(place) {
+                    // Said once for both scopes, and of a node port not at its loopback address too.
+                    if !frontend.addr.is_loopback() && refused.insert(place) {
                         let message = format!(
                             "{place} belongs to Service {}, which is older or comes first by name; give one of them another address or port",
                             winner.object
@@ -206,7 +206,9 @@ impl One<'_> {
                     address_kinds: kinds,
                     ..template.clone()
                 };
-                if is_node_or_balancer || is_cluster_announced {
+                // No packet comes in to a loopback address.
+                let is_from_outside = is_node_or_balancer || is_cluster_announced;
+                if is_from_outside && !addr.is_loopback() {
                     let is_local = if is_node_or_balancer {
                         policy.external_local
                     } else {

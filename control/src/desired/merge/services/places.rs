@@ -4,7 +4,7 @@
 //! address, external addresses and node ports are ours whatever the class, as they are kube-proxy's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as core;
@@ -78,15 +78,21 @@ impl One<'_> {
         addresses
     }
 
-    /// The addresses of this node that the service's node ports are reached at.
+    /// The addresses of this node that the service's node ports are reached at. Its own processes reach them at
+    /// the loopback addresses too, as kube-proxy has it, unless the configuration names others.
     fn node_port_addresses(&self) -> BTreeSet<IpAddr> {
         let (node, prefixes) = (
             self.around.node,
             &self.around.config.node_port_addresses[..],
         );
         let internal = || {
-            let v4 = node.ipv4.map(IpAddr::V4);
-            v4.into_iter().chain(node.ipv6.map(IpAddr::V6))
+            let v4 = node
+                .ipv4
+                .map(|v4| [IpAddr::V4(v4), Ipv4Addr::LOCALHOST.into()]);
+            let v6 = node
+                .ipv6
+                .map(|v6| [IpAddr::V6(v6), Ipv6Addr::LOCALHOST.into()]);
+            v4.into_iter().chain(v6).flatten()
         };
         let named = prefixes.iter().filter(|prefix| is_whole(prefix));
         let within = node

@@ -114,7 +114,11 @@ fn node_ports_are_for_clients_on_both_sides_and_lead_to_the_target_port() {
 
     assert_eq!(
         frontends(&desired),
-        ["10.0.1.2:30080/tcp", "10.0.1.2:30080/tcp inside"]
+        [
+            "10.0.1.2:30080/tcp",
+            "10.0.1.2:30080/tcp inside",
+            "127.0.0.1:30080/tcp inside"
+        ]
     );
     for service in desired.services.values() {
         assert!(service.backends.keys().all(|at| at.port == 80));
@@ -182,7 +186,8 @@ fn of_another_class_only_the_balancers_addresses_are_not_ours() {
         .filter(|at| at.scope == Scope::Inside);
     assert_eq!(
         inside.map(|at| at.addr).collect::<Vec<IpAddr>>(),
-        ["10.0.1.2", "10.96.0.1", "192.0.2.11"].map(|text| text.parse::<IpAddr>().unwrap())
+        ["10.0.1.2", "10.96.0.1", "127.0.0.1", "192.0.2.11"]
+            .map(|text| text.parse::<IpAddr>().unwrap())
     );
 }
 
@@ -216,5 +221,5 @@ fn a_node_port_that_another_service_has_is_a_conflict_said_once() {
             "10.0.1.2:30080/tcp belongs to Service default/web, which is older or comes first by name; give one of them another address or port"
         ]
     );
-    assert_eq!(desired.services.len(), 2);
+    assert_eq!(desired.services.len(), 3);
 }
