@@ -334,7 +334,8 @@ pub struct Traffic {
     pub packets: u64,
     /// Bytes of their frames as they arrived.
     pub bytes: u64,
-    /// TCP flows that began: packets with SYN and without ACK, repeated ones included. Of other protocols
+    /// Flows that sockets of this node began, and TCP flows: packets with SYN and without ACK, repeated ones
+    /// included. Of other protocols
     /// nothing says that a packet is a flow's first, and nothing is counted.
     pub new_flows: u64,
     /// Packets whose slot was in transition, so that the flow's memory was asked.

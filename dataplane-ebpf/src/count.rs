@@ -20,7 +20,19 @@ pub fn balanced(service: u32, backend: u32, packet: &Traffic) {
     maps::count_backend(backend, packet);
 }
 
-/// Counts a frame of a service that goes to no backend, when it is dropped for that.
+/// Counts a socket's flow to a backend of a service: its packets are not seen.
+#[inline(always)]
+pub fn connected(service: u32, backend: u32) {
+    let flow = Traffic {
+        packets: 0,
+        bytes: 0,
+        new_flows: 1,
+        in_transition: 0,
+    };
+    balanced(service, backend, &flow);
+}
+
+/// Counts a frame of a service that goes to no backend, or a socket, when it is refused for that.
 #[inline(always)]
 pub fn refused(service: u32, reason: Reason) {
     if reason.verdict() == Verdict::Drop {

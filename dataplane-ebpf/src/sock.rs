@@ -19,7 +19,7 @@ use fairlead_common::service::{Backend, Service, ServiceKey, flags};
 use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
 
 use crate::sockaddr::Address;
-use crate::{clock, maps};
+use crate::{clock, count, maps};
 
 /// How many slots are drawn to find a backend that lives: with half of them dead, one connection in 65,536 is
 /// refused.
@@ -37,12 +37,13 @@ pub fn connect(address: &mut impl Address) -> Option<Reason> {
         return None;
     };
     let Some((id, backend)) = choose(address, service, addr.is_v4()) else {
-        return Some(Reason::ServiceSocketRefused);
+        return Some(refused(service));
     };
     let Some(row) = maps::socket_or_new(address.context()) else {
         return Some(Reason::HelperFailed);
     };
     remember(row, (addr, port), id, backend);
+    count::connected(service.id, id);
     address.set(row.backend, row.backend_port);
     Some(Reason::ServiceSocket)
 }
@@ -74,13 +75,14 @@ pub fn send(address: &mut impl Address) -> Option<Reason> {
         }
     }
     let Some((id, backend)) = choose(address, service, addr.is_v4()) else {
-        return Some(Reason::ServiceSocketRefused);
+        return Some(refused(service));
     };
     if known.is_none() {
         rows.written = rows.written.wrapping_add(1);
     }
     let row = maps::last(rows);
     remember(row, (addr, port), id, backend);
+    count::connected(service.id, id);
     address.set(row.backend, row.backend_port);
     Some(Reason::ServiceSocket)
 }
@@ -154,6 +156,12 @@ fn choose(
     };
     maps::remember_affinity(&client, &row);
     Some((id, backend))
+}
+
+#[inline(always)]
+fn refused(service: &Service) -> Reason {
+    count::refused(service.id, Reason::ServiceSocketRefused);
+    Reason::ServiceSocketRefused
 }
 
 #[inline(always)]

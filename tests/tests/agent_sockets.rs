@@ -80,7 +80,7 @@ impl Place {
     fn refused(&self) -> u64 {
         let reasons = Pinned::<Reasons>::open(&self.pins).unwrap();
         let row = Reason::ServiceSocketRefused as u32;
-        reasons.count(row).unwrap().packets
+        reasons.count(&row).unwrap().packets
     }
 }
 

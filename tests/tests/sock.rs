@@ -10,7 +10,9 @@ use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{Service, ServiceKey, Slot, flags, forward};
 use fairlead_common::socket::{Client, TRANSLATIONS};
-use fairlead_common::tables::{Affinity, Backends, NodeTable, Services};
+use fairlead_common::tables::{
+    Affinity, BackendStats, Backends, NodeTable, ServiceStats, Services,
+};
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::kernel::{Node, addr_of, on_a_node};
 use fairlead_tests::netns::wait_for;
@@ -179,7 +181,7 @@ fn a_tcp_connection_to_a_service_is_one_to_its_backend_and_shows_the_service(
     #[case] family: Family,
 ) {
     on_a_node_with_sockets(|node| {
-        serve(node, family, Proto::TCP, [0, 1]);
+        let (ids, row) = serve(node, family, Proto::TCP, [0, 1]);
         let listener = TcpListener::bind(at(family.backends[1], BACKEND_PORT)).expect("a port");
 
         let mut stream = TcpStream::connect(family.service()).expect("a connection");
@@ -190,6 +192,8 @@ fn a_tcp_connection_to_a_service_is_one_to_its_backend_and_shows_the_service(
         assert_eq!(answer, at(family.backends[1], BACKEND_PORT).to_string());
         assert_eq!(stream.peer_addr().expect("a peer"), family.service());
         assert_eq!(counted(node, Reason::ServiceSocket), 1);
+        assert_eq!(node.count::<ServiceStats>(&row.id).new_flows, 1);
+        assert_eq!(node.count::<BackendStats>(&ids[1]).new_flows, 1);
     });
 }
 
