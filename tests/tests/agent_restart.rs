@@ -223,7 +223,7 @@ fn the_rings_of_two_nodes_agree_slot_by_slot_whatever_each_has_been_through() {
         return;
     };
     let of = rings(&lab.nodes[0]);
-    assert_eq!(of.len(), 2, "IPv4 and IPv6");
+    assert_eq!(of.len(), 4, "IPv4 and IPv6, of clients outside and inside");
     assert_eq!(of, rings(&lab.nodes[1]));
 
     // node2 loses a backend, restarts, and gets it back; its ids need not be node1's any more.
@@ -247,7 +247,7 @@ fn the_rings_of_two_nodes_agree_slot_by_slot_whatever_each_has_been_through() {
 
     let [one, two] = [&lab.nodes[0], &lab.nodes[1]].map(rings);
     for (service, slots) in &one {
-        assert!(slots.len() > 60000, "{} slots", slots.len());
+        assert!(slots.len() >= 512, "{} slots", slots.len());
         let other = &two[service];
         let differing = slots.iter().zip(other).filter(|(a, b)| a != b).count();
         assert_eq!((slots.len(), 0), (other.len(), differing), "{service}");
