@@ -13,8 +13,8 @@ pub struct Detour {
     pub program: &'static str,
 }
 
-/// Packets to the addresses of services that are not plain packets of a service, or that their service cannot
-/// take: fragments, options, ICMP, other ports, and what must be answered.
+/// Packets to the addresses of services that are not plain packets of a service: fragments, options, ICMP,
+/// other ports.
 pub const ODD: Detour = Detour {
     row: 0,
     program: "xdp_odd",
@@ -26,5 +26,11 @@ pub const ARRIVAL: Detour = Detour {
     program: "xdp_arrival",
 };
 
+/// Packets that no service takes, and whose sender is to be told.
+pub const ANSWER: Detour = Detour {
+    row: 2,
+    program: "xdp_answer",
+};
+
 /// Every detour.
-pub const ALL: &[Detour] = &[ODD, ARRIVAL];
+pub const ALL: &[Detour] = &[ODD, ARRIVAL, ANSWER];

@@ -21,9 +21,11 @@
 )]
 
 pub mod addr;
+pub mod answer;
 pub mod checksum;
 pub mod detour;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod reason;
 pub mod route;

@@ -81,6 +81,13 @@ reasons! {
     ServiceAnswered = Forward "service-answered",
     /// From a backend to a client of its service: given the service's address back; the stack finds the way.
     ServiceAnsweredByStack = Pass "service-answered-by-stack",
+    /// To a service, and too large for the way to the backend: its sender was told the MTU.
+    ServiceTooBigTold = Forward "service-too-big-told",
+    /// To a service without a backend, or a port of a service address that no service has: refused by an ICMP
+    /// error.
+    ServiceRefused = Forward "service-refused",
+    /// To a service, and its TTL or hop limit ends here: its sender was told.
+    ServiceTtlTold = Forward "service-ttl-told",
     /// An encapsulated packet from a balancer, unwrapped for this backend.
     Decapsulated = Pass "decapsulated",
     /// Forwarded by the routing table.
@@ -139,9 +146,10 @@ reasons! {
     ServiceUnresolved = Drop "service-unresolved",
     /// To a service whose backend no route reaches.
     ServiceNoRoute = Drop "service-no-route",
-    /// To a service, and too large for the way to the backend once encapsulated.
+    /// To a service, and too large for the way to the backend; its sender must not be told (an ICMP error, a
+    /// later fragment).
     ServiceTooBig = Drop "service-too-big",
-    /// To a service, and its TTL or hop limit ends here.
+    /// To a service, and its TTL or hop limit ends here; its sender must not be told.
     ServiceTtl = Drop "service-ttl",
     /// To a service address and not plain, while the program for such packets is missing.
     ServiceOdd = Drop "service-odd",
@@ -156,6 +164,8 @@ reasons! {
     /// To a service address, with IPv4 options or IPv6 extension headers that hide the transport header or
     /// forbid an answer.
     ServiceHeaders = Drop "service-headers",
+    /// An ICMP error was due to a client of a service, and too many have been sent already.
+    ServiceAnswerLimited = Drop "service-answer-limited",
     /// To a service address, and a fragment whose first one was not seen.
     ServiceFragmentUnknown = Drop "service-fragment-unknown",
     /// To a service that does not let its source in (`loadBalancerSourceRanges`).

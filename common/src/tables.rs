@@ -6,7 +6,9 @@
 use bytemuck::Pod;
 
 use crate::addr::Addr;
+use crate::answer;
 use crate::flow::{Flow, FlowKey};
+use crate::fragment::{FragmentKey, Ports};
 use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::served::Sieve;
@@ -199,6 +201,10 @@ tables! {
     Serving = "SERVING" v 1 Hash<ServingKey, u32>[16384],
     /// Whom packets are for that other nodes' balancers have wrapped for backends of this node.
     Arrivals = "ARRIVALS" v 1 Hash<ArrivalKey, Arrival>[65536],
+    /// When each kind of ICMP message of our own may be sent again at full rate, in nanoseconds.
+    Answers = "ANSWERS" v 1 Array<u32, u64>[answer::kind::COUNT],
+    /// The ports of fragmented packets to services.
+    Fragments = "FRAGMENTS" v 1 LruHash<FragmentKey, Ports>[16384],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five

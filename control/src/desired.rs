@@ -54,6 +54,8 @@ pub struct NodeState {
     pub addresses: BTreeSet<IpAddr>,
     /// The prefixes its pods get addresses from.
     pub pod_cidrs: BTreeSet<IpNetwork>,
+    /// Whether clients are told that a service has no backend.
+    pub refuses: bool,
 }
 
 /// Where clients reach a service.

@@ -42,7 +42,7 @@ pub fn unwrap(frame: &mut impl Resize) -> Result<(), Reason> {
     match route::way(frame, &in_transit) {
         // Local, or this host does not forward at all.
         Err(NoWay::Local | NoWay::Refused) => {}
-        Ok(_) | Err(NoWay::Unresolved | NoWay::TooBig) => return Err(Reason::NotEncapsulated),
+        Ok(_) | Err(NoWay::Unresolved | NoWay::TooBig(_)) => return Err(Reason::NotEncapsulated),
     }
     strip(frame, &outer, &inside)
 }

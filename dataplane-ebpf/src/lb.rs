@@ -182,12 +182,7 @@ fn by_l2(
     transport: &Transport,
     backend: &Backend,
 ) -> Result<Sent, Reason> {
-    let question = Question {
-        dst: backend.addr,
-        src: network.src,
-        ..Question::about(network, transport)
-    };
-    let hop = way(frame, backend, &question)?;
+    let hop = way(frame, backend, &to_link(network, transport, backend))?;
     rewrite::macs(frame, &hop)?;
     Ok(Sent::by(&hop, Reason::ServiceL2))
 }
@@ -201,6 +196,23 @@ fn by_tunnel(
     hash: u32,
     wrap: Wrap,
 ) -> Result<Sent, Reason> {
+    let tunnel = tunnel(backend, hash, wrap)?;
+    let hop = way(frame, backend, &through(network, &tunnel))?;
+    rewrite::encapsulate(frame, network, &tunnel, &hop)?;
+    Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
+}
+
+/// The way to a backend on the link.
+#[inline(always)]
+fn to_link(network: &Network, transport: &Transport, backend: &Backend) -> Question {
+    Question {
+        dst: backend.addr,
+        ..Question::about(network, transport)
+    }
+}
+
+#[inline(always)]
+fn tunnel(backend: &Backend, hash: u32, wrap: Wrap) -> Result<Tunnel, Reason> {
     let node = maps::node().ok_or(Reason::ServiceNoRoute)?;
     let dst = backend.addr;
     let src = if dst.is_v4() {
@@ -211,30 +223,61 @@ fn by_tunnel(
     if src.is_none() {
         return Err(Reason::ServiceNoRoute);
     }
-    let tunnel = Tunnel {
+    Ok(Tunnel {
         src,
         dst,
         hash,
         wrap,
-    };
-    let hop = way(
-        frame,
-        backend,
-        &Question {
-            src,
-            dst,
-            l4_protocol: match wrap {
-                Wrap::Plain => 0,
-                Wrap::Gue => tunnel.proto(network.family).0,
-            },
-            ports: tunnel.ports(),
-            traffic_class: network.traffic_class,
-            flow_info: tunnel.flow_info(network.traffic_class),
-            total: network.total + tunnel.bytes() as u32,
+    })
+}
+
+/// The way of a packet once it is wrapped.
+#[inline(always)]
+fn through(network: &Network, tunnel: &Tunnel) -> Question {
+    Question {
+        src: tunnel.src,
+        dst: tunnel.dst,
+        l4_protocol: match tunnel.wrap {
+            Wrap::Plain => 0,
+            Wrap::Gue => tunnel.proto(network.family).0,
         },
-    )?;
-    rewrite::encapsulate(frame, network, &tunnel, &hop)?;
-    Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
+        ports: tunnel.ports(),
+        traffic_class: network.traffic_class,
+        flow_info: tunnel.flow_info(network.traffic_class),
+        total: network.total + tunnel.bytes() as u32,
+    }
+}
+
+/// The largest packet that gets to the chosen backend in one piece, in bytes.
+///
+/// # Errors
+/// [`Reason::ServiceTooBig`] when it is not known, [`Reason::ServiceNoBackend`] when none does.
+#[inline(always)]
+pub fn limit(
+    frame: &impl Frame,
+    network: &Network,
+    transport: &Transport,
+    choice: &Choice,
+) -> Result<u32, Reason> {
+    let backend = choice.backend;
+    let wrap = match backend.forward {
+        forwarding::ENCAPSULATE => Some(Wrap::Plain),
+        forwarding::GUE => Some(Wrap::Gue),
+        forwarding::L2 => None,
+        _ => return Err(Reason::ServiceNoBackend),
+    };
+    let question = match wrap {
+        Some(wrap) => through(network, &tunnel(backend, choice.hash, wrap)?),
+        None => to_link(network, transport, backend),
+    };
+    let mtu = match maps::next_hop(backend.next_hop) {
+        Some(row) => row.mtu(),
+        None => match route::way(frame, &question) {
+            Err(NoWay::TooBig(mtu)) => mtu.into(),
+            Ok(_) | Err(_) => return Err(Reason::ServiceTooBig),
+        },
+    };
+    Ok(mtu.saturating_sub(question.total - network.total))
 }
 
 /// To a backend for which this node translates: the packet gets its address and port, and what it answers gets
@@ -328,7 +371,7 @@ fn way(frame: &impl Frame, backend: &Backend, question: &Question) -> Result<Hop
     let hop = route::way(frame, question).map_err(|no_way| match no_way {
         NoWay::Local | NoWay::Refused => Reason::ServiceNoRoute,
         NoWay::Unresolved => Reason::ServiceUnresolved,
-        NoWay::TooBig => Reason::ServiceTooBig,
+        NoWay::TooBig(_) => Reason::ServiceTooBig,
     })?;
     if !forward::has_port(frame, &hop) {
         return Err(Reason::ServiceNoRoute);

@@ -26,7 +26,10 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
     match end {
         Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
         Err(Reason::Wrapped) => maps::enter(detour::ARRIVAL, frame.context()),
-        _ => {}
+        Err(Reason::ServiceTooBig | Reason::ServiceNoBackend | Reason::ServiceTtl) => {
+            maps::enter(detour::ANSWER, frame.context());
+        }
+        Ok(_) | Err(_) => {}
     }
     xdp_end(&frame, bytes, end)
 }
@@ -50,7 +53,21 @@ pub fn xdp_arrival(context: XdpContext) -> u32 {
 pub fn xdp_odd(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
-    let end = odd::take(&mut frame);
+    let end = odd::take(&mut frame).map_err(|refusal| {
+        if refusal.is_to_be_told {
+            maps::enter(detour::ANSWER, frame.context());
+        }
+        refusal.reason
+    });
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where both turn off for packets that no service takes: tells their senders.
+#[xdp]
+pub fn xdp_answer(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = odd::answer(&mut frame);
     xdp_end(&frame, bytes, end)
 }
 

@@ -18,8 +18,10 @@ use aya_ebpf::maps::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_common::addr::{Addr, Port};
+use fairlead_common::answer;
 use fairlead_common::detour::Detour;
 use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::fragment::{FragmentKey, Ports};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::served::{self, Sieve};
@@ -98,6 +100,11 @@ static SERVING: HashMap<ServingKey, u32> = HashMap::with_max_entries(tables::Ser
 #[map]
 static ARRIVALS: HashMap<ArrivalKey, Arrival> =
     HashMap::with_max_entries(tables::Arrivals::CAPACITY, 0);
+#[map]
+static ANSWERS: Array<u64> = Array::with_max_entries(tables::Answers::CAPACITY, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Ports> =
+    LruHashMap::with_max_entries(tables::Fragments::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -152,6 +159,35 @@ pub fn service_address(addr: Addr) -> Option<u32> {
     }
     // SAFETY: a word, valid alone.
     unsafe { ADDRESSES.get(addr) }.copied()
+}
+
+/// Whether one more ICMP message of this kind ([`answer::kind`]) may be sent at this time.
+#[inline(always)]
+pub fn may_answer(kind: u32, now_ns: u64) -> bool {
+    let Some(row) = ANSWERS.get_ptr_mut(kind) else {
+        return false;
+    };
+    // SAFETY: an aligned word that other CPUs write too, each value valid.
+    let full_ns = unsafe { row.read_volatile() };
+    let Some(full_ns) = answer::take(full_ns, now_ns) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { row.write_volatile(full_ns) };
+    true
+}
+
+/// The ports of a fragmented packet.
+#[inline(always)]
+pub fn fragment(key: &FragmentKey) -> Option<Ports> {
+    // SAFETY: one aligned word.
+    unsafe { FRAGMENTS.get(key) }.copied()
+}
+
+/// Remembers the ports of a fragmented packet. A full table forgets its oldest.
+#[inline(always)]
+pub fn remember_fragment(key: &FragmentKey, ports: &Ports) {
+    let _ = FRAGMENTS.insert(key, ports, 0);
 }
 
 /// The service that clients reach here.

@@ -1,12 +1,14 @@
-//! Packets to the addresses of services that are not plain packets of a service: what `xdp_ingress` turns off
-//! to `xdp_odd` by a tail call.
+//! Packets to the addresses of services that are not plain packets of a service (`xdp_odd`), and what no service
+//! takes (`xdp_answer`): where `xdp_ingress` turns off by a tail call.
 //!
 //! ```text
 //!   options, extension headers   -> the transport header behind them -> lb
+//!   fragments                    -> the ports of the first one       -> lb
 //!   ICMP errors                  -> the flow that they quote         -> lb
 //!   echo                         -> answered
 //!   neighbour discovery          -> the stack
-//!   anything else                -> the stack where the address is the host's own, dropped elsewhere
+//!   too big, no backend, no TTL  -> answered by an ICMP error
+//!   anything else                -> the stack where the address is the host's own, refused or dropped elsewhere
 //! ```
 //!
 //! # Why
@@ -16,24 +18,47 @@
 //! Not for packets to other addresses: none comes here.
 
 use fairlead_common::addr::Proto;
-use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
-use fairlead_common::served;
-use fairlead_common::service::{ServiceKey, scope};
+use fairlead_common::service::scope;
 
 use crate::forward::Sent;
 use crate::packet::{Frame, Resize};
 use crate::parse::chain::{self, Chain, Part};
-use crate::parse::{self, Family, Kind, Network, Transport};
+use crate::parse::{self, Family, Network, Transport};
 use crate::route::{self, NoWay, Question};
-use crate::{lb, maps, rewrite};
+use crate::{lb, maps};
+
+mod answer;
+mod fragments;
+mod icmp;
+
+pub use answer::answer;
+
+/// Why a packet goes no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason.
+    pub reason: Reason,
+    /// Whether its sender may be told: [`answer`] sees to that.
+    pub is_to_be_told: bool,
+}
+
+impl From<Reason> for Refusal {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            is_to_be_told: false,
+        }
+    }
+}
 
 /// Takes a packet to the address of a service.
 ///
 /// # Errors
 /// Why it is passed untouched, or dropped.
 #[inline(always)]
-pub fn take(frame: &mut impl Resize) -> Result<Sent, Reason> {
+pub fn take(frame: &mut impl Resize) -> Result<Sent, Refusal> {
     let outer = parse::network(frame)?;
     let chain = chain::follow(frame, &outer)?;
     // What follows decides by the transport's protocol, not by the first header's.
@@ -41,23 +66,39 @@ pub fn take(frame: &mut impl Resize) -> Result<Sent, Reason> {
         proto: chain.proto,
         ..outer
     };
-    if chain.part != Part::Whole {
-        return Err(Reason::ServiceFragmentUnknown);
-    }
     match (chain.proto, network.family) {
         (Proto::TCP | Proto::UDP, _) => {
-            let transport = chain::transport(frame, &chain)?;
-            match maps::service(&transport.service(&network)) {
+            let transport = ports(frame, &network, &chain)?;
+            let end = match maps::service(&transport.service(&network)) {
                 Some(service) => {
                     lb::balance(frame, &network, &transport, scope::OUTSIDE, service, false)
                 }
                 None => Err(unserved(frame, &network, Reason::ServiceOther)),
-            }
+            };
+            end.map_err(|reason| Refusal {
+                reason,
+                is_to_be_told: answer::is_to_be_told(reason),
+            })
         }
+        (_, _) if chain.part != Part::Whole => Err(Reason::ServiceFragmentUnknown.into()),
         (Proto::ICMP, Family::V4) | (Proto::ICMPV6, Family::V6) => {
-            icmp(frame, &network, &chain, outer.whole)
+            Ok(icmp::take(frame, &network, &chain, outer.whole)?)
         }
-        _ => Err(unserved(frame, &network, Reason::ServiceOther)),
+        (_, _) => Err(unserved(frame, &network, Reason::ServiceOther).into()),
+    }
+}
+
+/// The ports of a packet: its own, or those of its first fragment.
+#[inline(always)]
+fn ports(frame: &impl Frame, network: &Network, chain: &Chain) -> Result<Transport, Reason> {
+    match chain.part {
+        Part::Whole => chain::transport(frame, chain),
+        Part::First(id) => {
+            let transport = chain::transport(frame, chain)?;
+            fragments::remember(network, id, &transport);
+            Ok(transport)
+        }
+        Part::Later(id) => fragments::recall(network, chain, id),
     }
 }
 
@@ -76,118 +117,6 @@ fn unserved(frame: &impl Frame, network: &Network, reason: Reason) -> Reason {
     };
     match route::way(frame, &question) {
         Err(NoWay::Local) => Reason::Local,
-        Ok(_) | Err(NoWay::Refused | NoWay::Unresolved | NoWay::TooBig) => reason,
+        Ok(_) | Err(NoWay::Refused | NoWay::Unresolved | NoWay::TooBig(_)) => reason,
     }
-}
-
-/// ICMP types that are told apart.
-mod icmp_type {
-    pub const ECHO_REQUEST: u8 = 8;
-    pub const DESTINATION_UNREACHABLE: u8 = 3;
-    pub const TIME_EXCEEDED: u8 = 11;
-    pub const PARAMETER_PROBLEM: u8 = 12;
-    /// ICMPv6 errors are 1 (unreachable), 2 (too big), 3 (time exceeded), 4 (parameter problem).
-    pub const V6_FIRST_ERROR: u8 = 1;
-    pub const V6_LAST_ERROR: u8 = 4;
-    pub const V6_ECHO_REQUEST: u8 = 128;
-    /// Router solicitation to redirect (RFC 4861 §4).
-    pub const V6_FIRST_NEIGHBOUR: u8 = 133;
-    pub const V6_LAST_NEIGHBOUR: u8 = 137;
-}
-
-#[inline(always)]
-fn icmp(
-    frame: &mut impl Resize,
-    network: &Network,
-    chain: &Chain,
-    plain: Result<(), Reason>,
-) -> Result<Sent, Reason> {
-    if chain.at + 8 > chain.end {
-        return Err(Reason::Malformed);
-    }
-    let [header] = frame.load(chain.at)?;
-    match (network.family, header as u8) {
-        (Family::V4, icmp_type::ECHO_REQUEST) | (Family::V6, icmp_type::V6_ECHO_REQUEST) => {
-            echo(frame, network, plain)
-        }
-        (
-            Family::V4,
-            icmp_type::DESTINATION_UNREACHABLE
-            | icmp_type::TIME_EXCEEDED
-            | icmp_type::PARAMETER_PROBLEM,
-        )
-        | (Family::V6, icmp_type::V6_FIRST_ERROR..=icmp_type::V6_LAST_ERROR) => {
-            error(frame, network, chain)
-        }
-        (Family::V6, icmp_type::V6_FIRST_NEIGHBOUR..=icmp_type::V6_LAST_NEIGHBOUR) => {
-            Err(Reason::Local)
-        }
-        _ => Err(unserved(frame, network, Reason::ServiceOther)),
-    }
-}
-
-/// Answers an echo request for a service address, as long as somebody serves there: a monitor that pings the
-/// address sees what a client would.
-#[inline(always)]
-fn echo(
-    frame: &mut impl Resize,
-    network: &Network,
-    plain: Result<(), Reason>,
-) -> Result<Sent, Reason> {
-    let flags = maps::service_address(network.dst).unwrap_or_default();
-    if flags & served::flags::SERVED == 0 {
-        return Err(unserved(frame, network, Reason::ServiceEchoUnserved));
-    }
-    // An answer would have to reverse what the options record (RFC 1122 §3.2.2.6).
-    plain.map_err(|_| Reason::ServiceHeaders)?;
-    if !route::is_wide(network.src) || maps::service_address(network.src).is_some() {
-        return Err(Reason::Unforwardable);
-    }
-    rewrite::echo_reply(frame, network)?;
-    Ok(Sent {
-        reason: Reason::ServiceEcho,
-        ifindex: frame.ifindex(),
-    })
-}
-
-/// Sends an ICMP error to the backend whose packet it quotes: the quoted packet went from the service to the
-/// client, so the flow that the ring knows is its reverse.
-#[inline(always)]
-fn error(frame: &mut impl Resize, network: &Network, chain: &Chain) -> Result<Sent, Reason> {
-    let quoted = match chain::quoted(frame, network.family, chain.at + 8, chain.end) {
-        Ok(quoted) => quoted,
-        Err(reason) => return Err(unserved(frame, network, reason)),
-    };
-    let flow = quoted.reversed();
-    let Some(service) = serving(network, &flow) else {
-        return Err(unserved(frame, network, Reason::ServiceIcmpForeign));
-    };
-    if network.ttl <= 1 {
-        return Err(Reason::ServiceTtl);
-    }
-    let choice = lb::choose(service, &flow, false)?;
-    let transport = Transport {
-        at: chain.at,
-        kind: Kind::IcmpError,
-        src_port: flow.src_port,
-        dst_port: flow.dst_port,
-        tcp_flags: 0,
-    };
-    let sent = lb::send(frame, network, &transport, service, &choice, false)?;
-    Ok(Sent {
-        reason: Reason::ServiceIcmpError,
-        ..sent
-    })
-}
-
-/// The service of a flow, where the packet that it was read from is for that service.
-#[inline(always)]
-fn serving(
-    network: &Network,
-    flow: &FlowKey,
-) -> Option<&'static fairlead_common::service::Service> {
-    if flow.dst != network.dst {
-        return None;
-    }
-    maps::service(&ServiceKey::new(flow.dst, flow.dst_port, flow.proto))
 }

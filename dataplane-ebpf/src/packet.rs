@@ -170,6 +170,53 @@ fn rename_directly(frame: &mut impl Frame, end: &Renaming) -> Result<(), Reason>
     Ok(())
 }
 
+/// A frame whose end can be moved.
+pub trait Shorten: Frame {
+    /// Leaves the first `bytes` of the frame.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`] when it is shorter already, or too little would be left.
+    fn shorten(&mut self, bytes: u32) -> Result<(), Reason>;
+}
+
+/// The one's complement sum of `bytes` of a frame from `at` on, of at least 8 and at most 1280.
+///
+/// # Errors
+/// [`Reason::Malformed`] when the frame ends before.
+#[inline(always)]
+pub fn sum(frame: &impl Frame, mut at: usize, bytes: usize) -> Result<u64, Reason> {
+    const CHUNK: usize = 32;
+    let mut sum = 0;
+    let mut left = bytes;
+    for _ in 0..1280 / CHUNK {
+        if left < CHUNK {
+            break;
+        }
+        let words: [u64; CHUNK / 8] = frame.load(at)?;
+        for word in words {
+            sum += (word & 0xffff_ffff) + (word >> 32);
+        }
+        at += CHUNK;
+        left -= CHUNK;
+    }
+    for _ in 0..CHUNK / 8 {
+        if left < 8 {
+            break;
+        }
+        let [word] = frame.load(at)?;
+        sum += (word & 0xffff_ffff) + (word >> 32);
+        at += 8;
+        left -= 8;
+    }
+    if left != 0 {
+        // The eight bytes that end where the message does, without those that were summed already.
+        let [word] = frame.load(at + left - 8)?;
+        let word = word >> (64 - 8 * left);
+        sum += (word & 0xffff_ffff) + (word >> 32);
+    }
+    Ok(sum)
+}
+
 /// `struct bpf_fib_lookup`, with the unions of the kernel's header as we use them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -297,7 +344,7 @@ pub mod buffer {
     extern crate std;
     use std::vec::Vec;
 
-    use super::{FibLookup, Frame, Outer, Reason, Resize};
+    use super::{FibLookup, Frame, Outer, Reason, Resize, Shorten};
 
     /// The bytes of a frame.
     pub struct Buffer(pub Vec<u8>);
@@ -328,6 +375,13 @@ pub mod buffer {
         }
         fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
             *self.0.get_mut(at).ok_or(Reason::HelperFailed)? = byte;
+            Ok(())
+        }
+    }
+
+    impl Shorten for Buffer {
+        fn shorten(&mut self, bytes: u32) -> Result<(), Reason> {
+            self.0.truncate(bytes as usize);
             Ok(())
         }
     }

@@ -15,7 +15,7 @@ use crate::parse::{
 
 mod answer;
 
-pub use answer::echo_reply;
+pub use answer::{IcmpError, echo_reply, icmp_error};
 
 /// The TTL or hop limit of headers of our own: RFC 1700's.
 const OWN_TTL: u8 = 64;
@@ -178,7 +178,13 @@ pub fn encapsulate(
         Family::V4 => {
             let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
             let total = network.total + IPV4_BYTES as u32 + wrap;
-            let words = ipv4_words(tunnel, inner, network.traffic_class, total as u16);
+            let words = ipv4_words(
+                tunnel.src,
+                tunnel.dst,
+                inner,
+                network.traffic_class,
+                total as u16,
+            );
             header.set::<u32, 0>(words[0]);
             header.set::<u32, 4>(words[1]);
             header.set::<u32, 8>(words[2]);
@@ -218,18 +224,18 @@ fn udp(frame: &mut impl Frame, network: &Network, tunnel: &Tunnel) -> Result<(),
     Ok(())
 }
 
-/// An outer IPv4 header. Its identification is 0: with DF set it identifies nothing (RFC 6864 §4.1).
+/// An IPv4 header of our own. Its identification is 0: with DF set it identifies nothing (RFC 6864 §4.1).
 #[inline(always)]
-const fn ipv4_words(tunnel: &Tunnel, inner: Proto, traffic_class: u8, total: u16) -> [u32; 5] {
+const fn ipv4_words(src: Addr, dst: Addr, proto: Proto, traffic_class: u8, total: u16) -> [u32; 5] {
     let [t0, t1] = total.to_be_bytes();
     let [f0, f1] = DONT_FRAGMENT.to_ne_bytes();
     let first = u32::from_ne_bytes([0x45, traffic_class, t0, t1]);
     let second = u32::from_ne_bytes([0, 0, f0, f1]);
-    let third = u32::from_ne_bytes([OWN_TTL, inner.0, 0, 0]);
-    let (src, dst) = (tunnel.src.v4_word(), tunnel.dst.v4_word());
+    let third = u32::from_ne_bytes([OWN_TTL, proto.0, 0, 0]);
+    let (src, dst) = (src.v4_word(), dst.v4_word());
     let sum = first as u64 + second as u64 + third as u64 + src as u64 + dst as u64;
     let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
-    let third = u32::from_ne_bytes([OWN_TTL, inner.0, c0, c1]);
+    let third = u32::from_ne_bytes([OWN_TTL, proto.0, c0, c1]);
     [first, second, third, src, dst]
 }
 

@@ -28,8 +28,8 @@ pub enum NoWay {
     Refused,
     /// The next hop's MAC is not known.
     Unresolved,
-    /// The packet is larger than the way's MTU.
-    TooBig,
+    /// The packet is larger than the way's MTU, which this is.
+    TooBig(u16),
 }
 
 impl NoWay {
@@ -40,7 +40,7 @@ impl NoWay {
             Self::Local => Reason::Local,
             Self::Refused => Reason::NoRoute,
             Self::Unresolved => Reason::NeighbourUnresolved,
-            Self::TooBig => Reason::MtuExceeded,
+            Self::TooBig(_) => Reason::MtuExceeded,
         }
     }
 }
@@ -115,7 +115,9 @@ pub fn way(frame: &impl Frame, question: &Question) -> Result<Hop, NoWay> {
         // Anything: the answer is written here. Zeros would be a call of memset.
         macs: [head; 2],
     };
-    answer(frame.find_way(&mut lookup)).map(|()| Hop {
+    let found = frame.find_way(&mut lookup);
+    // The answer's MTU stands where the length was asked.
+    answer(found, (lookup.head >> 48) as u16).map(|()| Hop {
         ifindex: lookup.ifindex,
         macs: lookup.macs,
     })
@@ -123,7 +125,7 @@ pub fn way(frame: &impl Frame, question: &Question) -> Result<Hop, NoWay> {
 
 /// Reads `BPF_FIB_LKUP_RET_*` of `linux/bpf.h`.
 #[inline(always)]
-const fn answer(answer: i64) -> Result<(), NoWay> {
+const fn answer(answer: i64, mtu: u16) -> Result<(), NoWay> {
     match answer {
         0 => Ok(()),
         // NOT_FWDED: the result is no unicast route, or there is no result.
@@ -131,7 +133,7 @@ const fn answer(answer: i64) -> Result<(), NoWay> {
         // NO_NEIGH.
         7 => Err(NoWay::Unresolved),
         // FRAG_NEEDED.
-        8 => Err(NoWay::TooBig),
+        8 => Err(NoWay::TooBig(mtu)),
         // BLACKHOLE, UNREACHABLE, PROHIBIT, FWD_DISABLED, UNSUPP_LWT, NO_SRC_ADDR, or an errno.
         _ => Err(NoWay::Refused),
     }

@@ -35,9 +35,9 @@ use fairlead_common::service::{
 };
 use fairlead_common::snat;
 use fairlead_common::tables::{
-    Addresses, Arrivals, BackendStats, Backends, Detours, Devices, Flows, NatFlows, NatRecent,
-    NextHops, NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table,
-    TxPorts,
+    Addresses, Answers, Arrivals, BackendStats, Backends, Detours, Devices, Flows, NatFlows,
+    NatRecent, NextHops, NodeTable, Rings, ServiceStats, Services, Serving, SieveTable, SnatFwd,
+    SnatRev, Table, TxPorts,
 };
 use fairlead_control::dataplane::load::{self, OBJECT};
 use fairlead_control::host::namespace;
@@ -249,6 +249,13 @@ impl Node {
         };
         self.own(addr_of(addr), served);
         service.id
+    }
+
+    /// Uses up what the datapath may send of its own, for a long time.
+    pub fn exhaust_answers(&mut self) {
+        for kind in 0..Answers::CAPACITY {
+            self.set::<Answers>(&kind, &(u64::MAX / 2));
+        }
     }
 
     /// Empties the table of programs for rare packets.

@@ -215,6 +215,18 @@ impl Packet {
         self.outer(|v4| v4.traffic_class = new, |v6| v6.traffic_class = new)
     }
 
+    /// Sets the identification of the outermost IPv4 header.
+    #[must_use]
+    pub fn id(self, new: u16) -> Self {
+        self.outer(|v4| v4.id = new, |_| panic!("not IPv4"))
+    }
+
+    /// Sets the flow label of the outermost IPv6 header.
+    #[must_use]
+    pub fn flow_label(self, new: u32) -> Self {
+        self.outer(|_| panic!("not IPv6"), |v6| v6.flow_label = new)
+    }
+
     /// Sets protocol or next header of the outermost IP header, whatever follows.
     #[must_use]
     pub fn proto(self, number: u8) -> Self {

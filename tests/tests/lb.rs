@@ -400,14 +400,14 @@ fn a_slot_without_a_backend_drops(#[case] backend: u32) {
 #[case::ipv4(v4().ttl(1))]
 #[case::ipv4_at_zero(v4().ttl(0))]
 #[case::ipv6(v6().ttl(1))]
-fn a_ttl_that_ends_here_drops(#[case] packet: Packet) {
+fn a_packet_whose_ttl_ends_here_goes_no_further(#[case] packet: Packet) {
     on_a_node(|node| {
         let backend = node.backend("10.1.0.11", forward::L2);
         serve(node, &[steady(backend)]);
 
         let ran = node.arrives(UP0, &packet.tcp(40000, 80));
 
-        assert_eq!(ran.reason, Reason::ServiceTtl);
+        assert_eq!(ran.reason, Reason::ServiceTtlTold);
     });
 }
 
@@ -484,7 +484,7 @@ fn what_fits_into_the_way_with_its_outer_header_goes_and_one_byte_more_does_not(
         let too_big = node.arrives(UP0, &packet(fits + 1));
 
         assert_eq!(goes.reason, Reason::ServiceEncapsulated);
-        assert_eq!(too_big.reason, Reason::ServiceTooBig);
+        assert_eq!(too_big.reason, Reason::ServiceTooBigTold);
     });
 }
 

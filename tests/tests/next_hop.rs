@@ -121,7 +121,7 @@ fn what_fits_the_next_hops_mtu_with_its_outer_header_goes_and_one_byte_more_does
         let too_big = node.arrives(UP0, &packet(fits + 1));
 
         assert_eq!(goes.reason, Reason::ServiceEncapsulated);
-        assert_eq!(too_big.reason, Reason::ServiceTooBig);
+        assert_eq!(too_big.reason, Reason::ServiceTooBigTold);
     });
 }
 

@@ -94,6 +94,7 @@ fn the_objects_programs_are_these_and_their_names_fit_into_the_kernel() {
             "tc_egress",
             "tc_ingress",
             "xdp_arrival",
+            "xdp_answer",
             "xdp_decap",
             "xdp_ingress",
             "xdp_odd"

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::reason::Reason;
+use fairlead_common::route::node_flags;
 use fairlead_common::service::{Slot, flags, forward, service_flags};
 use fairlead_common::snat::{self, Binding, State};
 use fairlead_common::tables::{DecapAddrs, NodeTable, SnatRev};
@@ -152,6 +153,15 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
             served(node, "10.1.0.11", forward::L2, &packet)
         }
         Reason::ServiceEcho => served(node, "10.1.0.11", forward::L2, &ping()),
+        Reason::ServiceTooBigTold => {
+            let packet = to_service().payload([0; 1300]);
+            served(node, "10.51.0.1", forward::ENCAPSULATE, &packet)
+        }
+        Reason::ServiceTtlTold => served(node, "10.1.0.11", forward::L2, &to_service().ttl(1)),
+        Reason::ServiceRefused => {
+            node.change(|row| row.flags |= node_flags::REFUSES);
+            served(node, "10.1.0.11", forward::FREE, &to_service())
+        }
         Reason::NotIp => node.arrives(UP0, &eth().ether_type(0x0806).payload([0; 28])),
         Reason::OtherMac => {
             let frame = to_pod().tcp(1, 2).macs(ROUTER, [0xff; 6]).bytes();
@@ -191,10 +201,23 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
         Reason::ServiceUnresolved => served(node, "10.1.0.77", forward::L2, &to_service()),
         Reason::ServiceNoRoute => served(node, "10.66.0.1", forward::L2, &to_service()),
         Reason::ServiceTooBig => {
-            let packet = to_service().payload([0; 1300]);
+            let quoted = eth().ip(SERVICE, FAR).tcp(80, 40000).payload([0; 1300]);
+            let packet = eth().ip(FAR, SERVICE).icmp(3, 4, 1400).inside(&quoted);
             served(node, "10.51.0.1", forward::ENCAPSULATE, &packet)
         }
-        Reason::ServiceTtl => served(node, "10.1.0.11", forward::L2, &to_service().ttl(1)),
+        Reason::ServiceTtl => {
+            let quoted = eth().ip(SERVICE, FAR).tcp(80, 40000);
+            let packet = eth()
+                .ip(FAR, SERVICE)
+                .ttl(1)
+                .icmp(3, 4, 1400)
+                .inside(&quoted);
+            served(node, "10.1.0.11", forward::L2, &packet)
+        }
+        Reason::ServiceAnswerLimited => {
+            node.exhaust_answers();
+            served(node, "10.1.0.11", forward::L2, &to_service().ttl(1))
+        }
         Reason::ServiceOdd => {
             node.close_detours();
             served(node, "10.1.0.11", forward::L2, &ping())

@@ -242,6 +242,20 @@ pub struct LoadBalancer {
     /// Whether `hints` of endpoints (of `trafficDistribution` and topology aware routing) choose backends near
     /// this node. Default: no.
     pub topology_aware_hints: bool,
+    /// What becomes of connections to a service without a backend, and to ports of a service address that no
+    /// service has. Default: reject.
+    pub no_backend: NoBackend,
+}
+
+/// What a client learns of a service that nobody serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoBackend {
+    /// It gets an ICMP error, "port unreachable".
+    #[default]
+    Reject,
+    /// Nothing.
+    Drop,
 }
 
 impl Default for LoadBalancer {
@@ -250,6 +264,7 @@ impl Default for LoadBalancer {
             drain_window: Duration::from_mins(1),
             node_port_addresses: Vec::new(),
             topology_aware_hints: false,
+            no_backend: NoBackend::default(),
         }
     }
 }

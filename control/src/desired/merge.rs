@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress};
 
 use super::{Condition, Desired, Egress, NodeState, ObjectName};
 use crate::config::Document;
+use crate::config::document::NoBackend;
 use crate::source::resource::{Origin, Resources, Sourced};
 
 /// What this node should be, by what the sources and the configuration say.
@@ -23,7 +24,7 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
         namespace: String::new(),
         name: node_name.to_owned(),
     });
-    let node = match found {
+    let mut node = match found {
         Some(found) => node_state(node_name, &found.object),
         None => {
             conditions.0.push(Condition {
@@ -39,6 +40,7 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
             }
         }
     };
+    node.refuses = config.load_balancer.no_backend == NoBackend::Reject;
     let routers = match found {
         Some(found) => routers::merge(resources, &config.bgp, &node, found, &mut conditions),
         None => BTreeMap::new(),
@@ -116,6 +118,7 @@ fn node_state(name: &str, node: &Node) -> NodeState {
         }),
         addresses: addresses().filter_map(parsed).collect(),
         pod_cidrs,
+        refuses: false,
     }
 }
 

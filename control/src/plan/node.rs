@@ -53,7 +53,7 @@ pub fn node_row(
         pods: [Cidr4::NONE; POD_CIDRS],
         buckets: [0; CELLS],
         port_secret: actual.map_or(host.port_secret, |row| row.port_secret),
-        flags: 0,
+        flags: if node.refuses { node_flags::REFUSES } else { 0 },
         pad: 0,
         namespace: host.namespace,
     };

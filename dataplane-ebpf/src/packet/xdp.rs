@@ -4,11 +4,11 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head};
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use fairlead_common::reason::Reason;
 
-use super::{FibLookup, Frame, Outer, Resize, view_mut};
+use super::{FibLookup, Frame, Outer, Resize, Shorten, view_mut};
 
 /// The frame of an [`XdpContext`]. All of it is directly readable: we do not ask for multi-buffer frames.
 pub struct Xdp {
@@ -99,6 +99,18 @@ impl Xdp {
     fn move_start(&mut self, by: i32) -> Result<(), Reason> {
         // SAFETY: the context is the kernel's; views of the old bounds cannot outlive `&mut self`.
         match unsafe { bpf_xdp_adjust_head(self.context.ctx, by) } {
+            0 => Ok(()),
+            _ => Err(Reason::HelperFailed),
+        }
+    }
+}
+
+impl Shorten for Xdp {
+    #[inline(always)]
+    fn shorten(&mut self, bytes: u32) -> Result<(), Reason> {
+        let by = bytes.cast_signed() - self.bytes().cast_signed();
+        // SAFETY: as in `move_start`.
+        match unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) } {
             0 => Ok(()),
             _ => Err(Reason::HelperFailed),
         }

@@ -233,3 +233,132 @@ fn read_quoted(
         chain.proto,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use etherparse::{LaxNetSlice, LaxSlicedPacket, PacketBuilder, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::buffer::Buffer;
+    use crate::parse;
+
+    /// An IPv6 packet with these extension headers (kind, units of 8 bytes less one) before UDP; or IPv4 with
+    /// this many words of options. Often one byte is wrong.
+    fn odd() -> impl Strategy<Value = Vec<u8>> {
+        let kinds = prop_oneof![Just(0_u8), Just(43), Just(44), Just(60)];
+        let headers = proptest::collection::vec((kinds, 0_u8..3), 0..10);
+        let spoil = proptest::option::weighted(0.3, (12_usize..80, any::<u8>()));
+        (
+            any::<bool>(),
+            headers,
+            0_usize..11,
+            any::<[u8; 24]>(),
+            spoil,
+        )
+            .prop_map(|(is_v4, headers, options, bytes, spoil)| {
+                let mut frame = std::vec![2; 12];
+                let udp = [&[0x9c, 0x40, 0, 80, 0, 32, 0, 0][..], &bytes].concat();
+                if is_v4 {
+                    frame.extend([8, 0, 0x45 + options as u8, 0]);
+                    frame.extend((20 + 4 * options as u16 + 32).to_be_bytes());
+                    frame.extend([0, 7, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+                    frame.extend(std::vec![1; 4 * options]);
+                } else {
+                    let mut chain = Vec::new();
+                    for (place, &(kind, units)) in headers.iter().enumerate() {
+                        let units = if kind == 44 { 0 } else { units };
+                        let next = headers.get(place + 1).map_or(17, |(kind, _)| *kind);
+                        let mut header = std::vec![0; 8 + 8 * usize::from(units)];
+                        (header[0], header[1]) = (next, units);
+                        chain.extend(header);
+                    }
+                    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                    frame.extend((chain.len() as u16 + 32).to_be_bytes());
+                    frame.extend([headers.first().map_or(17, |(kind, _)| *kind), 64]);
+                    frame.extend([[0x20; 16], [0x21; 16]].concat());
+                    frame.extend(chain);
+                }
+                frame.extend(udp);
+                if let Some((at, byte)) = spoil
+                    && at < frame.len()
+                {
+                    frame[at] = byte;
+                }
+                frame
+            })
+    }
+
+    proptest! {
+        /// What we balance by its ports, etherparse takes for the same flow.
+        #[test]
+        fn etherparse_finds_the_same_ports_behind_every_chain_that_we_follow(frame in odd()) {
+            let buffer = Buffer(frame);
+            let Ok(network) = parse::network(&buffer) else { return Ok(()) };
+            let Ok(chain) = follow(&buffer, &network) else { return Ok(()) };
+            prop_assume!(chain.part == Part::Whole);
+            let Ok(transport) = transport(&buffer, &chain) else { return Ok(()) };
+            prop_assume!(transport.kind == Kind::Ports);
+
+            let sliced = LaxSlicedPacket::from_ethernet(&buffer.0).unwrap();
+            prop_assume!(sliced.stop_err.is_none());
+
+            let number = match &sliced.net {
+                Some(LaxNetSlice::Ipv4(ip)) => ip.payload().ip_number,
+                Some(LaxNetSlice::Ipv6(ip)) => ip.payload().ip_number,
+                other => return Err(TestCaseError::fail(std::format!("{other:?}"))),
+            };
+            prop_assert_eq!(number.0, chain.proto.0);
+            let ports = match &sliced.transport {
+                Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+                Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+                other => return Err(TestCaseError::fail(std::format!("{other:?}"))),
+            };
+            prop_assert_eq!((transport.src_port.number(), transport.dst_port.number()), ports);
+        }
+
+        #[test]
+        fn no_bytes_lead_beyond_the_packet(
+            frame in proptest::collection::vec(any::<u8>(), 14..200), kind in prop_oneof![Just([8, 0]), Just([0x86, 0xdd])],
+        ) {
+            let mut frame = frame;
+            frame[12..14].copy_from_slice(&kind);
+            if let Some(version) = frame.get_mut(14) {
+                *version = if kind == [8, 0] { 0x40 | *version & 15 } else { 0x60 | *version & 15 };
+            }
+            let buffer = Buffer(frame);
+            let Ok(network) = parse::network(&buffer) else { return Ok(()) };
+
+            if let Ok(chain) = follow(&buffer, &network) {
+                prop_assert!(chain.at <= chain.end && chain.end <= buffer.0.len());
+                let _ = transport(&buffer, &chain);
+            }
+            let _ = quoted(&buffer, network.family, 14, buffer.0.len());
+        }
+
+        #[test]
+        fn the_flow_of_a_quoted_packet_is_read_from_eight_bytes_behind_its_headers(
+            src in any::<[u8; 4]>(), dst in any::<[u8; 4]>(), ports in any::<(u16, u16)>(), kept in 0_usize..9,
+        ) {
+            let mut bytes = Vec::new();
+            let packet = PacketBuilder::ipv4(src, dst, 1).udp(ports.0, ports.1);
+            packet.write(&mut bytes, &[7; 20]).unwrap();
+            bytes.truncate(20 + kept);
+            let end = bytes.len();
+
+            let flow = quoted(&Buffer(bytes), Family::V4, 0, end);
+
+            let expected = FlowKey::new(
+                Addr::from_v4_word(u32::from_ne_bytes(src)),
+                Port::new(ports.0),
+                Addr::from_v4_word(u32::from_ne_bytes(dst)),
+                Port::new(ports.1),
+                Proto::UDP,
+            );
+            prop_assert_eq!(flow, if kept == 8 { Ok(expected) } else { Err(Reason::ServiceIcmpUnreadable) });
+        }
+    }
+}

@@ -14,8 +14,6 @@ use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::TcpMaxSeg;
 
 use super::steady::{BLOCK, is_timeout};
 use super::{Lab, OUTSIDE, Plan, SERVICE};
@@ -25,9 +23,8 @@ use crate::netns::{Netns, wait_for};
 pub const PORT: u16 = 7;
 /// How often a server looks whether it should end.
 const LOOK: Duration = Duration::from_millis(50);
-/// The largest segment a server asks for, as on every backend behind encapsulation: 1500 bytes less the
-/// outer IPv6 header, the inner one and TCP's own.
-const SEGMENT: u32 = 1500 - 40 - 40 - 20;
+/// The largest datagram that is answered.
+const DATAGRAM: usize = 8192;
 
 /// An address with the service's port.
 ///
@@ -101,7 +98,6 @@ impl Echo {
             .with_context(|| format!("listening on {at} in {}", netns.name()))?;
         socket.set_read_timeout(Some(LOOK))?;
         listener.set_nonblocking(true)?;
-        setsockopt(&listener, TcpMaxSeg, &SEGMENT)?;
         let (stop, own) = (self.stop.clone(), name.to_owned());
         self.threads.push(std::thread::spawn(move || {
             answer_datagrams(&socket, &own, &stop);
@@ -125,7 +121,7 @@ impl Drop for Echo {
 }
 
 fn answer_datagrams(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
-    let mut bytes = [0; 512];
+    let mut bytes = [0; DATAGRAM];
     while !stop.load(Ordering::Relaxed) {
         if let Ok((length, from)) = socket.recv_from(&mut bytes) {
             let number = String::from_utf8_lossy(&bytes[..length]);

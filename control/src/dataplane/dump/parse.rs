@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
+use fairlead_common::fragment::FragmentKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{
     ArrivalKey, ServiceDrop, ServiceKey, ServingKey, SourceRange, scope,
@@ -150,6 +151,22 @@ impl FromText for ServiceKey {
 
     fn from_number(_: u64) -> Result<Self, String> {
         Err("the key is addr, port, proto".to_owned())
+    }
+}
+
+impl FromText for FragmentKey {
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
+        known(fields, &["src", "dst", "id", "proto"])?;
+        Ok(Self::new(
+            Addr::new(field::<IpAddr>(fields, "src")?),
+            Addr::new(field::<IpAddr>(fields, "dst")?),
+            field(fields, "id")?,
+            protocol(fields)?,
+        ))
+    }
+
+    fn from_number(_: u64) -> Result<Self, String> {
+        Err("the key is src, dst, id, proto".to_owned())
     }
 }
 

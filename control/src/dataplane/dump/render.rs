@@ -2,8 +2,9 @@
 //!
 //! Not for choosing rows, nor for tables on a terminal.
 
-use fairlead_common::addr::{Addr, Cidr4};
+use fairlead_common::addr::{Addr, Cidr4, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::fragment::{FragmentKey, Ports};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
@@ -209,6 +210,27 @@ impl ToJson for ArrivalKey {
 impl ToJson for Arrival {
     fn to_json(&self) -> Value {
         json!({ "backend": self.backend, "service": self.service })
+    }
+}
+
+impl ToJson for FragmentKey {
+    fn to_json(&self) -> Value {
+        json!({
+            "src": address(self.src),
+            "dst": address(self.dst),
+            "id": self.id,
+            "proto": Proto(self.proto as u8).to_string(),
+        })
+    }
+}
+
+impl ToJson for Ports {
+    fn to_json(&self) -> Value {
+        json!({
+            "srcPort": self.src.number(),
+            "dstPort": self.dst.number(),
+            "seenSeconds": self.seen_s,
+        })
     }
 }
 

@@ -1,0 +1,149 @@
+//! What a client is told when its packet cannot be delivered.
+//!
+//! # Why
+//! "Too big" is told about IPv4 packets without DF too: XDP cannot make two packets of one, and the first device
+//! on the way would drop what exceeds its MTU before a router could fragment the outer packet. Senders that
+//! fragment by themselves take the hint (Linux lowers the path's MTU whatever the quoted DF says), so the packet
+//! that was lost is the last one; Katran and Cilium tell as well.
+
+use fairlead_common::addr::Proto;
+use fairlead_common::answer::kind;
+use fairlead_common::reason::Reason;
+use fairlead_common::route::node_flags;
+
+use super::ports;
+use crate::forward::Sent;
+use crate::packet::{Frame, Resize, Shorten};
+use crate::parse::chain::{self, Chain, Part};
+use crate::parse::{self, Family, Network, Transport};
+use crate::rewrite::{self, IcmpError};
+use crate::{clock, lb, maps, route};
+
+/// Whether a reason is one that a packet's sender may be told.
+#[inline(always)]
+pub(super) const fn is_to_be_told(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ServiceTooBig
+            | Reason::ServiceNoBackend
+            | Reason::ServiceTtl
+            | Reason::ServiceOther
+    )
+}
+
+/// Tells the sender of a packet why it ends here, where that is to be told. Why it ends is found anew: nothing
+/// comes along with a tail call but the packet.
+///
+/// # Errors
+/// The reason, when nobody is to be told: about ICMP, a later fragment, or an address that is no single host's
+/// (RFC 1122 §3.2.2, RFC 4443 §2.4(e)), or one of a service here. [`Reason::ServiceAnswerLimited`] when too much
+/// was told already.
+#[inline(always)]
+pub fn answer(frame: &mut (impl Resize + Shorten)) -> Result<Sent, Reason> {
+    let outer = parse::network(frame)?;
+    let chain = chain::follow(frame, &outer)?;
+    let network = &Network {
+        proto: chain.proto,
+        ..outer
+    };
+    if !matches!(chain.proto, Proto::TCP | Proto::UDP) {
+        return Err(Reason::ServiceOther);
+    }
+    let transport = ports(frame, network, &chain)?;
+    let (reason, mtu) = match obstacle(frame, network, &transport) {
+        Ok(mtu) => (Reason::ServiceTooBig, mtu),
+        Err(reason) => (reason, 0),
+    };
+    let (kind, told) = match reason {
+        Reason::ServiceTooBig if mtu != 0 => (kind::TOO_BIG, Reason::ServiceTooBigTold),
+        Reason::ServiceNoBackend | Reason::ServiceOther if refuses() => {
+            (kind::REFUSED, Reason::ServiceRefused)
+        }
+        Reason::ServiceTtl => (kind::EXPIRED, Reason::ServiceTtlTold),
+        _ => return Err(reason),
+    };
+    if matches!(chain.part, Part::Later(_))
+        || !route::is_wide(network.src)
+        || maps::service_address(network.src).is_some()
+    {
+        return Err(reason);
+    }
+    let error = match kind {
+        kind::TOO_BIG => too_big(network, mtu),
+        kind::REFUSED => port_unreachable(network),
+        _ => time_exceeded(network),
+    };
+    if error.src.is_none() {
+        return Err(reason);
+    }
+    if !maps::may_answer(kind, clock::now_ns()) {
+        return Err(Reason::ServiceAnswerLimited);
+    }
+    rewrite::icmp_error(frame, network, &error)?;
+    Ok(Sent {
+        reason: told,
+        ifindex: frame.ifindex(),
+    })
+}
+
+#[inline(always)]
+fn refuses() -> bool {
+    maps::node().is_some_and(|node| node.flags & node_flags::REFUSES != 0)
+}
+
+/// Why no service takes the packet; or the largest that its flow's backend would have got.
+#[inline(always)]
+fn obstacle(frame: &impl Frame, network: &Network, transport: &Transport) -> Result<u32, Reason> {
+    let service = maps::service(&transport.service(network)).ok_or(Reason::ServiceOther)?;
+    if network.ttl <= 1 {
+        return Err(Reason::ServiceTtl);
+    }
+    // As a packet in the middle of its flow: a SYN was remembered when it was found too big.
+    let choice = lb::choose(service, &transport.flow(network), false)?;
+    lb::limit(frame, network, transport, &choice)
+}
+
+/// RFC 1191 §4, RFC 4443 §3.2. From the service: no router on the way may be told apart from it.
+#[inline(always)]
+const fn too_big(network: &Network, mtu: u32) -> IcmpError {
+    let (kind, code) = match network.family {
+        Family::V4 => (3, 4),
+        Family::V6 => (2, 0),
+    };
+    IcmpError {
+        src: network.dst,
+        kind,
+        code,
+        rest: mtu.to_be(),
+    }
+}
+
+/// RFC 1122 §3.2.2.1, RFC 4443 §3.1: from the service, as its host would.
+#[inline(always)]
+const fn port_unreachable(network: &Network) -> IcmpError {
+    let (kind, code) = match network.family {
+        Family::V4 => (3, 3),
+        Family::V6 => (1, 4),
+    };
+    IcmpError {
+        src: network.dst,
+        kind,
+        code,
+        rest: 0,
+    }
+}
+
+/// RFC 792, RFC 4443 §3.3: from this node, as a router, for `traceroute`.
+#[inline(always)]
+fn time_exceeded(network: &Network) -> IcmpError {
+    let (kind, src) = match network.family {
+        Family::V4 => (11, maps::node().map(|node| node.tunnel_v4)),
+        Family::V6 => (3, maps::node().map(|node| node.tunnel_v6)),
+    };
+    IcmpError {
+        src: src.unwrap_or_default(),
+        kind,
+        code: 0,
+        rest: 0,
+    }
+}
