@@ -36,8 +36,8 @@ use fairlead_common::service::{
 use fairlead_common::snat;
 use fairlead_common::tables::{
     Addresses, Answers, Arrivals, BackendStats, Backends, Detours, Devices, Flows, NatFlows,
-    NatRecent, NextHops, NodeTable, Rings, ServiceStats, Services, Serving, SieveTable, SnatFwd,
-    SnatRev, Table, TxPorts,
+    NatRecent, NextHops, NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev,
+    Table, TxPorts,
 };
 use fairlead_control::dataplane::load::{self, OBJECT};
 use fairlead_control::host::namespace;

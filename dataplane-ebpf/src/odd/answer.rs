@@ -14,7 +14,7 @@ use fairlead_common::route::node_flags;
 use super::ports;
 use crate::forward::Sent;
 use crate::packet::{Frame, Resize, Shorten};
-use crate::parse::chain::{self, Chain, Part};
+use crate::parse::chain::{self, Part};
 use crate::parse::{self, Family, Network, Transport};
 use crate::rewrite::{self, IcmpError};
 use crate::{clock, lb, maps, route};
