@@ -16,7 +16,6 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::ProgramArray;
 use aya::programs::{
     Program, ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp,
     XdpMode,
@@ -24,7 +23,6 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{Pod, Zeroable};
 use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
-use fairlead_common::detour;
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
@@ -35,9 +33,8 @@ use fairlead_common::service::{
 };
 use fairlead_common::snat;
 use fairlead_common::tables::{
-    Addresses, Answers, Arrivals, BackendStats, Backends, Detours, Devices, Flows, NatFlows,
-    NatRecent, NextHops, NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev,
-    Table, TxPorts,
+    Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NatFlows, NatRecent, NextHops,
+    NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table, TxPorts,
 };
 use fairlead_control::dataplane::load::{self, OBJECT};
 use fairlead_control::host::namespace;
@@ -46,6 +43,7 @@ use crate::packet::{Mac, Packet, check};
 
 mod here;
 mod place;
+mod rare;
 mod rows;
 mod sockets;
 
@@ -249,22 +247,6 @@ impl Node {
         };
         self.own(addr_of(addr), served);
         service.id
-    }
-
-    /// Uses up what the datapath may send of its own, for a long time.
-    pub fn exhaust_answers(&mut self) {
-        for kind in 0..Answers::CAPACITY {
-            self.set::<Answers>(&kind, &(u64::MAX / 2));
-        }
-    }
-
-    /// Empties the table of programs for rare packets.
-    pub fn close_detours(&mut self) {
-        let rows = self.ebpf.map_mut(Detours::NAME).expect(Detours::NAME);
-        let mut rows: ProgramArray<_> = rows.try_into().expect(Detours::NAME);
-        for detour in detour::ALL {
-            rows.clear_index(&detour.row).expect(detour.program);
-        }
     }
 
     /// Makes an address a service's.

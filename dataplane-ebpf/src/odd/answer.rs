@@ -54,13 +54,14 @@ pub fn answer(frame: &mut (impl Resize + Shorten)) -> Result<Sent, Reason> {
         Ok(mtu) => (Reason::ServiceTooBig, mtu),
         Err(reason) => (reason, 0),
     };
-    let (kind, told) = match reason {
-        Reason::ServiceTooBig if mtu != 0 => (kind::TOO_BIG, Reason::ServiceTooBigTold),
-        Reason::ServiceNoBackend | Reason::ServiceOther if refuses() => {
-            (kind::REFUSED, Reason::ServiceRefused)
-        }
-        Reason::ServiceTtl => (kind::EXPIRED, Reason::ServiceTtlTold),
-        _ => return Err(reason),
+    let (kind, told) = if reason == Reason::ServiceTooBig && mtu != 0 {
+        (kind::TOO_BIG, Reason::ServiceTooBigTold)
+    } else if reason == Reason::ServiceTtl {
+        (kind::EXPIRED, Reason::ServiceTtlTold)
+    } else if (reason == Reason::ServiceNoBackend || reason == Reason::ServiceOther) && refuses() {
+        (kind::REFUSED, Reason::ServiceRefused)
+    } else {
+        return Err(reason);
     };
     if matches!(chain.part, Part::Later(_))
         || !route::is_wide(network.src)
