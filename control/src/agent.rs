@@ -1,7 +1,7 @@
 //! The composition root: the only room that knows every task and channel.
 //!
 //! ```text
-//!  inotify ─> source/manifests ─┐
+//!  files, API server ─> source ──┐
 //!  netlink ─> host/{links,ways} ┤                        ┌─> dataplane (pinned tables, links)
 //!  bgp_io ──> learnt routes ────┼─> Agent: one round ────┼─> host (routes, neighbours)
 //!  clock ───> ends of windows ──┤   after another        ├─> bgp_io (peers, announcements)
@@ -52,6 +52,9 @@ use crate::desired::drain::Drain;
 use crate::health::Prober;
 use crate::host::{Netlink, links, namespace, sysctl, ways};
 use crate::plan::{Actual, Memory};
+use crate::source::Source;
+#[cfg(feature = "kubernetes")]
+use crate::source::kubernetes::Kubernetes;
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
 use crate::telemetry::cause;
@@ -180,20 +183,21 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     info!(node = agent.node_name, pins = %agent.pins.root().display(), restarting, "agent started");
 
     let api = tokio::spawn(server::serve(listener, view, orders_in, stop.clone()));
-    let mut manifests = match &agent.document.manifests {
-        Some(folder) => Some(Manifests::open(folder.clone()).context("watching the manifests")?),
-        None => None,
-    };
+    let mut source = open_source(&agent.document, &agent.node_name, &mut agent.resources).await?;
+    let mut clear = tokio::time::interval(CLEAR_EVERY);
+    clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first round must know everything, or routes that peers kept for us would be withdrawn.
-    if let Some(manifests) = &mut manifests {
-        agent.resources = manifests.next().await;
+    while !matches!(source, Source::Nowhere) {
+        agent.health.beat(now());
+        tokio::select! {
+            () = source.next(&mut agent.resources) => break,
+            _ = clear.tick() => ping_watchdog(),
+        }
     }
     let mut links = links::Watch::open()?;
     let mut ways = ways::Watch::open()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut clear = tokio::time::interval(CLEAR_EVERY);
-    clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     // A moment, not a time to wait: the loop turns for other reasons meanwhile.
     let mut next_look = moment_after(agent.round().await);
@@ -204,10 +208,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     let farewell = loop {
         agent.health.beat(now());
         let is_round_due = tokio::select! {
-            resources = next_resources(&mut manifests) => {
-                agent.resources = resources;
-                true
-            }
+            () = source.next(&mut agent.resources) => true,
             change = links.next() => {
                 change.context("netlink has closed")?;
                 true
@@ -340,11 +341,20 @@ impl Agent {
     }
 }
 
-async fn next_resources(manifests: &mut Option<Manifests>) -> Resources {
-    match manifests {
-        Some(manifests) => manifests.next().await,
-        None => std::future::pending().await,
+async fn open_source(document: &Document, node: &str, resources: &mut Resources) -> Result<Source> {
+    #[cfg(feature = "kubernetes")]
+    if document.kubernetes.enabled {
+        let secrets = document.bgp.namespace_of_secrets();
+        let (config, state) = (&document.kubernetes, &document.state_dir);
+        let kubernetes = Kubernetes::open(config, node, secrets, state, now, resources);
+        return Ok(Source::Kubernetes(Box::new(kubernetes.await?)));
     }
+    Ok(match &document.manifests {
+        Some(folder) => Source::Manifests(Box::new(
+            Manifests::open(folder.clone()).context("watching the manifests")?,
+        )),
+        None => Source::Nowhere,
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the edge where time comes in")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +23,9 @@ use crate::desired::merge::merge;
 use crate::host::pods::Wanted;
 use crate::host::{Netlink, namespace};
 use crate::pod;
+use crate::source::Resources;
+#[cfg(feature = "kubernetes")]
+use crate::source::kubernetes::{read_snapshot, snapshot_file};
 use crate::source::manifests::{self, Folder};
 
 /// How long a running agent may take to leave.
@@ -64,16 +67,17 @@ pub async fn cleanup(document: &Document) -> Result<Vec<String>> {
 /// Tells peers that keep the routes of an agent which has ended (graceful restart) to drop them: a
 /// short session that says so, before nobody forwards any more.
 async fn take_leave(document: &Document) -> Result<Vec<String>> {
-    let Some(folder) = &document.manifests else {
-        return Ok(Vec::new());
+    let (read, from) = last_resources(document);
+    let resources = match read {
+        Ok(Some(resources)) => resources,
+        Ok(None) => return Ok(Vec::new()),
+        Err(why) => {
+            return Ok(vec![format!(
+                "{}: {why}, so peers were not told; they drop our routes when their restart time ends",
+                from.display()
+            )]);
+        }
     };
-    let Ok(listing) = manifests::list(folder) else {
-        return Ok(vec![format!(
-            "{} cannot be read, so peers were not told; they drop our routes when their restart time ends",
-            folder.display()
-        )]);
-    };
-    let resources = Folder::default().update(listing);
     let desired = merge(&resources, document, &node_name(document)?);
     let (changed, _) = mpsc::channel(1);
     let mut speakers = Speakers::new(changed, false);
@@ -92,6 +96,22 @@ async fn take_leave(document: &Document) -> Result<Vec<String>> {
         format!("{peer} was not reached; it drops our routes when its restart time ends")
     });
     Ok(said.collect())
+}
+
+/// The objects that the agent went by, and where they were looked for.
+fn last_resources(document: &Document) -> (Result<Option<Resources>, String>, PathBuf) {
+    #[cfg(feature = "kubernetes")]
+    if document.kubernetes.enabled {
+        let file = snapshot_file(&document.state_dir);
+        return (read_snapshot(&file).map(Some), file);
+    }
+    let Some(folder) = &document.manifests else {
+        return (Ok(None), PathBuf::new());
+    };
+    let read = manifests::list(folder)
+        .map(|listing| Some(Folder::default().update(listing)))
+        .map_err(|error| error.to_string());
+    (read, folder.clone())
 }
 
 /// The peers whose session is not up.

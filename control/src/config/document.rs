@@ -41,6 +41,8 @@ pub struct Document {
     pub masquerade: Masquerade,
     /// The watched folder of Kubernetes manifests. Default: none.
     pub manifests: Option<PathBuf>,
+    /// The API server that objects are read from, in place of a folder.
+    pub kubernetes: Kubernetes,
     /// The agent's socket. Default: `/run/fairlead/agent.sock`.
     pub socket: PathBuf,
     /// The folder of what survives a reboot: which backends are drained. It is made when something is drained.
@@ -65,6 +67,7 @@ impl Default for Document {
             ipv4_native_routing_cidr: Vec::new(),
             masquerade: Masquerade::default(),
             manifests: None,
+            kubernetes: Kubernetes::default(),
             socket: PathBuf::from(DEFAULT_SOCKET),
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             bgp: Bgp::default(),
@@ -127,6 +130,19 @@ pub enum XdpMode {
     Generic,
 }
 
+/// The API server that objects are read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Kubernetes {
+    /// Whether they are. Default: no.
+    pub enabled: bool,
+    /// The file that says where it is and who we are. Default: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Its address, where the one in the kubeconfig or the pod's environment does not serve: the API server's
+    /// cluster address needs a proxy, and that may be us. `https://HOST:PORT`.
+    pub api_server: Option<String>,
+}
+
 /// How pods leave for the outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -150,6 +166,13 @@ pub struct Bgp {
     pub hostname: Option<String>,
     /// The namespace of the Secrets that peering policies name. Default: `kube-system`.
     pub secrets_namespace: Option<String>,
+}
+
+impl Bgp {
+    /// Where the Secrets of peers are; by default where Cilium looks for them.
+    pub fn namespace_of_secrets(&self) -> &str {
+        self.secrets_namespace.as_deref().unwrap_or("kube-system")
+    }
 }
 
 /// Which learnt routes go to the kernel.

@@ -109,6 +109,18 @@ pub fn contradiction(document: &Document) -> Option<String> {
             ));
         }
     }
+    if document.kubernetes.enabled && document.manifests.is_some() {
+        return Some(
+            "manifests and kubernetes.enabled: objects come from one place; keep one of the two"
+                .to_owned(),
+        );
+    }
+    if document.kubernetes.enabled && !cfg!(feature = "kubernetes") {
+        return Some(
+            "kubernetes.enabled: this program was built without the feature `kubernetes`"
+                .to_owned(),
+        );
+    }
     let native = document.ipv4_native_routing_cidr.len();
     if native > NATIVE_CIDRS {
         return Some(format!(

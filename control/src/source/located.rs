@@ -142,6 +142,25 @@ impl Located {
     }
 }
 
+/// A value that stands on no line.
+impl From<Value> for Located {
+    fn from(value: Value) -> Self {
+        let shape = match value {
+            Value::Array(list) => Shape::List(list.into_iter().map(Self::from).collect()),
+            Value::Object(fields) => Shape::Map(
+                fields
+                    .into_iter()
+                    .map(|(key, value)| (key, 0, value.into()))
+                    .collect(),
+            ),
+            scalar @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+                Shape::Scalar(scalar)
+            }
+        };
+        Self { line: 0, shape }
+    }
+}
+
 impl<'de> Deserialize<'de> for Located {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Shape>::deserialize(deserializer)?;

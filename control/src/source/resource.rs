@@ -35,15 +35,18 @@ use crate::object::{Condition, ObjectName};
 /// Where an object stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
-    /// The file.
+    /// The file, or the API server.
     pub file: Arc<str>,
-    /// The line it begins on, from 1.
+    /// The line it begins on, from 1; 0 for an object that stands in no file.
     pub line: u64,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
     }
 }
 
@@ -81,6 +84,58 @@ pub struct Resources {
     pub peer_profiles: BTreeMap<ObjectName, Sourced<PeerProfile>>,
     /// What was wrong.
     pub conditions: Vec<Condition>,
+}
+
+impl Resources {
+    /// Puts an object in the place of the one of its kind and name.
+    pub fn replace(&mut self, object: Sourced<Resource>) {
+        let name = object.object.name();
+        let origin = object.origin;
+        match object.object {
+            Resource::Node(node) => put(&mut self.nodes, name, *node, origin),
+            Resource::Service(service) => put(&mut self.services, name, *service, origin),
+            Resource::EndpointSlice(slice) => put(&mut self.slices, name, *slice, origin),
+            Resource::Secret(secret) => put(&mut self.secrets, name, *secret, origin),
+            Resource::PeeringPolicy(policy) => {
+                put(&mut self.peering_policies, name, *policy, origin);
+            }
+            Resource::ClusterConfig(object) => {
+                put(&mut self.cluster_configs, name, *object, origin)
+            }
+            Resource::PeerConfig(object) => put(&mut self.peer_configs, name, *object, origin),
+            Resource::Advertisement(object) => put(&mut self.advertisements, name, *object, origin),
+            Resource::ConfigOverride(object) => {
+                put(&mut self.config_overrides, name, *object, origin)
+            }
+            Resource::PeerProfile(profile) => put(&mut self.peer_profiles, name, *profile, origin),
+        }
+    }
+
+    /// Removes an object; one that is not there, or of an unknown kind, is none.
+    pub fn remove(&mut self, kind: &str, name: &ObjectName) {
+        match kind {
+            "Node" => drop(self.nodes.remove(name)),
+            "Service" => drop(self.services.remove(name)),
+            "EndpointSlice" => drop(self.slices.remove(name)),
+            "Secret" => drop(self.secrets.remove(name)),
+            "CiliumBGPPeeringPolicy" => drop(self.peering_policies.remove(name)),
+            "CiliumBGPClusterConfig" => drop(self.cluster_configs.remove(name)),
+            "CiliumBGPPeerConfig" => drop(self.peer_configs.remove(name)),
+            "CiliumBGPAdvertisement" => drop(self.advertisements.remove(name)),
+            "CiliumBGPNodeConfigOverride" => drop(self.config_overrides.remove(name)),
+            "BGPPeerProfile" => drop(self.peer_profiles.remove(name)),
+            _ => {}
+        }
+    }
+}
+
+fn put<T>(
+    objects: &mut BTreeMap<ObjectName, Sourced<T>>,
+    name: ObjectName,
+    object: T,
+    origin: Origin,
+) {
+    objects.insert(name, Sourced { object, origin });
 }
 
 /// One object of a kind that we understand.
@@ -188,6 +243,16 @@ pub fn read(file: &str, text: &str) -> Result<Reading, Condition> {
         reader.document(document);
     }
     Ok(reader.reading)
+}
+
+/// Reads one object that stands in no file, from the server or the file called `file`.
+pub fn read_value(file: &str, object: serde_json::Value) -> Reading {
+    let mut reader = Reader {
+        file: file.into(),
+        reading: Reading::default(),
+    };
+    reader.document(&object.into());
+    reader.reading
 }
 
 /// Joins what several files held into the objects of the source. Of objects with the same kind and
@@ -408,7 +473,11 @@ impl Reader {
     fn condition(&mut self, object: String, line: u64, reason: &str, message: String) {
         self.reading.conditions.push(Condition {
             object,
-            origin: format!("{}:{line}", self.file),
+            origin: Origin {
+                file: Arc::clone(&self.file),
+                line,
+            }
+            .to_string(),
             reason: reason.to_owned(),
             message,
         });

@@ -22,9 +22,6 @@ use crate::source::resource::Resources;
 use crate::source::resource::field::label_selector;
 use crate::source::resource::peering_policy::{Communities, ServiceAdvertisement};
 
-/// Where Cilium looks for the Secrets of its peers.
-const SECRETS_NAMESPACE: &str = "kube-system";
-
 /// The virtual routers of this node, by their instances' names.
 pub(super) fn merge(
     resources: &Resources,
@@ -35,10 +32,7 @@ pub(super) fn merge(
 ) -> BTreeMap<String, VirtualRouter> {
     let secrets = Secrets {
         resources,
-        namespace: config
-            .secrets_namespace
-            .as_deref()
-            .unwrap_or(SECRETS_NAMESPACE),
+        namespace: config.namespace_of_secrets(),
     };
     let mut routers = policies::merge(resources, &secrets, node, object, conditions);
     let has_policy = !routers.is_empty();

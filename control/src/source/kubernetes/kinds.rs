@@ -1,0 +1,209 @@
+//! Which kinds are watched, and how much of each: the one table of what Fairlead asks an API server for.
+//!
+//! The chart's roles grant exactly this. Not here: what a kind means.
+
+use kube::api::ApiResource;
+use serde_json::Value;
+
+use crate::object::ObjectName;
+
+/// A kind that is watched.
+#[derive(Debug)]
+pub struct Kind {
+    /// Empty for the core group.
+    pub group: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// Its name in paths.
+    pub plural: &'static str,
+    /// Only objects with these labels.
+    pub labels: Option<&'static str>,
+    /// Only the object that is called as this node.
+    pub is_this_node: bool,
+    /// Only objects that another object names; each is watched by itself.
+    pub is_by_name: bool,
+    /// It is there only where its definition is installed.
+    pub is_custom: bool,
+    /// What does not work without it.
+    pub feature: &'static str,
+    /// Takes away what changes often and says nothing to us.
+    pub trim: fn(&mut Value),
+}
+
+/// As kube-proxy selects: without headless services, and without those that another proxy serves.
+const NOT_OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+
+/// What Cilium's kinds about BGP have in common.
+const CILIUM_BGP: Kind = Kind {
+    group: "cilium.io",
+    version: "v2",
+    name: "",
+    plural: "",
+    labels: None,
+    is_this_node: false,
+    is_by_name: false,
+    is_custom: true,
+    feature: "no BGP session is configured by it",
+    trim: keep,
+};
+
+/// All of them.
+pub const KINDS: [Kind; 10] = [
+    Kind {
+        group: "",
+        version: "v1",
+        name: "Node",
+        plural: "nodes",
+        labels: None,
+        is_this_node: true,
+        is_by_name: false,
+        is_custom: false,
+        feature: "this node has no pods and no BGP",
+        trim: trim_node,
+    },
+    Kind {
+        group: "",
+        version: "v1",
+        name: "Service",
+        plural: "services",
+        labels: Some(NOT_OURS),
+        is_this_node: false,
+        is_by_name: false,
+        is_custom: false,
+        feature: "no service is balanced",
+        trim: keep,
+    },
+    Kind {
+        group: "discovery.k8s.io",
+        version: "v1",
+        name: "EndpointSlice",
+        plural: "endpointslices",
+        labels: Some(NOT_OURS),
+        is_this_node: false,
+        is_by_name: false,
+        is_custom: false,
+        feature: "services have no backends",
+        trim: trim_slice,
+    },
+    Kind {
+        group: "",
+        version: "v1",
+        name: "Secret",
+        plural: "secrets",
+        labels: None,
+        is_this_node: false,
+        is_by_name: true,
+        is_custom: false,
+        feature: "peers with a password have no session",
+        trim: keep,
+    },
+    Kind {
+        version: "v2alpha1",
+        name: "CiliumBGPPeeringPolicy",
+        plural: "ciliumbgppeeringpolicies",
+        ..CILIUM_BGP
+    },
+    Kind {
+        group: "fairlead.io",
+        version: "v1alpha1",
+        name: "BGPPeerProfile",
+        plural: "bgppeerprofiles",
+        feature: "no peer is watched by BFD",
+        ..CILIUM_BGP
+    },
+    Kind {
+        name: "CiliumBGPClusterConfig",
+        plural: "ciliumbgpclusterconfigs",
+        ..CILIUM_BGP
+    },
+    Kind {
+        name: "CiliumBGPPeerConfig",
+        plural: "ciliumbgppeerconfigs",
+        ..CILIUM_BGP
+    },
+    Kind {
+        name: "CiliumBGPAdvertisement",
+        plural: "ciliumbgpadvertisements",
+        ..CILIUM_BGP
+    },
+    Kind {
+        name: "CiliumBGPNodeConfigOverride",
+        plural: "ciliumbgpnodeconfigoverrides",
+        ..CILIUM_BGP
+    },
+];
+
+/// Where Secrets stand in [`KINDS`].
+pub const SECRET: usize = 3;
+
+impl Kind {
+    /// `group/version`, or the version alone.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// How the client asks for it.
+    pub fn resource(&self) -> ApiResource {
+        ApiResource {
+            group: self.group.to_owned(),
+            version: self.version.to_owned(),
+            api_version: self.api_version(),
+            kind: self.name.to_owned(),
+            plural: self.plural.to_owned(),
+        }
+    }
+}
+
+/// One watch: of a kind, or of one object of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WatchId {
+    /// Its place in [`KINDS`].
+    pub kind: usize,
+    /// The one object; all that the kind selects when none.
+    pub name: Option<ObjectName>,
+}
+
+fn keep(_: &mut Value) {}
+
+/// Heartbeats change a node's status every few seconds.
+fn trim_node(node: &mut Value) {
+    if let Some(status) = node.get_mut("status").and_then(Value::as_object_mut) {
+        status.retain(|key, _| key == "addresses");
+    }
+}
+
+fn trim_slice(slice: &mut Value) {
+    if let Some(annotations) = slice
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
+        annotations.remove("endpoints.kubernetes.io/last-change-trigger-time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::resource;
+
+    #[test]
+    fn every_kind_is_one_that_can_be_read() {
+        for kind in &KINDS {
+            let object = serde_json::json!({
+                "apiVersion": kind.api_version(), "kind": kind.name, "metadata": {"name": "a"}, "spec": {},
+            });
+            let read = resource::read_value("here", object);
+            assert!(
+                read.conditions.iter().all(|c| c.reason != "UnknownKind"),
+                "{read:?}"
+            );
+        }
+        assert_eq!(KINDS[SECRET].name, "Secret");
+    }
+}

@@ -1,0 +1,227 @@
+use serde_json::json;
+
+use super::super::snapshot;
+use super::*;
+
+const SERVICES: usize = 1;
+const POLICIES: usize = 4;
+
+fn id(kind: usize) -> WatchId {
+    WatchId { kind, name: None }
+}
+
+fn service(name: &str, port: impl Into<Value>) -> Heard {
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
+        "spec": {"ports": [{"port": port.into()}]},
+    });
+    Heard::Object(id(SERVICES), Box::new(object))
+}
+
+fn policy(secret: Option<&str>) -> Heard {
+    let object = json!({
+        "apiVersion": "cilium.io/v2alpha1", "kind": "CiliumBGPPeeringPolicy", "metadata": {"name": "rack"},
+        "spec": {"virtualRouters": [{"localASN": 65001, "neighbors": [
+            {"peerAddress": "10.0.0.1/32", "peerASN": 65000, "authSecretRef": secret}]}]},
+    });
+    Heard::Object(id(POLICIES), Box::new(object))
+}
+
+struct Told {
+    replica: Replica,
+    resources: Resources,
+}
+
+impl Told {
+    fn new() -> Self {
+        let mut replica = Replica::new("https://api".into(), "kube-system");
+        for kind in (0..KINDS.len()).filter(|kind| *kind != SECRET) {
+            replica.expect(&id(kind));
+        }
+        Self {
+            replica,
+            resources: Resources::default(),
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) -> bool {
+        self.replica
+            .hear(heard, Timestamp::UNIX_EPOCH, &mut self.resources)
+    }
+
+    fn list(&mut self, kind: usize, objects: Vec<Heard>) {
+        self.hear(Heard::Listing(id(kind)));
+        for object in objects {
+            self.hear(object);
+        }
+        self.hear(Heard::Listed(id(kind)));
+    }
+
+    fn services(&self) -> Vec<String> {
+        self.resources
+            .services
+            .keys()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    fn reasons(&self) -> Vec<&str> {
+        self.resources
+            .conditions
+            .iter()
+            .map(|c| c.reason.as_str())
+            .collect()
+    }
+}
+
+#[test]
+fn it_is_complete_when_every_watch_has_told_or_cannot() {
+    let mut told = Told::new();
+    for kind in [0, 1, 2] {
+        assert!(!told.replica.is_complete());
+        told.list(kind, vec![]);
+    }
+    assert!(!told.replica.is_complete());
+    for kind in POLICIES..KINDS.len() {
+        told.hear(Heard::NotInstalled(id(kind)));
+    }
+    assert!(told.replica.is_complete());
+    assert!(
+        told.reasons().is_empty(),
+        "a kind that is not installed is no fault"
+    );
+}
+
+#[test]
+fn a_list_removes_what_it_lacks_and_only_when_it_is_whole() {
+    let mut told = Told::new();
+    told.list(SERVICES, vec![service("a", 1), service("b", 1)]);
+
+    told.hear(Heard::Listing(id(SERVICES)));
+    assert!(!told.hear(service("b", 1)), "the same again is no change");
+    assert_eq!(told.services(), ["default/a", "default/b"]);
+    assert!(told.hear(Heard::Listed(id(SERVICES))));
+    assert_eq!(told.services(), ["default/b"]);
+
+    assert!(told.hear(Heard::Gone(id(SERVICES), name("default", "b"))));
+    assert!(told.services().is_empty());
+}
+
+#[test]
+fn an_object_that_broke_keeps_its_version_and_says_so() {
+    let mut told = Told::new();
+    told.list(SERVICES, vec![service("a", 80)]);
+
+    assert!(told.hear(service("a", "many")));
+    assert!(!told.hear(service("a", "many")));
+
+    assert_eq!(told.services(), ["default/a"]);
+    let [condition] = &told.resources.conditions[..] else {
+        panic!("{:?}", told.resources.conditions);
+    };
+    assert_eq!(condition.object, "Service default/a");
+    assert_eq!(condition.origin, "https://api");
+    assert!(
+        condition
+            .message
+            .ends_with("; the version read before stays in force")
+    );
+
+    assert!(told.hear(service("a", 80)));
+    assert!(told.reasons().is_empty());
+}
+
+#[test]
+fn a_server_that_is_away_changes_nothing_but_what_is_said() {
+    let mut told = Told::new();
+    told.list(SERVICES, vec![service("a", 1)]);
+
+    assert!(told.hear(Heard::NoContact("connection refused".to_owned())));
+    assert!(!told.hear(Heard::NoContact("no answer".to_owned())));
+
+    assert_eq!(told.services(), ["default/a"]);
+    assert_eq!(told.reasons(), ["NoApiServer"]);
+    let message = &told.resources.conditions[0].message;
+    assert!(
+        message.contains("since 1970-01-01T00:00:00Z: connection refused"),
+        "{message}"
+    );
+    assert!(told.hear(Heard::Contact));
+    assert!(told.reasons().is_empty());
+}
+
+#[test]
+fn a_kind_that_is_forbidden_says_which_feature_it_costs_and_the_rest_works() {
+    let mut told = Told::new();
+    told.list(SERVICES, vec![service("a", 1)]);
+
+    told.hear(Heard::Forbidden(
+        id(2),
+        "endpointslices is forbidden".to_owned(),
+    ));
+
+    assert_eq!(told.services(), ["default/a"]);
+    assert_eq!(
+        told.resources.conditions[0].message,
+        "services have no backends: endpointslices is forbidden; grant list and watch on endpointslices"
+    );
+    told.list(2, vec![]);
+    assert!(told.reasons().is_empty());
+}
+
+#[test]
+fn a_secret_is_watched_while_a_policy_names_it() {
+    let mut told = Told::new();
+    told.list(POLICIES, vec![policy(Some("password"))]);
+    let secret = WatchId {
+        kind: SECRET,
+        name: Some(name("kube-system", "password")),
+    };
+    assert_eq!(told.replica.named().iter().collect::<Vec<_>>(), [&secret]);
+
+    let object = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": "kube-system", "name": "password"},
+    });
+    told.hear(Heard::Object(secret.clone(), Box::new(object)));
+    assert_eq!(told.resources.secrets.len(), 1);
+
+    told.hear(policy(None));
+    assert!(told.replica.named().is_empty());
+    told.replica.forget(&secret, &mut told.resources);
+    assert!(told.resources.secrets.is_empty());
+}
+
+#[test]
+fn a_snapshot_is_in_force_until_the_server_has_told_all_and_what_it_lacks_goes_then() {
+    let mut before = Told::new();
+    before.list(SERVICES, vec![service("a", 1), service("b", 1)]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("snapshot");
+    snapshot::store(&file, &before.replica.objects(), Timestamp::UNIX_EPOCH).unwrap();
+
+    let mut told = Told::new();
+    let snapshot = snapshot::load(&file).unwrap().unwrap();
+    told.replica.restore(snapshot, &mut told.resources);
+    assert_eq!(told.services(), ["default/a", "default/b"]);
+    assert_eq!(told.reasons(), ["OldState"]);
+    told.hear(Heard::NoContact("connection refused".to_owned()));
+    let message = &told.resources.conditions[0].message;
+    assert!(
+        message.ends_with("the state of the snapshot of 1970-01-01T00:00:00Z is in force"),
+        "{message}"
+    );
+
+    for kind in [0, 2].into_iter().chain(POLICIES..KINDS.len()) {
+        told.list(kind, vec![]);
+    }
+    told.list(SERVICES, vec![service("b", 2)]);
+    assert_eq!(told.services(), ["default/b"]);
+    assert!(told.reasons().is_empty());
+}
+
+fn name(namespace: &str, name: &str) -> ObjectName {
+    ObjectName {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}

@@ -1,0 +1,210 @@
+//! Watches as tasks, and what they hear.
+//!
+//! A watch lists once, then goes on from the version it has seen, through lost connections; when the server has
+//! forgotten that version (410) it lists anew. It never ends by itself.
+//!
+//! Not here: what follows from what is heard (`replica`).
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::api::{Api, DynamicObject};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use serde_json::Value;
+use tokio::sync::mpsc::Sender;
+use tokio::time::{sleep, timeout};
+
+use super::kinds::{KINDS, WatchId};
+use crate::object::ObjectName;
+
+/// How long an answer may take.
+pub const ANSWER: Duration = Duration::from_secs(5);
+/// How often the server is asked whether it is there, and how often after it was not.
+const ASK: Duration = Duration::from_secs(15);
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How soon a watch that failed is tried again, at first and at last.
+const RETRY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
+/// How soon a kind that is refused or not installed is tried again: somebody must do something first.
+const RETRY_REFUSED: Duration = Duration::from_secs(15);
+
+/// What a watch heard.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    /// All objects follow, and then that they were all.
+    Listing(WatchId),
+    /// An object as it is.
+    Object(WatchId, Box<Value>),
+    /// An object is no more.
+    Gone(WatchId, ObjectName),
+    /// That were all.
+    Listed(WatchId),
+    /// The kind is not installed.
+    NotInstalled(WatchId),
+    /// We may not watch it, in the server's words.
+    Forbidden(WatchId, String),
+    /// The server answers.
+    Contact,
+    /// The server does not answer, or not usefully.
+    NoContact(String),
+}
+
+/// Watches until it is aborted, or nobody listens.
+pub async fn follow(client: kube::Client, id: WatchId, node: String, tell: Sender<Heard>) {
+    let kind = &KINDS[id.kind];
+    let resource = kind.resource();
+    let mut config = watcher::Config::default();
+    if let Some(labels) = kind.labels {
+        config = config.labels(labels);
+    }
+    if kind.is_this_node {
+        config = config.fields(&format!("metadata.name={node}"));
+    }
+    let api: Api<DynamicObject> = match &id.name {
+        Some(name) => {
+            config = config.fields(&format!("metadata.name={}", name.name));
+            Api::namespaced_with(client, &name.namespace, &resource)
+        }
+        None => Api::all_with(client, &resource),
+    };
+    loop {
+        let backoff = Backoff { next: RETRY[0] };
+        let mut events = watcher::watcher(api.clone(), config.clone())
+            .backoff(backoff)
+            .boxed();
+        let refusal = loop {
+            let heard = match events.next().await {
+                None => return,
+                Some(Ok(Event::Init)) => Heard::Listing(id.clone()),
+                Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
+                    Heard::Object(id.clone(), Box::new(value(&id, object)))
+                }
+                Some(Ok(Event::Delete(object))) => Heard::Gone(id.clone(), name(&object)),
+                Some(Ok(Event::InitDone)) => Heard::Listed(id.clone()),
+                Some(Err(error)) => failed(&id, &error),
+            };
+            if matches!(heard, Heard::NotInstalled(_) | Heard::Forbidden(..)) {
+                break heard;
+            }
+            if tell.send(heard).await.is_err() {
+                return;
+            }
+        };
+        if tell.send(refusal).await.is_err() {
+            return;
+        }
+        // Lists anew, so that the end of a refusal is heard though nothing has changed.
+        sleep(RETRY_REFUSED).await;
+    }
+}
+
+/// Asks now and then whether the server is there: a watch alone cannot tell silence from absence.
+pub async fn contact(client: kube::Client, tell: Sender<Heard>) {
+    loop {
+        let (heard, pause) = match timeout(ANSWER, client.apiserver_version()).await {
+            Ok(Ok(_)) => (Heard::Contact, ASK),
+            Ok(Err(error)) => (no_contact(&error), ASK_AGAIN),
+            Err(_) => (
+                Heard::NoContact(format!("no answer within {ANSWER:?}")),
+                ASK_AGAIN,
+            ),
+        };
+        if tell.send(heard).await.is_err() {
+            return;
+        }
+        sleep(pause).await;
+    }
+}
+
+fn failed(id: &WatchId, error: &watcher::Error) -> Heard {
+    let status = match error {
+        watcher::Error::WatchError(status) => status,
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => {
+            let kube::Error::Api(status) = error else {
+                return no_contact(error);
+            };
+            status
+        }
+        watcher::Error::NoResourceVersion => {
+            return Heard::NoContact(error.to_string());
+        }
+    };
+    match status.code {
+        401 | 403 => Heard::Forbidden(id.clone(), status.message.clone()),
+        404 if KINDS[id.kind].is_custom => Heard::NotInstalled(id.clone()),
+        // The version was forgotten: it is listed anew.
+        410 => Heard::Contact,
+        _ => Heard::NoContact(status.message.clone()),
+    }
+}
+
+/// With all causes: the outermost alone says "client error".
+fn no_contact(error: &kube::Error) -> Heard {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = inner.source();
+    }
+    Heard::NoContact(text)
+}
+
+fn name(object: &DynamicObject) -> ObjectName {
+    ObjectName {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+/// The object as a manifest would have it, without what the server alone cares for.
+fn value(id: &WatchId, object: DynamicObject) -> Value {
+    let kind = &KINDS[id.kind];
+    let mut metadata = object.metadata;
+    metadata.managed_fields = None;
+    metadata.resource_version = None;
+    metadata.generation = None;
+    metadata.uid = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    let mut value = object.data;
+    if let Value::Object(fields) = &mut value {
+        fields.insert("apiVersion".to_owned(), kind.api_version().into());
+        fields.insert("kind".to_owned(), kind.name.into());
+        fields.insert(
+            "metadata".to_owned(),
+            serde_json::to_value(metadata).unwrap_or_default(),
+        );
+    }
+    (kind.trim)(&mut value);
+    value
+}
+
+/// Twice as long each time, with a part that differs between nodes: a server that returns is not asked by all
+/// at once.
+struct Backoff {
+    next: Duration,
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.next;
+        self.next = (pause * 2).min(RETRY[1]);
+        // Between three quarters and five.
+        let part = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), pause) % 512;
+        Some(pause * (768 + part as u32) / 1024)
+    }
+}
+
+impl kube::runtime::utils::Backoff for Backoff {
+    fn reset(&mut self) {
+        self.next = RETRY[0];
+    }
+}
