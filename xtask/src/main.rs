@@ -1,7 +1,7 @@
 //! The one interface for people and CI: `cargo xtask VERB`.
 //!
 //! A verb is a room: `setup` (what this machine needs), `build`, `run`, `lint` (format, clippy, layers), `test`,
-//! `bench`.
+//! `bench`, `cluster` (a real Kubernetes on this machine).
 //! Beside them stand `ebpf` (how the datapath's object is built), `layers` and `rooms` (the checks on the
 //! tree) and `workspace` (where everything is, and running a tool).
 //!
@@ -14,6 +14,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod ebpf;
 mod layers;
 mod lint;
@@ -45,6 +46,8 @@ enum Verb {
     Lint,
     /// Show all of Fairlead on this machine, or run the agent on this host: `run -- <agent flags>`
     Run(run::Arguments),
+    /// A real Kubernetes cluster in network namespaces: up, down, status, load-image, kubectl, logs
+    Cluster(cluster::Arguments),
     /// Measure, and compare with goals
     Bench(bench::Arguments),
     /// Lint, then run every test and fail when one was skipped
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Lint => lint::run(),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
     };
     match done {

@@ -26,6 +26,7 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum For {
     Build,
+    Cluster,
     Lint,
     Run,
     Test,
@@ -49,6 +50,7 @@ enum Sign {
     Programs(&'static [&'static str]),
     Compiler,
     Linker,
+    File(&'static str),
     /// A BPF file system is mounted where programs and tables are pinned.
     BpfFileSystem,
 }
@@ -69,7 +71,7 @@ const fn package(name: &'static str, service: Option<&'static str>) -> Remedy {
 }
 
 /// Everything, in the order in which it is installed.
-const NEEDS: [Need; 16] = [
+const NEEDS: [Need; 22] = [
     Need {
         name: "compiler",
         why: "compiles the datapath for BPF",
@@ -101,14 +103,14 @@ const NEEDS: [Need; 16] = [
     Need {
         name: "ip",
         why: "makes the network namespaces",
-        uses: &[For::Run, For::Test, For::Bench],
+        uses: &[For::Cluster, For::Run, For::Test, For::Bench],
         there_when: Sign::Programs(&["ip"]),
         remedy: package("iproute2", None),
     },
     Need {
         name: "frr",
         why: "is the router that the agents talk to",
-        uses: &[For::Run, For::Test],
+        uses: &[For::Cluster, For::Run, For::Test],
         there_when: Sign::Programs(&["zebra", "vtysh"]),
         remedy: package("frr", Some("frr")),
     },
@@ -143,7 +145,7 @@ const NEEDS: [Need; 16] = [
     Need {
         name: "ethtool",
         why: "switches checksum offload off where XDP must see checksums",
-        uses: &[For::Run, For::Test, For::Bench],
+        uses: &[For::Cluster, For::Run, For::Test, For::Bench],
         there_when: Sign::Programs(&["ethtool"]),
         remedy: package("ethtool", None),
     },
@@ -269,6 +271,7 @@ impl Sign {
             Self::Programs(names) => names
                 .iter()
                 .all(|name| workspace::find_program(name).is_some()),
+            Self::File(path) => Path::new(path).exists(),
             Self::Compiler => {
                 let tools = ebpf::find_tools();
                 tools.prebuilt.is_some() || tools.nightly.is_some()

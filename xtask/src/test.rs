@@ -41,6 +41,8 @@ enum Choice {
     Netns,
     /// Real routers
     Interop,
+    /// A real Kubernetes cluster; not part of `all`: it builds Kubernetes first
+    Cluster,
 }
 
 struct Suite {
@@ -53,7 +55,7 @@ struct Suite {
 }
 
 /// The one table of what runs where; what no suite names is a unit test.
-const SUITES: [Suite; 4] = [
+const SUITES: [Suite; 5] = [
     Suite {
         choice: Choice::Unit,
         files: &[],
@@ -80,13 +82,22 @@ const SUITES: [Suite; 4] = [
         needs_root: true,
         threads: Some(2),
     },
+    Suite {
+        choice: Choice::Cluster,
+        files: &["cluster"],
+        needs_root: true,
+        threads: Some(1),
+    },
 ];
 
 /// Runs the tests that were asked for and prints, last, `N passed, M failed`.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let suites: Vec<&Suite> = SUITES
         .iter()
-        .filter(|suite| [Choice::All, suite.choice].contains(&arguments.suite))
+        .filter(|suite| {
+            let is_in_all = suite.choice != Choice::Cluster;
+            arguments.suite == suite.choice || (arguments.suite == Choice::All && is_in_all)
+        })
         .collect();
     if suites.iter().any(|suite| suite.needs_root) && !workspace::is_root() {
         bail!(
@@ -96,6 +107,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[setup::For::Build])?;
     if suites.iter().any(|suite| suite.needs_root) {
         setup::ensure(&[setup::For::Test])?;
+    }
+
+    if arguments.suite == Choice::Cluster {
+        setup::ensure(&[setup::For::Cluster])?;
     }
 
     let mut outcomes = Vec::new();
@@ -239,6 +254,7 @@ mod tests {
         assert_eq!(suite_of("agent_restart"), Choice::Netns);
         assert_eq!(suite_of("demo"), Choice::Netns);
         assert_eq!(suite_of("bgp_interop_frr"), Choice::Interop);
+        assert_eq!(suite_of("cluster"), Choice::Cluster);
         assert_eq!(suite_of("bgp_sim"), Choice::Unit);
         assert_eq!(suite_of("plan_laws"), Choice::Unit);
         assert_eq!(suite_of("lb_laws"), Choice::Unit);

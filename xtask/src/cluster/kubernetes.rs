@@ -1,0 +1,153 @@
+//! The programs of Kubernetes: one binary from the Go module `k8s.io/kubernetes`, called by many names.
+//!
+//! It is built once and kept under `target/cluster`, by version. The module is not made to be depended on: its own
+//! `go.mod` replaces its parts by folders, which are replaced here by the published modules of the same version.
+//!
+//! Not for starting them.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{daemon, place::Cluster, progress::Progress};
+use crate::workspace;
+
+/// The one place that says which Kubernetes it is: `v1.MINOR.PATCH`.
+const VERSION: &str = "v1.34.4";
+
+const PROGRAMS: [&str; 6] = [
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "kubectl",
+];
+
+/// Where a program is; [`build`] has put it there.
+pub fn program(name: &str) -> Result<PathBuf> {
+    Ok(folder()?.join(name))
+}
+
+/// `kubectl` as the cluster's administrator.
+pub fn kubectl(cluster: &Cluster) -> Result<Command> {
+    let mut kubectl = daemon::in_netns(&cluster.netns("api"), program("kubectl")?);
+    kubectl.env("KUBECONFIG", cluster.kubeconfig("admin"));
+    Ok(kubectl)
+}
+
+fn folder() -> Result<PathBuf> {
+    Ok(workspace::target()?
+        .join("cluster")
+        .join(format!("kubernetes-{VERSION}")))
+}
+
+/// Builds the programs unless they are there.
+pub fn build(progress: &Progress) -> Result<()> {
+    let folder = folder()?;
+    if PROGRAMS.iter().all(|name| folder.join(name).exists()) {
+        progress.step(&format!("Kubernetes {VERSION}, built before"));
+        return Ok(());
+    }
+    progress.step(&format!(
+        "building Kubernetes {VERSION} (once; 3 to 10 minutes)"
+    ));
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::write(folder.join("main.go"), include_str!("kubernetes.go"))
+        .with_context(|| folder.display().to_string())?;
+    let own = fs::read_to_string(downloaded_go_mod(&folder)?)
+        .with_context(|| format!("reading go.mod of k8s.io/kubernetes {VERSION}"))?;
+    fs::write(folder.join("go.mod"), go_mod(&own)?)
+        .with_context(|| folder.display().to_string())?;
+    workspace::run_quietly(
+        go(&folder).args(["mod", "tidy"]),
+        "collecting the modules of Kubernetes",
+    )?;
+    progress.step("modules downloaded");
+    let minor = VERSION.split('.').nth(1).unwrap_or_default();
+    let version = "-X k8s.io/component-base/version.git";
+    let flags = format!("-s -w {version}Version={VERSION} {version}Major=1 {version}Minor={minor}");
+    workspace::run(
+        go(&folder).args(["build", "-ldflags", &flags, "-o", "kubernetes.new", "."]),
+        "building Kubernetes",
+    )?;
+    // Renamed when whole: an interrupted build leaves nothing that looks like one.
+    fs::rename(folder.join("kubernetes.new"), folder.join("kubernetes"))
+        .context("putting the programs of Kubernetes in place")?;
+    for name in PROGRAMS {
+        let link = folder.join(name);
+        if !link.exists() {
+            symlink("kubernetes", &link).with_context(|| link.display().to_string())?;
+        }
+    }
+    progress.step(&format!("Kubernetes {VERSION} built"));
+    Ok(())
+}
+
+/// Go, with the lowest priority: it takes all cores for minutes.
+fn go(folder: &Path) -> Command {
+    let mut go = Command::new("nice");
+    go.args(["-n", "19", "go"]);
+    go.current_dir(folder)
+        .env("GOFLAGS", "-mod=mod -buildvcs=false");
+    go
+}
+
+fn downloaded_go_mod(folder: &Path) -> Result<PathBuf> {
+    let module = format!("k8s.io/kubernetes@{VERSION}");
+    // Outside of any module: there is none yet.
+    let output = go(folder)
+        .env("GO111MODULE", "on")
+        .args(["mod", "download", "-json", &module])
+        .output()
+        .context("starting go")?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("go mod download {module}: {}", output.status))?;
+    let path = answer["GoMod"].as_str();
+    path.map(PathBuf::from)
+        .with_context(|| format!("go mod download {module}: {}", answer["Error"]))
+}
+
+/// The wrapper's `go.mod`, by that of Kubernetes.
+fn go_mod(own: &str) -> Result<String> {
+    let published = VERSION.replacen("v1.", "v0.", 1);
+    let go = own
+        .lines()
+        .find(|line| line.starts_with("go "))
+        .context("go.mod of Kubernetes names no Go version")?;
+    let parts: Vec<&str> = own
+        .lines()
+        .filter_map(|line| line.trim().split_once(" => ./staging/"))
+        .map(|(module, _)| module)
+        .collect();
+    ensure!(
+        !parts.is_empty(),
+        "go.mod of Kubernetes replaces nothing by ./staging/"
+    );
+    let mut text = format!(
+        "module fairlead.io/kubernetes\n\n{go}\n\nrequire k8s.io/kubernetes {VERSION}\n\nreplace (\n"
+    );
+    for module in parts {
+        text += &format!("\t{module} => {module} {published}\n");
+    }
+    Ok(text + ")\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_the_module_become_published_modules() {
+        let own = "module k8s.io/kubernetes\n\ngo 1.24.0\n\nreplace (\n\tk8s.io/api => ./staging/src/k8s.io/api\n)\n";
+        let text = go_mod(own).unwrap();
+        assert!(text.contains("\ngo 1.24.0\n"));
+        assert!(text.contains("\tk8s.io/api => k8s.io/api v0.34."), "{text}");
+        assert!(go_mod("module m\n\ngo 1.24\n").is_err());
+    }
+}
