@@ -3,6 +3,7 @@
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod cluster;
 pub mod host;
 pub mod kernel;
 pub mod lab;

@@ -184,6 +184,48 @@ const NEEDS: [Need; 22] = [
         there_when: Sign::Programs(&["iptables-restore"]),
         remedy: package("iptables", None),
     },
+    Need {
+        name: "go",
+        why: "builds Kubernetes",
+        uses: &[For::Cluster],
+        there_when: Sign::Programs(&["go"]),
+        remedy: package("golang-go", None),
+    },
+    Need {
+        name: "etcd",
+        why: "keeps what the API server knows",
+        uses: &[For::Cluster],
+        there_when: Sign::Programs(&["etcd"]),
+        remedy: package("etcd-server", Some("etcd")),
+    },
+    Need {
+        name: "containerd",
+        why: "runs the pods",
+        uses: &[For::Cluster],
+        there_when: Sign::Programs(&["containerd", "ctr", "runc"]),
+        remedy: package("containerd", Some("containerd")),
+    },
+    Need {
+        name: "cni",
+        why: "makes the links of pods",
+        uses: &[For::Cluster],
+        there_when: Sign::File("/usr/lib/cni/ptp"),
+        remedy: package("containernetworking-plugins", None),
+    },
+    Need {
+        name: "busybox",
+        why: "is what the test images hold",
+        uses: &[For::Cluster],
+        there_when: Sign::Programs(&["busybox"]),
+        remedy: package("busybox-static", None),
+    },
+    Need {
+        name: "openssl",
+        why: "makes the API server's certificates",
+        uses: &[For::Cluster],
+        there_when: Sign::Programs(&["openssl"]),
+        remedy: package("openssl", None),
+    },
 ];
 
 /// Sets up everything, or says what is missing.
