@@ -188,6 +188,9 @@ fn make(cluster: &Cluster, progress: &Progress) -> Result<()> {
     for node in cluster.nodes() {
         node::start(cluster, node)?;
     }
+    for node in cluster.nodes() {
+        node::start_kubelet(cluster, node, progress)?;
+    }
     progress.step("containerd and kubelets started");
     for archive in image::own(cluster)? {
         for node in cluster.nodes() {

@@ -4,6 +4,7 @@
 
 mod leftovers;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -143,16 +144,26 @@ fn agent_on(cluster: &Cluster, node: &str) -> Result<Pid> {
     let group = std::fs::read_to_string(cluster.folder().join("groups.json"))?;
     let groups: serde_json::Value = serde_json::from_str(&group)?;
     let unified = groups["unified"].as_str().context("the cluster's group")?;
-    let procs = std::fs::read_to_string(format!("{unified}/{node}/cgroup.procs"))?;
-    procs
-        .lines()
-        .filter_map(|pid| pid.parse::<i32>().ok())
+    processes(Path::new(unified).join(node).as_path())
+        .into_iter()
         .find(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/comm"))
                 .is_ok_and(|comm| comm.trim() == "fairlead")
         })
         .map(Pid::from_raw)
         .with_context(|| format!("no agent runs on {node}"))
+}
+
+/// All processes of a control group and of those within it.
+fn processes(group: &Path) -> Vec<i32> {
+    let own = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<i32> = own.lines().filter_map(|pid| pid.parse().ok()).collect();
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            found.extend(processes(&entry.path()));
+        }
+    }
+    found
 }
 
 /// Asks an agent in its pod, without the API server: from the node, by its socket.

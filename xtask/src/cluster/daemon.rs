@@ -42,12 +42,30 @@ impl Daemon {
         bail!("{} has ended:\n{}", self.name, last.join("\n"))
     }
 
-    /// A command in the network, mount, host name and cgroup namespaces of this part.
-    pub fn enter(&self) -> Command {
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--net", "--mount", "--uts", "--cgroup", "--target"]);
-        nsenter.arg(self.pid.to_string());
-        nsenter
+    /// Whether it has become this program: until then it is the shell that makes its surroundings.
+    pub fn is_program(&self, program: &str) -> bool {
+        fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok_and(|exe| exe.ends_with(program))
+    }
+
+    /// A path as this part sees it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.pid)).join(path.trim_start_matches('/'))
+    }
+
+    /// A command in the network, mount, host name and cgroup namespaces of this part, and in these control groups:
+    /// a namespace alone does not make it one of the cluster's processes.
+    pub fn enter(&self, groups: &Groups) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-euc",
+                "pid=$0; while [ \"$1\" != -- ]; do echo $$ >\"$1/cgroup.procs\"; shift; done; shift\n\
+                 exec nsenter --net --mount --uts --cgroup --target \"$pid\" \"$@\"",
+            ])
+            .arg(self.pid.to_string())
+            .args(groups.folders())
+            .arg("--");
+        command
     }
 }
 

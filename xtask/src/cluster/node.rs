@@ -24,7 +24,7 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where containerd looks for the pod network; the node is ready when something is there.
 const CNI_FOLDER: &str = "etc/cni/net.d";
 
-/// Starts containerd and the kubelet.
+/// Starts containerd, which makes the node's namespaces.
 pub fn start(cluster: &Cluster, node: Node) -> Result<()> {
     let name = node.name();
     let folder = cluster.folder().join(&name);
@@ -45,31 +45,40 @@ pub fn start(cluster: &Cluster, node: Node) -> Result<()> {
         &folder.join("lib/kubelet/kubeconfig"),
     )?;
     write(&folder.join("lib/kubelet/config.yaml"), KUBELET)?;
-    let containerd = start_containerd(cluster, node, &folder)?;
-    let mut kubelet = containerd.enter();
+    start_containerd(cluster, node, &folder)?;
+    Ok(())
+}
+
+/// Starts the kubelet, when there is a containerd for it to ask: it asks at once, and ends without an answer.
+pub fn start_kubelet(cluster: &Cluster, node: Node, progress: &Progress) -> Result<()> {
+    let name = node.name();
+    let containerd = daemon::find(cluster, &format!("containerd-{name}"))?;
+    progress.wait(&format!("containerd of {name}"), 30, || {
+        containerd.check()?;
+        let is_there = containerd.is_program("containerd") && containerd.path(SOCKET).exists();
+        Ok(is_there.then_some(()).ok_or_else(|| "no socket".to_owned()))
+    })?;
     let mut addresses = node.ipv4().to_string();
     if cluster.ip_family == IpFamily::Dual {
         addresses += &format!(",{}", node.ipv6());
     }
     let rack = node.rack().name();
-    // Kubelet asks containerd at once, and ends when it does not answer.
-    kubelet
-        .args([
-            "sh",
-            "-euc",
-            "until [ -S \"$0\" ]; do sleep 0.1; done; exec \"$@\"",
-            SOCKET,
-        ])
-        .arg(kubernetes::program("kubelet")?)
-        .args([
-            "--config=/var/lib/kubelet/config.yaml".to_owned(),
-            "--kubeconfig=/var/lib/kubelet/kubeconfig".to_owned(),
-            format!("--hostname-override={name}"),
-            format!("--node-ip={addresses}"),
-            format!("--node-labels=rack={rack},topology.kubernetes.io/zone={rack}"),
-        ]);
+    let mut kubelet = enter(cluster, node)?;
+    kubelet.arg(kubernetes::program("kubelet")?).args([
+        "--config=/var/lib/kubelet/config.yaml".to_owned(),
+        "--kubeconfig=/var/lib/kubelet/kubeconfig".to_owned(),
+        format!("--hostname-override={name}"),
+        format!("--node-ip={addresses}"),
+        format!("--node-labels=rack={rack},topology.kubernetes.io/zone={rack}"),
+    ]);
     daemon::start(cluster, &format!("kubelet-{name}"), &mut kubelet)?;
     Ok(())
+}
+
+/// A command on a node.
+fn enter(cluster: &Cluster, node: Node) -> Result<Command> {
+    let groups = Groups::recorded(&cluster.name)?.make(&node.name())?;
+    Ok(daemon::find(cluster, &format!("containerd-{}", node.name()))?.enter(&groups))
 }
 
 fn start_containerd(cluster: &Cluster, node: Node, folder: &Path) -> Result<Daemon> {
@@ -130,7 +139,7 @@ pub fn join(cluster: &Cluster, node: Node, progress: &Progress) -> Result<()> {
         .join(CNI_FOLDER)
         .join("90-ptp.conflist");
     // Through the node's own view: a layer of an overlay is not written to behind its back.
-    let mut put = daemon::find(cluster, &format!("containerd-{name}"))?.enter();
+    let mut put = enter(cluster, node)?;
     put.args([
         "sh",
         "-euc",
@@ -186,7 +195,7 @@ fn start_kube_proxy(cluster: &Cluster, node: Node) -> Result<()> {
         .join(&name)
         .join("lib/kubelet/kube-proxy.kubeconfig");
     copy(&cluster.kubeconfig("system:kube-proxy"), &kubeconfig)?;
-    let mut proxy = daemon::find(cluster, &format!("containerd-{name}"))?.enter();
+    let mut proxy = enter(cluster, node)?;
     proxy.arg(kubernetes::program("kube-proxy")?).args([
         "--kubeconfig=/var/lib/kubelet/kube-proxy.kubeconfig".to_owned(),
         format!("--proxy-mode={}", word(&cluster.kube_proxy)),
@@ -229,14 +238,9 @@ pub fn wait_until_ready(cluster: &Cluster, node: Node, progress: &Progress) -> R
 
 /// Gives a node an image.
 pub fn import(cluster: &Cluster, node: Node, archive: &Archive) -> Result<()> {
-    let containerd = daemon::find(cluster, &format!("containerd-{}", node.name()))?;
     let file = fs::File::open(&archive.file).with_context(|| archive.file.display().to_string())?;
-    let mut ctr: Command = containerd.enter();
-    ctr.args([
-        "sh",
-        "-euc",
-        "until ctr version >/dev/null 2>&1; do sleep 0.1; done; exec ctr -n k8s.io images import -",
-    ]);
+    let mut ctr = enter(cluster, node)?;
+    ctr.args(["ctr", "-n", "k8s.io", "images", "import", "-"]);
     let output = ctr.stdin(file).output().context("starting ctr")?;
     ensure!(
         output.status.success(),
