@@ -45,7 +45,8 @@ pub struct Document {
     pub kubernetes: Kubernetes,
     /// The agent's socket. Default: `/run/fairlead/agent.sock`.
     pub socket: PathBuf,
-    /// The folder of what survives a reboot: which backends are drained. It is made when something is drained.
+    /// The folder of what survives a reboot: which backends are drained, and the objects of the API server for
+    /// an agent that starts while it is away. It is made when there is something to keep.
     /// Default: `/var/lib/fairlead`.
     pub state_dir: PathBuf,
     /// What the BGP speaker does beyond its peering policies.
