@@ -100,12 +100,12 @@ impl Resources {
                 put(&mut self.peering_policies, name, *policy, origin);
             }
             Resource::ClusterConfig(object) => {
-                put(&mut self.cluster_configs, name, *object, origin)
+                put(&mut self.cluster_configs, name, *object, origin);
             }
             Resource::PeerConfig(object) => put(&mut self.peer_configs, name, *object, origin),
             Resource::Advertisement(object) => put(&mut self.advertisements, name, *object, origin),
             Resource::ConfigOverride(object) => {
-                put(&mut self.config_overrides, name, *object, origin)
+                put(&mut self.config_overrides, name, *object, origin);
             }
             Resource::PeerProfile(profile) => put(&mut self.peer_profiles, name, *profile, origin),
         }
