@@ -147,7 +147,7 @@ fn all_outer_headers_count_for_the_mtu(#[case] backend: &str, #[case] headers: u
         let too_big = wrapped(node, backend, fits - 1, &packet);
 
         assert_eq!(sent.reason, Reason::ServiceEncapsulated);
-        assert_eq!(too_big.reason, Reason::ServiceTooBig);
+        assert_eq!(too_big.reason, Reason::ServiceTooBigTold);
     });
 }
 

@@ -303,8 +303,8 @@ fn the_explanation_agrees_with_the_program_on_any_packet_and_the_tables_stay_as_
             "service-l2",
             "service-encapsulated",
             "service-no-backend",
-            "service-ttl",
-            "service-too-big",
+            "service-ttl-told",
+            "service-too-big-told",
         ] {
             assert!(met.contains(reason), "no packet met {reason}: {met:?}");
         }
