@@ -173,7 +173,8 @@ fn a_manifest_that_breaks_keeps_its_last_good_version_until_a_good_one_comes() {
         node.put("echo.yaml", &echo::service()).unwrap();
         wait_for("the other file's service", 5, || {
             let services = node.ask(&["services"])?;
-            Ok((services.as_array().map(Vec::len) == Some(6)).then_some(()))
+            // Two addresses of two services, one of them with TCP and UDP, for clients on each side.
+            Ok((services.as_array().map(Vec::len) == Some(12)).then_some(()))
         })
         .unwrap();
         std::fs::remove_file(node.manifests().join("echo.yaml")).unwrap();
@@ -355,8 +356,8 @@ fn a_lab_leaves_nothing_behind() {
             });
         [mounts.count(), processes.count(), spaces.count()]
     };
-    // Four file systems; two agents, zebra and bgpd; nine namespaces.
-    assert_eq!(left(), [4, 4, 9]);
+    // Four file systems; two agents, zebra, bfdd and bgpd; nine namespaces.
+    assert_eq!(left(), [4, 5, 9]);
 
     lab.nodes[0].cleanup().unwrap();
     drop(lab);

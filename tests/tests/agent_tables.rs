@@ -318,6 +318,12 @@ fn every_table_is_listed_dumped_and_looked_up_by_name() {
     assert_eq!(entries("RINGS"), Some(4));
     assert_eq!(entries("LAYOUT"), Some(tables::ALL.len() as u32));
     for table in tables::ALL {
+        if table.kind == tables::Kind::SocketStorage {
+            // Its rows are in sockets, where nobody can list them.
+            let error = dump::dump(&tables.pins, table.name).unwrap_err();
+            assert!(error.to_string().contains("socket"), "{error}");
+            continue;
+        }
         let rows = dump::dump(&tables.pins, table.name).unwrap();
         assert_eq!(
             Some(rows.len() as u32),

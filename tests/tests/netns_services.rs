@@ -182,6 +182,11 @@ fn a_local_service_is_announced_where_its_backend_is_and_withdrawn_with_it() {
         )
     };
     reached_by(&[Plan(1).addresses()[0].clone()]).unwrap();
+    // BGP has it before the router's kernel does.
+    wait_for("the router to forward", 5, || {
+        Ok(fetch(&lab.client, LOCAL, AFFINITY).ok())
+    })
+    .unwrap();
     let (servers, _) = fetch_many(&lab.client, LOCAL, AFFINITY, 5).unwrap();
     assert_eq!(servers.keys().collect::<Vec<_>>(), ["web1"]);
     assert_eq!(health(&lab.nodes[0]).unwrap(), (200, 1));
