@@ -42,10 +42,8 @@ pub mod node_flags {
     pub const EGRESS_IS_LOCAL: u32 = 1;
     /// A process of this node is a backend ([`crate::service::flags::STACK`]): what leaves may be its answer.
     pub const ANSWERS_LEAVE: u32 = 2;
-    /// A backend beyond an uplink answers through this node: what arrives may be its answer.
-    pub const ANSWERS_ARRIVE: u32 = 4;
     /// What comes to the address of a service and has no backend is refused by an ICMP error, not dropped.
-    pub const REFUSES: u32 = 8;
+    pub const REFUSES: u32 = 4;
 }
 
 /// A value of `TX_PORTS`, as the kernel lays out `struct bpf_devmap_val`.

@@ -228,10 +228,6 @@ pub mod forward {
     pub const HERE: u8 = 3;
     /// As [`ENCAPSULATE`], with UDP and GUE (draft-ietf-intarea-gue, variant 1) between the headers.
     pub const GUE: u8 = 4;
-    /// A host without an agent that answers through this node: translate the destination here.
-    pub const NAT: u8 = 5;
-    /// A host without an agent whose answer might go another way: translate destination and source.
-    pub const FULL_NAT: u8 = 6;
 }
 
 /// Bits of [`Backend::flags`].

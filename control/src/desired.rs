@@ -154,8 +154,6 @@ pub enum Forwarding {
     DsrIpip,
     /// Wrapped in UDP and GUE; the backend unwraps and carries the service address.
     DsrGue,
-    /// Translated to the backend's own address and port; the answer comes back through this node.
-    Nat,
 }
 
 impl Forwarding {
@@ -166,7 +164,6 @@ impl Forwarding {
             Self::DsrL2 => "dsr-l2",
             Self::DsrIpip => "dsr-ipip",
             Self::DsrGue => "dsr-gue",
-            Self::Nat => "nat",
         }
     }
 }

@@ -107,10 +107,8 @@ pub fn send(
         forwarding::L2 => by_l2(frame, network, transport, backend),
         forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash, Wrap::Plain),
         forwarding::GUE => by_tunnel(frame, network, backend, choice.hash, Wrap::Gue),
-        forwarding::HERE | forwarding::NAT if is_plain => {
-            by_name(frame, network, transport, backend)
-        }
-        forwarding::HERE | forwarding::NAT => Err(Reason::ServiceUntranslated),
+        forwarding::HERE if is_plain => by_name(frame, network, transport, backend),
+        forwarding::HERE => Err(Reason::ServiceUntranslated),
         _ => Err(Reason::ServiceNoBackend),
     };
     if is_sent(&sent) {
@@ -263,7 +261,7 @@ pub fn limit(
     let wrap = match backend.forward {
         forwarding::ENCAPSULATE => Some(Wrap::Plain),
         forwarding::GUE => Some(Wrap::Gue),
-        forwarding::L2 => None,
+        forwarding::L2 | forwarding::HERE => None,
         _ => return Err(Reason::ServiceNoBackend),
     };
     let question = match wrap {

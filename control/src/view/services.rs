@@ -229,8 +229,6 @@ pub(super) fn forward_name(row: &service::Backend) -> &'static str {
         forward::ENCAPSULATE => "encapsulate",
         forward::HERE => "here",
         forward::GUE => "gue",
-        forward::NAT => "nat",
-        forward::FULL_NAT => "full-nat",
         _ => "-",
     }
 }

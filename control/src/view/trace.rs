@@ -245,8 +245,6 @@ impl Tracer<'_> {
             forward::ENCAPSULATE => "wrapped in IP: it is behind a router",
             forward::GUE => "wrapped in UDP and GUE",
             forward::HERE => "translated here: it is of this node",
-            forward::NAT => "its destination translated here",
-            forward::FULL_NAT => "its source and destination translated here",
             _ => "not at all: the row is free",
         };
         let next_hop = self.state.actual.next_hops.get(&row.next_hop);

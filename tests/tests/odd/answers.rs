@@ -2,8 +2,8 @@
 
 use super::*;
 use fairlead_common::route::node_flags;
-use fairlead_tests::kernel::{TUNNEL_V4, TUNNEL_V6};
-use fairlead_tests::packet::tcp;
+use fairlead_tests::kernel::{Link, POD, POD0, TUNNEL_V4, TUNNEL_V6};
+use fairlead_tests::packet::{Mac, tcp};
 
 fn v4() -> Packet {
     eth().ip(CLIENT_V4, SERVICE_V4)
@@ -80,11 +80,18 @@ fn the_sender_of_what_does_not_fit_is_told_what_would(
     });
 }
 
-#[test]
-fn what_does_not_fit_a_link_is_told_its_mtu() {
+#[rstest]
+#[case::to_a_host("10.1.0.11", forward::L2, UP0, BACKEND0)]
+#[case::to_a_pod("10.244.1.5", forward::HERE, POD0, POD)]
+fn what_does_not_fit_a_link_is_told_its_mtu(
+    #[case] backend: &str,
+    #[case] forward: u8,
+    #[case] link: Link,
+    #[case] mac: Mac,
+) {
     on_a_node(|node| {
-        let id = node.backend("10.1.0.11", forward::L2);
-        node.next_hop(id, UP0, Some(BACKEND0), 1400);
+        let id = node.backend(backend, forward);
+        node.next_hop(id, link, Some(mac), 1400);
         serve(node, &[steady(id)]);
         let packet = v4().udp(40000, 80).payload([7; 1400]);
 

@@ -146,8 +146,6 @@ impl ToJson for Backend {
             forward::ENCAPSULATE => json!("encapsulate"),
             forward::HERE => json!("here"),
             forward::GUE => json!("gue"),
-            forward::NAT => json!("nat"),
-            forward::FULL_NAT => json!("full-nat"),
             other => json!(other),
         };
         json!({

@@ -46,8 +46,8 @@ pub(super) const fn of_host(asked: Forwarding, reach: Reach) -> u8 {
     match (asked, reach) {
         (Forwarding::DsrGue, _) => forward::GUE,
         (Forwarding::DsrIpip, _) => forward::ENCAPSULATE,
-        (Forwarding::Auto | Forwarding::DsrL2 | Forwarding::Nat, Reach::OnLink) => forward::L2,
-        (Forwarding::Auto | Forwarding::DsrL2 | Forwarding::Nat, _) => forward::ENCAPSULATE,
+        (Forwarding::Auto | Forwarding::DsrL2, Reach::OnLink) => forward::L2,
+        (Forwarding::Auto | Forwarding::DsrL2, _) => forward::ENCAPSULATE,
     }
 }
 

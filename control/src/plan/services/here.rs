@@ -42,9 +42,7 @@ pub(super) fn steps(
     id_of: impl Fn(BackendAddr) -> u32,
     steps: &mut Vec<Step>,
 ) -> u32 {
-    let translated = backends
-        .values()
-        .filter(|row| matches!(row.forward, forward::HERE | forward::NAT));
+    let translated = backends.values().filter(|row| row.forward == forward::HERE);
     let serving: BTreeSet<_> = translated
         .map(|row| ServingKey::new(row.addr, row.port))
         .collect();

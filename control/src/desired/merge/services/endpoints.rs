@@ -131,8 +131,7 @@ impl One<'_> {
                 );
             }
             let home = self.home(endpoint, addr);
-            let answers_itself = home == Home::Bare && policy.forwarding != Forwarding::Nat;
-            if answers_itself && target != frontend.port {
+            if home == Home::Bare && target != frontend.port {
                 leaves_out = true;
                 continue;
             }
@@ -151,7 +150,7 @@ impl One<'_> {
                 &slice.origin,
                 "PortRemapUnsupported",
                 format!(
-                    "its port {target} differs from port {} of Service {}: backends without nodeName answer clients directly, so they must listen on the service's port; these are left out. Annotate the service with fairlead.io/forwarding: nat, or name the nodes of its endpoints",
+                    "its port {target} differs from port {} of Service {}: backends without nodeName answer clients directly, so they must listen on the service's port; these are left out; where an agent runs beside the endpoints, name its node in them (nodeName)",
                     frontend.port, self.name
                 ),
             );

@@ -60,20 +60,6 @@ fn backends_on_nodes_listen_on_any_port() {
 }
 
 #[test]
-fn hosts_without_an_agent_listen_on_any_port_where_they_are_translated_for() {
-    let web = WEB.replace(
-        "labels:",
-        "annotations: {fairlead.io/forwarding: nat}, labels:",
-    );
-    let slice = SLICE.replace("port: 80", "port: 8080");
-
-    let desired = desired(&[NODE, &web, &slice]);
-
-    assert_eq!(homes(&desired)[0], "10.1.1.10:8080 Bare");
-    assert_eq!(desired.conditions, []);
-}
-
-#[test]
 fn an_endpoint_is_ready_and_serving_as_kubernetes_reads_its_conditions() {
     for (conditions, ready, serving) in [
         ("", true, true),
@@ -140,7 +126,6 @@ fn backends_of_the_other_family_are_reached_by_a_tunnel() {
         ("dsr-l2", false),
         ("dsr-ipip", true),
         ("dsr-gue", true),
-        ("nat", false),
     ] {
         let web = WEB.replace(
             "labels:",
