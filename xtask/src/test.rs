@@ -65,8 +65,8 @@ const SUITES: [Suite; 5] = [
     Suite {
         choice: Choice::Kernel,
         files: &[
-            "lb*", "odd", "gue", "counts", "trace", "sock", "next_hop", "route", "snat", "decap",
-            "verdicts", "registry", "budget",
+            "lb", "lb_nat", "lb_terms", "odd", "gue", "counts", "trace", "sock", "next_hop",
+            "route", "snat", "decap", "verdicts", "registry", "budget",
         ],
         needs_root: true,
         threads: None,
