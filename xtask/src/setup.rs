@@ -172,8 +172,8 @@ const NEEDS: [Need; 22] = [
     },
     Need {
         name: "nftables",
-        why: "balances too, and is compared with",
-        uses: &[For::Bench],
+        why: "cuts paths in tests; balances too, and is compared with",
+        uses: &[For::Test, For::Bench],
         there_when: Sign::Programs(&["nft"]),
         remedy: package("nftables", None),
     },
