@@ -115,7 +115,7 @@ fn measure(node: &mut Node) -> Result<Report> {
                     MISS,
                     BARE,
                     median(what, MISS) / median(what, BARE),
-                    Goal::AtMost(1.15),
+                    Goal::AtMost(1.10),
                 ),
                 (
                     what,
