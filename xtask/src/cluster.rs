@@ -21,6 +21,7 @@ mod control_plane;
 mod daemon;
 mod fabric;
 mod groups;
+mod helm;
 mod image;
 mod kubernetes;
 mod node;
@@ -79,6 +80,11 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Run helm on it; `lint` and `template` need no cluster
+    Helm {
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Show what one of its parts printed, or name the parts
     Logs {
         part: Option<String>,
@@ -108,8 +114,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .context("KUBECONFIG names a cluster, and there is no kubectl in PATH")?;
         return Err(Command::new(kubectl).args(arguments).exec()).context("starting kubectl");
     }
+    let is_beside =
+        matches!(&arguments.verb, Verb::Helm { arguments } if helm::is_beside(arguments));
     ensure!(
-        workspace::is_root(),
+        is_beside || workspace::is_root(),
         "namespaces and mounts need root: `sudo -E cargo xtask cluster …`"
     );
     let name = &arguments.name;
@@ -140,6 +148,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Verb::Kubectl { arguments } => {
             let mut kubectl = kubernetes::kubectl(&Cluster::existing(name)?)?;
             Err(kubectl.args(arguments).exec()).context("starting kubectl")
+        }
+        Verb::Helm { arguments } => {
+            let is_beside = is_beside || has_foreign_cluster();
+            let cluster = (!is_beside).then(|| Cluster::existing(name)).transpose()?;
+            let mut helm = helm::command(cluster.as_ref())?;
+            Err(helm.args(arguments).exec()).context("starting helm")
         }
         Verb::Logs { part, follow } => logs(&Cluster::existing(name)?, part.as_deref(), *follow),
     }

@@ -1,8 +1,8 @@
 //! The one interface for people and CI: `cargo xtask VERB`.
 //!
 //! A verb is a room: `setup` (what this machine needs), `build`, `run`, `lint` (format, clippy, layers), `test`,
-//! `bench`, `cluster` (a real Kubernetes on this machine).
-//! Beside them stand `ebpf` (how the datapath's object is built), `layers` and `rooms` (the checks on the
+//! `bench`, `cluster` (a real Kubernetes on this machine), `dist` (what is delivered).
+//! Beside them stand `ebpf` (how the datapath's object is built), `image` (how an image is written), `layers` and `rooms` (the checks on the
 //! tree) and `workspace` (where everything is, and running a tool).
 //!
 //! Not for anything that the agent or `dpctl` does: they must work without this crate.
@@ -15,7 +15,9 @@
 mod bench;
 mod build;
 mod cluster;
+mod dist;
 mod ebpf;
+mod image;
 mod layers;
 mod lint;
 mod rooms;
@@ -48,6 +50,8 @@ enum Verb {
     Run(run::Arguments),
     /// A real Kubernetes cluster in network namespaces: up, down, status, load-image, kubectl, logs
     Cluster(cluster::Arguments),
+    /// Make what is delivered: the image of the DaemonSet, the chart
+    Dist(dist::Arguments),
     /// Measure, and compare with goals
     Bench(bench::Arguments),
     /// Lint, then run every test and fail when one was skipped
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
+        Verb::Dist(arguments) => dist::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
     };
     match done {

@@ -15,7 +15,7 @@
 //!
 //! Not here: what the objects mean (`desired::merge`).
 
-mod kinds;
+pub mod kinds;
 mod replica;
 mod snapshot;
 mod watch;

@@ -2,27 +2,35 @@
 //!
 //! One cluster serves all of it, in the order of a story: bringing one up costs more than everything else.
 
+mod chart;
 mod leftovers;
+mod web;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fairlead_tests::cluster::Cluster;
-use fairlead_tests::netns::wait_for;
+use fairlead_tests::lab::binary;
+use fairlead_tests::netns::{run, wait_for};
 use fairlead_tests::root;
 use leftovers::Machine;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use web::{Answer, Asking, ask};
 
-const INSTALL: &str = include_str!("../../../control/packaging/kubernetes/fairlead.yaml");
-/// What a person would apply: Cilium's definition, a policy per rack, a workload behind a service.
+/// What a person would apply: a policy per rack, a workload behind a service of both families.
 const DOCUMENTS: &str = include_str!("documents.yaml");
-const DEFINITION: &str = include_str!("definition.yaml");
-const SERVICE: &str = "203.0.113.10/32";
+const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/values.yaml");
+const SERVICE: [&str; 2] = ["203.0.113.10", "2001:db8:5e::10"];
+const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8:c::2"];
+const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
 #[test]
-fn services_are_announced_by_a_daemon_set_and_the_api_server_may_go() {
+fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may_go() {
     if !root::is_root() {
         return;
     }
@@ -37,28 +45,15 @@ fn services_are_announced_by_a_daemon_set_and_the_api_server_may_go() {
         .unwrap();
     assert!(!other.status.success(), "and does not change it");
 
-    cluster.load(&["fairlead", "dpctl"]).unwrap();
-    cluster.apply(INSTALL).unwrap();
-    let rolled_out = [
-        "-n",
-        "kube-system",
-        "rollout",
-        "status",
-        "daemonset/fairlead",
-        "--timeout=180s",
-    ];
-    cluster.kubectl(&rolled_out).unwrap();
-
-    // The kind appears while the agents run.
-    cluster.apply(DEFINITION).unwrap();
-    let established = [
-        "wait",
-        "--for=condition=Established",
-        "crd/ciliumbgppeeringpolicies.cilium.io",
-    ];
+    install(&cluster).unwrap();
+    // The kinds appear while the agents run.
+    let kinds = format!("{}/crds", chart::CHART);
+    cluster.kubectl(&["apply", "-f", &kinds]).unwrap();
+    let established = ["wait", "--for=condition=Established", "crd", "--all"];
     cluster.kubectl(&established).unwrap();
     cluster.apply(DOCUMENTS).unwrap();
-    let status = r#"{"status":{"loadBalancer":{"ingress":[{"ip":"203.0.113.10"}]}}}"#;
+    let ingress = SERVICE.map(|ip| format!(r#"{{"ip":"{ip}"}}"#)).join(",");
+    let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{ingress}]}}}}}}"#);
     let patch = [
         "patch",
         "service",
@@ -66,10 +61,14 @@ fn services_are_announced_by_a_daemon_set_and_the_api_server_may_go() {
         "--subresource=status",
         "--type=merge",
         "-p",
-        status,
+        &status,
     ];
     cluster.kubectl(&patch).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
+
+    the_client_is_seen_by_every_pod(&cluster).unwrap();
+    pods_and_nodes_reach_it_by_its_cluster_address(&cluster).unwrap();
+    agents_restart_under_traffic(&cluster).unwrap();
 
     scale(&cluster, 0).unwrap();
     announced(&cluster, &[0, 0], 30).unwrap();
@@ -81,6 +80,151 @@ fn services_are_announced_by_a_daemon_set_and_the_api_server_may_go() {
     cluster.down().unwrap();
     let after = Machine::look().unwrap();
     assert_eq!(after.beyond(&before), Vec::<String>::new());
+}
+
+/// The image that is delivered, and the chart, by the real helm.
+fn install(cluster: &Cluster) -> Result<()> {
+    let tag = concat!("localhost/fairlead:", env!("CARGO_PKG_VERSION"));
+    let mut dist = Command::new(binary("xtask")?);
+    let said = run(dist.args(["dist", "image", "--tag", tag]))?;
+    let archive = said.lines().last().context("dist image said nothing")?;
+    run(cluster.xtask(&["load-image"])?.arg(archive))?;
+    let words = ["upgrade", "--install", "fairlead", chart::CHART];
+    let options = [
+        "-n",
+        "kube-system",
+        "--skip-crds",
+        "--wait",
+        "--timeout=180s",
+        "-f",
+        VALUES,
+    ];
+    run(cluster.xtask(&["helm", "--"])?.args(words).args(options)).map(drop)
+}
+
+fn to(address: &str, port: u16) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(address.parse()?, port))
+}
+
+/// From beyond the routers, with the client's own address, on whichever node the pod is.
+fn the_client_is_seen_by_every_pod(cluster: &Cluster) -> Result<()> {
+    let host = cluster.host("client");
+    for (service, client) in SERVICE.into_iter().zip(CLIENT) {
+        let to = to(service, 80)?;
+        wait_for(&format!("{service} to answer {client}"), 60, || {
+            host.enter(|| ask(to))?.map(Some)
+        })?;
+        let answers = (0..60)
+            .map(|_| host.enter(|| ask(to))?)
+            .collect::<Result<BTreeSet<Answer>>>()?;
+        ensure!(
+            answers.len() == 3 && answers.iter().all(|answer| answer.client == client),
+            "{service}: {answers:?}"
+        );
+    }
+    Ok(())
+}
+
+/// By packets (from pods) and by sockets (of nodes).
+fn pods_and_nodes_reach_it_by_its_cluster_address(cluster: &Cluster) -> Result<()> {
+    let path = "jsonpath={.spec.clusterIPs[*]}";
+    let addresses = cluster.kubectl(&["get", "service", "web", "-o", path])?;
+    let names = "jsonpath={.items[*].metadata.name}";
+    let pods = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", names])?;
+    for address in addresses.split_whitespace() {
+        let host = if address.contains(':') {
+            format!("[{address}]")
+        } else {
+            address.to_owned()
+        };
+        let get = [
+            "wget",
+            "-q",
+            "-O",
+            "-",
+            "-T",
+            "5",
+            &format!("http://{host}/cgi-bin/who"),
+        ];
+        for pod in pods.split_whitespace() {
+            let mut seen = BTreeSet::new();
+            // Its own turn comes, too.
+            for _ in 0..20 {
+                let said = cluster.kubectl(&[&["exec", pod, "--"], &get[..]].concat())?;
+                seen.insert(Answer::read(&said)?.pod);
+            }
+            ensure!(seen.len() == 3, "{pod} to {address}: {seen:?}");
+        }
+        for node in NODES {
+            let mut seen = BTreeSet::new();
+            for _ in 0..20 {
+                let said = run(on(cluster, node)?.arg("busybox").args(get))?;
+                seen.insert(Answer::read(&said)?.pod);
+            }
+            ensure!(seen.len() == 3, "{node} to {address}: {seen:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A rolling restart, then all agents killed at once: no request fails.
+fn agents_restart_under_traffic(cluster: &Cluster) -> Result<()> {
+    let client = cluster.host("client");
+    let asking = SERVICE
+        .map(|service| Ok(Asking::start(&client, to(service, 80)?)))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let daemon_set = "daemonset/fairlead";
+    cluster.kubectl(&["-n", "kube-system", "rollout", "restart", daemon_set])?;
+    let rolled = [
+        "-n",
+        "kube-system",
+        "rollout",
+        "status",
+        daemon_set,
+        "--timeout=180s",
+    ];
+    cluster.kubectl(&rolled)?;
+    let agents = NODES
+        .map(|node| agent_on(cluster, node))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    for agent in &agents {
+        kill(*agent, Signal::SIGKILL)?;
+    }
+    wait_for("all agents to be back", 90, || {
+        for (node, old) in NODES.iter().zip(&agents) {
+            ensure!(agent_on(cluster, node)? != *old, "{node}");
+            dpctl(cluster, node, &["status", "-o", "json"])?;
+        }
+        Ok(Some(()))
+    })?;
+    // Whatever they did at their start has been done.
+    std::thread::sleep(Duration::from_secs(2));
+    for asking in asking {
+        let account = asking.stop()?;
+        ensure!(
+            account.trouble.is_empty() && account.asked > 100 && account.answers.len() == 3,
+            "{account:?}"
+        );
+    }
+    Ok(())
+}
+
+/// A command of a node: in its network and mount namespaces and in its control group.
+fn on(cluster: &Cluster, node: &str) -> Result<Command> {
+    let pid = cluster.pid(&format!("containerd-{node}"))?;
+    let group = group(cluster)?.join(node).join("cgroup.procs");
+    let mut enter = Command::new("sh");
+    enter
+        .args([
+            "-c",
+            "echo $$ >\"$GROUP\" && exec nsenter --mount --net --cgroup --target \"$PID\" \"$@\"",
+            "sh",
+        ])
+        .env("GROUP", group)
+        .env("PID", pid.to_string());
+    Ok(enter)
 }
 
 /// The API server is stopped, an agent is killed and started again: it goes on from its snapshot, and says so.
@@ -113,14 +257,15 @@ fn without_api_server(cluster: &Cluster) -> Result<()> {
 /// Waits until each rack's router has this many next hops for the service.
 fn announced(cluster: &Cluster, wanted: &[usize; 2], seconds: u64) -> Result<()> {
     wait_for(
-        &format!("{wanted:?} next hops to {SERVICE}"),
+        &format!("{wanted:?} next hops to {}", SERVICE[0]),
         seconds,
         || {
             for (rack, wanted) in wanted.iter().enumerate() {
                 let host = format!("tor{rack}");
-                let routes = cluster.frr(&host, &format!("show ip route {SERVICE}"))?;
+                let prefix = format!("{}/32", SERVICE[0]);
+                let routes = cluster.frr(&host, &format!("show ip route {prefix}"))?;
                 let own = format!("10.10.{rack}.");
-                let hops = routes[SERVICE][0]["nexthops"].as_array().cloned();
+                let hops = routes[&prefix][0]["nexthops"].as_array().cloned();
                 let found = hops
                     .unwrap_or_default()
                     .iter()
@@ -141,10 +286,7 @@ fn scale(cluster: &Cluster, replicas: u8) -> Result<()> {
 }
 
 fn agent_on(cluster: &Cluster, node: &str) -> Result<Pid> {
-    let group = std::fs::read_to_string(cluster.folder().join("groups.json"))?;
-    let groups: serde_json::Value = serde_json::from_str(&group)?;
-    let unified = groups["unified"].as_str().context("the cluster's group")?;
-    processes(Path::new(unified).join(node).as_path())
+    processes(&group(cluster)?.join(node))
         .into_iter()
         .find(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/comm"))
@@ -152,6 +294,14 @@ fn agent_on(cluster: &Cluster, node: &str) -> Result<Pid> {
         })
         .map(Pid::from_raw)
         .with_context(|| format!("no agent runs on {node}"))
+}
+
+/// The cluster's group in the unified hierarchy.
+fn group(cluster: &Cluster) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(cluster.folder().join("groups.json"))?;
+    let groups: serde_json::Value = serde_json::from_str(&text)?;
+    let unified = groups["unified"].as_str().context("the cluster's group")?;
+    Ok(PathBuf::from(unified))
 }
 
 /// All processes of a control group and of those within it.

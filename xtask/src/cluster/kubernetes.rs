@@ -36,9 +36,23 @@ pub fn program(name: &str) -> Result<PathBuf> {
 
 /// `kubectl` as the cluster's administrator.
 pub fn kubectl(cluster: &Cluster) -> Result<Command> {
-    let mut kubectl = daemon::in_netns(&cluster.netns("api"), program("kubectl")?);
-    kubectl.env("KUBECONFIG", cluster.kubeconfig("admin"));
-    Ok(kubectl)
+    Ok(as_administrator(cluster, program("kubectl")?))
+}
+
+/// A client of the API server as the cluster's administrator.
+pub fn as_administrator(cluster: &Cluster, program: PathBuf) -> Command {
+    let mut client = daemon::in_netns(&cluster.netns("api"), program);
+    client.env("KUBECONFIG", cluster.kubeconfig("admin"));
+    client
+}
+
+/// What [`VERSION`] begins with: `1`, `MINOR`.
+pub fn major_minor() -> (&'static str, &'static str) {
+    let mut parts = VERSION.trim_start_matches('v').split('.');
+    (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    )
 }
 
 fn folder() -> Result<PathBuf> {
@@ -69,9 +83,10 @@ pub fn build(progress: &Progress) -> Result<()> {
         "collecting the modules of Kubernetes",
     )?;
     progress.step("modules downloaded");
-    let minor = VERSION.split('.').nth(1).unwrap_or_default();
+    let (major, minor) = major_minor();
     let version = "-X k8s.io/component-base/version.git";
-    let flags = format!("-s -w {version}Version={VERSION} {version}Major=1 {version}Minor={minor}");
+    let flags =
+        format!("-s -w {version}Version={VERSION} {version}Major={major} {version}Minor={minor}");
     workspace::run(
         go(&folder).args(["build", "-ldflags", &flags, "-o", "kubernetes.new", "."]),
         "building Kubernetes",
@@ -90,7 +105,7 @@ pub fn build(progress: &Progress) -> Result<()> {
 }
 
 /// Go, with the lowest priority: it takes all cores for minutes.
-fn go(folder: &Path) -> Command {
+pub fn go(folder: &Path) -> Command {
     let mut go = Command::new("nice");
     go.args(["-n", "19", "go"]);
     go.current_dir(folder)

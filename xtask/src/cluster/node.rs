@@ -13,8 +13,7 @@ use super::{
     daemon::{self, Daemon},
     fabric,
     groups::Groups,
-    image::{self, Archive},
-    kubernetes,
+    image, kubernetes,
     place::{Cluster, IpFamily, KubeProxy, Node, word},
     progress::Progress,
 };
@@ -237,15 +236,15 @@ pub fn wait_until_ready(cluster: &Cluster, node: Node, progress: &Progress) -> R
 }
 
 /// Gives a node an image.
-pub fn import(cluster: &Cluster, node: Node, archive: &Archive) -> Result<()> {
-    let file = fs::File::open(&archive.file).with_context(|| archive.file.display().to_string())?;
+pub fn import(cluster: &Cluster, node: Node, archive: &Path) -> Result<()> {
+    let file = fs::File::open(archive).with_context(|| archive.display().to_string())?;
     let mut ctr = enter(cluster, node)?;
     ctr.args(["ctr", "-n", "k8s.io", "images", "import", "-"]);
     let output = ctr.stdin(file).output().context("starting ctr")?;
     ensure!(
         output.status.success(),
         "importing {} into {}: {}",
-        archive.file.display(),
+        archive.display(),
         node.name(),
         String::from_utf8_lossy(&output.stderr).trim()
     );

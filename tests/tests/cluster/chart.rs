@@ -1,0 +1,100 @@
+//! The chart as `helm` sees it, without a cluster.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use fairlead_control::source::kubernetes::kinds::KINDS;
+use fairlead_tests::lab::binary;
+use fairlead_tests::netns::run;
+
+/// Where it lies.
+pub const CHART: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../control/packaging/helm/fairlead"
+);
+
+/// What `docs/kubernetes.md` shows.
+const SETS: [&[&str]; 7] = [
+    &[],
+    &["config.kubernetes.apiServer=https://10.0.0.10:6443"],
+    &["image.repository=registry.example/fairlead", "image.tag=1"],
+    &[
+        "listen.address=0.0.0.0",
+        "metrics.podMonitor.enabled=true",
+        "metrics.prometheusRule.enabled=true",
+    ],
+    &["listen.address=::", "metrics.podMonitor.enabled=true"],
+    &[
+        "rbac.secretNames={tor0,tor1}",
+        "config.bgp.secretsNamespace=network",
+    ],
+    &[
+        "serviceAccount.create=false",
+        "serviceAccount.name=fairlead",
+        "rbac.create=false",
+    ],
+];
+
+fn helm(words: &[&str], sets: &[&str]) -> anyhow::Result<String> {
+    let mut helm = Command::new(binary("xtask")?);
+    helm.args(["cluster", "helm", "--"]).args(words).arg(CHART);
+    for set in sets {
+        helm.args(["--set", set]);
+    }
+    run(&mut helm)
+}
+
+#[test]
+fn it_holds_by_lint_and_template_for_every_documented_set_of_values() {
+    for set in SETS {
+        helm(&["lint", "--strict"], set).unwrap();
+        let text = helm(&["template", "fl", "--namespace", "kube-system"], set).unwrap();
+        assert!(text.contains("kind: DaemonSet"), "{set:?}: {text}");
+    }
+}
+
+#[test]
+fn mistakes_are_refused_with_what_is_wrong() {
+    for (set, said) in [
+        ("devices=eth0", "devices"),
+        ("metrics.podMonitor.enabled=true", "listen.address"),
+        ("listen.port=0", "port"),
+        ("config.devices[0].role=wan", "role"),
+        ("image.digest=latest", "digest"),
+    ] {
+        let error = helm(&["template", "fl"], &[set]).unwrap_err().to_string();
+        assert!(error.contains(said), "{set}: {error}");
+    }
+}
+
+/// No more and no less than what the agent watches.
+#[test]
+fn its_roles_grant_what_is_watched() {
+    let text = helm(&["template", "fl"], &[]).unwrap();
+    let mut granted = BTreeSet::new();
+    let mut groups = Vec::new();
+    let mut is_list = false;
+    for line in text.lines().map(str::trim) {
+        let inline = |key: &str| {
+            let list = line.strip_prefix(key)?.trim();
+            Some(list.trim_matches(['[', ']']).split(", ").map(str::to_owned))
+        };
+        if let Some(of) = inline("- apiGroups:") {
+            groups = of.map(|group| group.trim_matches('"').to_owned()).collect();
+        } else if let Some(plurals) = inline("resources: [") {
+            granted.extend(plurals.map(|plural| (groups.concat(), plural)));
+        } else if line.starts_with("verbs:") {
+            assert_eq!(line, "verbs: [list, watch]");
+            is_list = false;
+        } else if line == "resources:" {
+            is_list = true;
+        } else if let Some(plural) = line.strip_prefix("- ").filter(|_| is_list) {
+            granted.insert((groups.concat(), plural.to_owned()));
+        }
+    }
+    let watched: BTreeSet<_> = KINDS
+        .iter()
+        .map(|kind| (kind.group.to_owned(), kind.plural.to_owned()))
+        .collect();
+    assert_eq!(granted, watched);
+}

@@ -1,0 +1,85 @@
+//! `cargo xtask dist image`: what is delivered. One program, linked with nothing, in an image of one layer without a
+//! shell; `dpctl` is a link to it.
+//!
+//! Not for pushing it: `skopeo copy docker-archive:FILE docker://…`, `docker load`, or `ctr images import` do.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::Subcommand;
+
+use crate::{image::Image, setup, workspace};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The image of the DaemonSet, as the archive that `docker save` writes
+    Image {
+        /// What it is called
+        #[arg(long, default_value = concat!("localhost/fairlead:", env!("CARGO_PKG_VERSION")))]
+        tag: String,
+        /// Build for development, not for use: faster to build, several times as large
+        #[arg(long)]
+        debug: bool,
+    },
+}
+
+/// Makes it and says where it is.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    setup::ensure(&[setup::For::Build])?;
+    let What::Image { tag, debug } = &arguments.what;
+    let program = static_program(*debug)?;
+    let folder = workspace::target()?.join("dist");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let file = Image {
+        tag,
+        programs: vec![&program],
+        entrypoint: vec!["/bin/fairlead".to_owned()],
+        links: vec!["dpctl".to_owned()],
+        ..Image::default()
+    }
+    .write(&folder)?;
+    println!("{}", file.display());
+    Ok(())
+}
+
+/// Builds the agent with the C library in it.
+fn static_program(debug: bool) -> Result<PathBuf> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let flags = format!(
+        "CARGO_TARGET_{}_RUSTFLAGS",
+        triple.to_uppercase().replace('-', "_")
+    );
+    let mut cargo = workspace::cargo();
+    // With a target named, build scripts and macros are linked as ever: a macro cannot be static.
+    cargo
+        .args([
+            "build",
+            "--package",
+            "fairlead-control",
+            "--bin",
+            "fairlead",
+        ])
+        .args(["--target", &triple])
+        .env(flags, "-C target-feature=+crt-static");
+    if !debug {
+        cargo.arg("--release");
+    }
+    workspace::run(&mut cargo, "building the agent")?;
+    let profile = if debug { "debug" } else { "release" };
+    let program = workspace::target()?
+        .join(triple)
+        .join(profile)
+        .join("fairlead");
+    ensure!(
+        program.is_file(),
+        "{}: the build left no such file",
+        program.display()
+    );
+    Ok(program)
+}
