@@ -165,11 +165,8 @@ impl Kubernetes {
                 }
             };
             let mut has_changed = false;
-            let mut next = heard;
-            for _ in 0..BACKLOG {
-                let Some(heard) = next else { break };
+            for heard in burst(heard, &mut self.heard) {
                 has_changed |= self.replica.hear(heard, jiff::Timestamp::now(), resources);
-                next = self.heard.try_recv().ok();
             }
             self.follow_names(resources);
             if has_changed && self.replica.is_complete() && self.write_at.is_none() {
@@ -248,6 +245,12 @@ impl Drop for Kubernetes {
     }
 }
 
+/// What was heard first and what has been heard since; what is over stays for the next time.
+fn burst(first: Option<Heard>, heard: &mut mpsc::Receiver<Heard>) -> impl Iterator<Item = Heard> {
+    let since = std::iter::from_fn(|| heard.try_recv().ok());
+    first.into_iter().chain(since).take(BACKLOG)
+}
+
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment.into()).await,
@@ -277,4 +280,21 @@ async fn way_to(config: &document::Kubernetes) -> Result<kube::Config, Unusable>
     }
     way.connect_timeout = Some(watch::ANSWER);
     Ok(way)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_longer_than_one_change_loses_nothing() {
+        let (tell, mut heard) = mpsc::channel(2 * BACKLOG);
+        for _ in 0..BACKLOG + 5 {
+            tell.try_send(Heard::Contact).unwrap();
+        }
+
+        let first = heard.try_recv().ok();
+        assert_eq!(burst(first, &mut heard).count(), BACKLOG);
+        assert_eq!(burst(None, &mut heard).count(), 5);
+    }
 }
