@@ -18,6 +18,7 @@
 
 pub mod bfd;
 mod connection;
+mod distance;
 mod driver;
 mod netstat;
 mod signature;

@@ -272,10 +272,27 @@ pub struct Neighbor {
     pub local_port: Option<u16>,
     /// TCP MD5 password (RFC 2385).
     pub password: Option<Password>,
-    /// How it is watched by BFD.
-    pub bfd: Option<BfdConfig>,
+    /// What a profile adds.
+    pub profile: Profile,
     /// The address families that are spoken, and what is told in each.
     pub advertised: BTreeMap<Family, Vec<Advertised>>,
+}
+
+/// What Cilium's objects have no field for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// How the peer is watched by BFD.
+    pub bfd: Option<BfdConfig>,
+    /// How many hops away it is at most (RFC 5082).
+    pub ttl_security: Option<u8>,
+    /// It is waited for, never dialled.
+    pub passive: bool,
+    /// How many prefixes per family it may send.
+    pub max_prefixes: Option<u32>,
+    /// No session, for this reason.
+    pub shutdown: Option<String>,
+    /// It is asked to prefer other paths than ours (RFC 8326).
+    pub graceful_shutdown: bool,
 }
 
 /// Something that a peer is told.

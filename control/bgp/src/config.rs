@@ -50,6 +50,13 @@ pub struct PeerConfig {
     pub passive: bool,
     /// TTL of packets to an external peer; 1 is a peer on the link. Internal peers use 64.
     pub ebgp_multihop_ttl: u8,
+    /// The peer is at most this many hops away, 1 to 254: packets that come from farther are not taken, and
+    /// ours have TTL 255 (GTSM, RFC 5082). Goes before `ebgp_multihop_ttl`.
+    pub ttl_security: Option<u8>,
+    /// No session, for this reason, which the peer is told (RFC 9003).
+    pub shutdown: Option<String>,
+    /// Our paths are about to go: the peer should prefer others (RFC 8326).
+    pub graceful_shutdown: bool,
     /// Address families offered in the OPEN.
     pub families: BTreeSet<Family>,
     /// Which of the routes it sends are used.
@@ -90,6 +97,9 @@ impl PeerConfig {
             connect_retry_time: Duration::from_mins(2),
             passive: false,
             ebgp_multihop_ttl: 1,
+            ttl_security: None,
+            shutdown: None,
+            graceful_shutdown: false,
             families: BTreeSet::from(Family::ALL),
             import: ImportPolicy::Nothing,
             export: Vec::new(),
@@ -127,6 +137,7 @@ impl PeerConfig {
             || self.remote_as != other.remote_as
             || self.hold_time != other.hold_time
             || self.ebgp_multihop_ttl != other.ebgp_multihop_ttl
+            || self.ttl_security != other.ttl_security
             || self.families != other.families
             || self.local_address != other.local_address
             || self.local_port != other.local_port

@@ -50,6 +50,6 @@ pub use snapshot::{
     RouteSnapshot,
 };
 pub use speaker::{
-    Accepted, ConnectionId, ConnectionRequest, DownReason, Event, Speaker, Transmit,
+    Accepted, ConnectionId, ConnectionRequest, Distance, DownReason, Event, Speaker, Transmit,
 };
 pub use wire::{Family, LargeCommunity, Notification, Origin};

@@ -26,7 +26,7 @@ use crate::fsm::{Event, State};
 use crate::rib::PeerId;
 use crate::session::{Context, Direction, Negotiated, Output, Session, Timer, Trigger};
 use crate::snapshot::Counters;
-use crate::speaker::{ConnectionId, ConnectionRequest, DownReason, Shared, Transmit};
+use crate::speaker::{ConnectionId, ConnectionRequest, Distance, DownReason, Shared, Transmit};
 use crate::wire::{Attributes, Family, Notification};
 use reach::Reach;
 
@@ -106,13 +106,28 @@ impl Peer {
         self.config.address
     }
 
-    /// TTL of packets to the peer; internal peers may be any number of hops away.
-    pub(crate) fn ttl(&self, speaker: &SpeakerConfig) -> Option<u8> {
-        (self.config.remote_as != speaker.local_as).then_some(self.config.ebgp_multihop_ttl)
+    /// How far away the peer may be; internal peers any number of hops, unless RFC 5082 guards them.
+    pub(crate) fn distance(&self, speaker: &SpeakerConfig) -> Distance {
+        let is_external = self.config.remote_as != speaker.local_as;
+        match self.config.ttl_security {
+            Some(hops) => Distance {
+                ttl: Some(u8::MAX),
+                least_ttl: Some(u8::MAX - hops.saturating_sub(1)),
+            },
+            None => Distance {
+                ttl: is_external.then_some(self.config.ebgp_multihop_ttl),
+                least_ttl: None,
+            },
+        }
     }
 
-    /// Starts both sessions, without delay.
+    /// Starts both sessions, without delay, unless the configuration wants none.
     pub(crate) fn start(&mut self, now: Instant, shared: &mut Shared) {
+        if let Some(text) = &self.config.shutdown {
+            self.enabled = false;
+            self.last_error = Some(DownReason::ShutDown(text.clone()));
+            return;
+        }
         self.enabled = true;
         self.schedule(Direction::Passive, now);
         self.schedule(Direction::Active, now);
@@ -132,6 +147,7 @@ impl Peer {
     /// Takes a new configuration; resets the session only if that is needed.
     pub(crate) fn reconfigure(&mut self, config: PeerConfig, now: Instant, shared: &mut Shared) {
         let reset = self.config.needs_reset(&config);
+        let was_shut_down = self.config.shutdown.is_some();
         let stop_dialling = config.passive && !self.config.passive;
         let start_dialling = !config.passive && self.config.passive;
         let judge_again = self.config.import != config.import
@@ -145,6 +161,17 @@ impl Peer {
             self.forget_standing();
         }
         self.config = config;
+        if let Some(text) = self.config.shutdown.clone() {
+            let farewell = Notification::administrative_shutdown(&text);
+            self.stop(&farewell, now, shared);
+            self.forget_routes(shared);
+            self.start(now, shared);
+            return;
+        }
+        if was_shut_down {
+            self.start(now, shared);
+            return;
+        }
         if reset {
             self.stop(&Notification::CONFIGURATION_CHANGED, now, shared);
             if is_another {
@@ -336,7 +363,7 @@ impl Peer {
                         port: self.config.port,
                         local_address: self.config.local_address,
                         local_port: self.config.local_port,
-                        ttl: self.ttl(&shared.config),
+                        distance: self.distance(&shared.config),
                         password: self.config.password.clone(),
                     });
                 }

@@ -23,7 +23,9 @@ use crate::session::Direction;
 use crate::snapshot::{AdvertisedRoute, LearntPath, PathSnapshot, PeerSnapshot, RouteSnapshot};
 use crate::wire::{Attributes, Family, Notification};
 
-pub use output::{Accepted, ConnectionId, ConnectionRequest, DownReason, Event, Transmit};
+pub use output::{
+    Accepted, ConnectionId, ConnectionRequest, Distance, DownReason, Event, Transmit,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -189,8 +191,11 @@ impl Speaker {
             .values_mut()
             .find(|peer| peer.address() == address)?;
         let connection = peer.handle_incoming(local, now, &mut self.shared)?;
-        let ttl = peer.ttl(&self.shared.config);
-        Some(Accepted { connection, ttl })
+        let distance = peer.distance(&self.shared.config);
+        Some(Accepted {
+            connection,
+            distance,
+        })
     }
 
     /// A BFD session that watches peers changed; which those are their configuration says.

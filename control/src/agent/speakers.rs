@@ -104,7 +104,7 @@ impl Speakers {
     /// Runs BFD while a peer wants it.
     async fn follow_bfd(&mut self, desired: &Desired) -> Option<Condition> {
         let mut neighbors = desired.routers.values().flat_map(|r| r.neighbors.values());
-        let is_wanted = neighbors.any(|neighbor| neighbor.bfd.is_some());
+        let is_wanted = neighbors.any(|neighbor| neighbor.profile.bfd.is_some());
         if is_wanted == self.bfd.is_some() {
             return None;
         }
@@ -216,7 +216,11 @@ impl Speakers {
                 ebgp_multihop_ttl: neighbor.ebgp_multihop_ttl,
                 families: neighbor.advertised.keys().copied().map(family).collect(),
                 import: import(&bgp.import),
-                max_prefixes: bgp.max_prefixes.map(|limit| limit as usize),
+                max_prefixes: neighbor
+                    .profile
+                    .max_prefixes
+                    .or(bgp.max_prefixes)
+                    .map(|limit| limit as usize),
                 graceful_restart: neighbor
                     .graceful_restart
                     .map(|restart_time| GracefulRestart {
@@ -228,7 +232,11 @@ impl Speakers {
                 next_hop_v4: node.ipv4,
                 next_hop_v6: node.ipv6,
                 password: neighbor.password.clone(),
-                bfd: neighbor.bfd,
+                bfd: neighbor.profile.bfd,
+                ttl_security: neighbor.profile.ttl_security,
+                passive: neighbor.profile.passive,
+                shutdown: neighbor.profile.shutdown.clone(),
+                graceful_shutdown: neighbor.profile.graceful_shutdown,
                 local_address: neighbor.local_address,
                 local_port: neighbor.local_port,
                 ..PeerConfig::new(address.to_string(), address, neighbor.asn)

@@ -292,7 +292,7 @@ impl Driver {
             return;
         };
         let id = accepted.connection;
-        if let Err(error) = socket::prepare(&stream, accepted.ttl) {
+        if let Err(error) = socket::prepare(&stream, accepted.distance) {
             self.speaker.handle_closed(id, &error.to_string(), now);
             return;
         }
@@ -315,7 +315,7 @@ impl Driver {
                     port,
                     local_address,
                     local_port,
-                    ttl,
+                    distance,
                     password,
                     ..
                 } => {
@@ -331,7 +331,7 @@ impl Driver {
                     let arrivals = self.arrivals.clone();
                     let dial = tokio::spawn(async move {
                         let arrival =
-                            match socket::dial(remote, local, ttl, password.as_ref()).await {
+                            match socket::dial(remote, local, distance, password.as_ref()).await {
                                 Ok(stream) => Arrival::Connected(connection, stream),
                                 Err(error) => Arrival::Failed(connection, error),
                             };

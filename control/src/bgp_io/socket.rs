@@ -1,18 +1,18 @@
 //! TCP sockets with the options that BGP wants: source address, TTL, signature, reuse of the listening
 //! port.
 //!
-//! # Why the TTL is 1
-//! A direct external peer is one hop away, so packets that are meant for it never leave the link (RFC
-//! 4271 §5.1.3; `ebgp_multihop_ttl` says otherwise). That is no GTSM: RFC 5082 sends 255 and refuses
-//! less, and both sides must do so.
+//! # Why a listening socket sends 255
+//! It answers a peer before it is known which one that is, and a peer with GTSM takes no less. What it
+//! answers is a SYN, which says nothing.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use fairlead_bgp::Password;
+use fairlead_bgp::{Distance, Password};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use super::distance;
 use super::signature::sign;
 
 /// Connections that may wait to be accepted.
@@ -39,11 +39,11 @@ pub(super) fn listen(port: u16) -> io::Result<Vec<TcpListener>> {
 pub(super) async fn dial(
     remote: SocketAddr,
     local: SocketAddr,
-    ttl: Option<u8>,
+    distance: Distance,
     password: Option<&Password>,
 ) -> io::Result<TcpStream> {
     let socket = tcp(remote)?;
-    set_ttl(&socket, remote, ttl)?;
+    distance::set(&socket, remote, distance)?;
     if password.is_some() {
         sign(&socket, remote.ip(), password)?;
     }
@@ -63,11 +63,12 @@ pub(super) async fn dial(
 /// Prepares an accepted connection.
 ///
 /// # Errors
-/// The connection is gone.
-pub(super) fn prepare(stream: &TcpStream, ttl: Option<u8>) -> io::Result<()> {
+/// The connection is gone, or began farther away than it may.
+pub(super) fn prepare(stream: &TcpStream, distance: Distance) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?;
-    set_ttl(&SockRef::from(stream), local, ttl)
+    distance::set(&SockRef::from(stream), local, distance)?;
+    distance::check_syn(stream, distance)
 }
 
 fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
@@ -75,6 +76,12 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    let any_peer = Distance {
+        ttl: Some(u8::MAX),
+        least_ttl: None,
+    };
+    distance::set(&socket, address, any_peer)?;
+    distance::keep_syns(&socket)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -90,14 +97,6 @@ fn tcp(address: SocketAddr) -> io::Result<Socket> {
     )?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket)
-}
-
-fn set_ttl(socket: &Socket, address: SocketAddr, ttl: Option<u8>) -> io::Result<()> {
-    match (ttl, address) {
-        (None, _) => Ok(()),
-        (Some(ttl), SocketAddr::V4(_)) => socket.set_ttl_v4(ttl.into()),
-        (Some(ttl), SocketAddr::V6(_)) => socket.set_unicast_hops_v6(ttl.into()),
-    }
 }
 
 pub(super) fn lacks_ipv6(error: &io::Error) -> bool {

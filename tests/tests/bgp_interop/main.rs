@@ -6,6 +6,7 @@
 )]
 
 mod bfd;
+mod distance;
 mod restart;
 mod signature;
 

@@ -111,7 +111,10 @@ impl Peer {
                 let next_hop = self.next_hop(established, family)?;
                 let local_as = shared.config.local_as;
                 let internal = established.terms.internal;
-                let told = attributes(announcement, rules, next_hop, local_as, internal);
+                let mut told = attributes(announcement, rules, next_hop, local_as, internal);
+                if self.config.graceful_shutdown {
+                    told.shut_down_gracefully(internal);
+                }
                 Some(Arc::new(told))
             });
             match attributes {

@@ -150,7 +150,11 @@ impl Peer {
         for prefix in update.withdrawn.into_iter().filter(negotiated) {
             shared.rib.withdraw(prefix, self.id);
         }
-        for reach in update.reach {
+        for mut reach in update.reach {
+            // RFC 8326 §4.1: such a path is to be used only while there is no other.
+            if !established.terms.internal && reach.attributes.is_shutting_down() {
+                Arc::make_mut(&mut reach.attributes).local_pref = Some(0);
+            }
             let judge = judge(&self.config, &established, shared_parts(shared));
             let refused = judge.attributes(&reach.attributes);
             let verdicts: Vec<_> = reach

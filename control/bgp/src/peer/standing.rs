@@ -176,7 +176,7 @@ impl Peer {
 fn is_fault(reason: &DownReason, was: State, failed: bool) -> bool {
     match reason {
         DownReason::Closed(_) | DownReason::Replaced => false,
-        DownReason::Stopped => failed,
+        DownReason::Stopped | DownReason::ShutDown(_) => failed,
         DownReason::Sent(notification) => {
             notification.is_fault() || *notification == Notification::MAX_PREFIXES
         }

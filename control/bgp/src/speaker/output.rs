@@ -21,8 +21,17 @@ pub struct ConnectionId(pub u64);
 pub struct Accepted {
     /// Its name from now on.
     pub connection: ConnectionId,
-    /// TTL or hop limit of its packets; `None` leaves the host's default.
+    /// How far away the other end may be.
+    pub distance: Distance,
+}
+
+/// How far the packets of a connection go, and from how far they are taken, as TTL or hop limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distance {
+    /// That of our packets; `None` leaves the host's default.
     pub ttl: Option<u8>,
+    /// The least of the peer's packets that is taken (RFC 5082 §3); `None` takes any.
+    pub least_ttl: Option<u8>,
 }
 
 /// Bytes to write to a connection, in order.
@@ -51,8 +60,8 @@ pub enum ConnectionRequest {
         local_address: Option<IpAddr>,
         /// The source port, when configured.
         local_port: Option<u16>,
-        /// TTL or hop limit of its packets; `None` leaves the host's default.
-        ttl: Option<u8>,
+        /// How far away the other end may be.
+        distance: Distance,
         /// TCP MD5 password (RFC 2385), when configured. Not written down anywhere.
         #[serde(skip)]
         password: Option<Password>,
@@ -132,6 +141,8 @@ pub enum DownReason {
     SendHoldExpired,
     /// We stopped an attempt that was no longer needed.
     Stopped,
+    /// The configuration wants no session, for this reason.
+    ShutDown(String),
 }
 
 impl fmt::Display for DownReason {
@@ -143,6 +154,7 @@ impl fmt::Display for DownReason {
             Self::Replaced => f.write_str("the peer opened another connection"),
             Self::SendHoldExpired => f.write_str("send hold timer expired"),
             Self::Stopped => f.write_str("stopped"),
+            Self::ShutDown(text) => write!(f, "shut down by configuration ({text:?})"),
         }
     }
 }

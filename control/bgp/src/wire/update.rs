@@ -24,6 +24,9 @@ const MP_REACH_LEN: usize = 4 + 3 + 1 + 32 + 1;
 /// Octets of MP_UNREACH_NLRI before its prefixes.
 const MP_UNREACH_LEN: usize = 4 + 3;
 
+/// The well-known community of paths that are about to go (RFC 8326 §5).
+const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
+
 /// ORIGIN (RFC 4271 §5.1.1), best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +96,21 @@ impl Attributes {
             originator_id: None,
             cluster_list: Vec::new(),
         }
+    }
+
+    /// Asks who hears of the path to prefer others (RFC 8326 §4.2): by the community, and towards an
+    /// internal peer by LOCAL_PREF.
+    pub(crate) fn shut_down_gracefully(&mut self, internal: bool) {
+        self.communities.push(GRACEFUL_SHUTDOWN);
+        self.communities.sort_unstable();
+        if internal {
+            self.local_pref = Some(0);
+        }
+    }
+
+    /// Whether the path is about to go.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.communities.contains(&GRACEFUL_SHUTDOWN)
     }
 
     fn from_codec(attributes: &[PathAttribute], next_hop: IpAddr, internal: bool) -> Self {

@@ -7,7 +7,7 @@ use fairlead_common::addr::Proto;
 use super::*;
 use crate::desired::{
     AddressKind, Advertised, Backend, BackendAddr, Egress, Home, LabelSelector, Neighbor,
-    NodeState, Scope,
+    NodeState, Profile, Scope,
 };
 
 fn frontend() -> Frontend {
@@ -52,7 +52,7 @@ fn peer(told: &[Advertised]) -> Neighbor {
         local_address: None,
         local_port: None,
         password: None,
-        bfd: None,
+        profile: Profile::default(),
         advertised: advertised.into(),
     }
 }

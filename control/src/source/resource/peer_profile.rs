@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::Deserialize;
 
-use super::field::{check_selector, within};
+use super::field::{check_selector, within, within_if_any};
 use super::{Check, Wrong};
 use crate::source::located::FieldPath;
 
@@ -37,6 +37,25 @@ pub struct Spec {
     pub peers: Vec<PeerSelector>,
     /// Watched by BFD; absent: not.
     pub bfd: Option<Bfd>,
+    /// The peer is at most this many hops away: packets from farther are not taken (GTSM, RFC 5082).
+    /// Absent: not looked at.
+    #[serde(default, deserialize_with = "within_if_any::<u8, 1, 254, _>")]
+    pub ttl_security_hops: Option<u8>,
+    /// It is waited for, never dialled. Default: no.
+    #[serde(default)]
+    pub passive: bool,
+    /// How many prefixes per family it may send before its session ends. Default: `bgp.maxPrefixes` of the
+    /// configuration.
+    #[serde(
+        default,
+        deserialize_with = "within_if_any::<u32, 1, 4_294_967_295, _>"
+    )]
+    pub max_prefixes: Option<u32>,
+    /// No session, for this reason, which the peer is told (RFC 9003).
+    pub shutdown: Option<String>,
+    /// Our paths are about to go: the peer is asked to prefer others (RFC 8326). Default: no.
+    #[serde(default)]
+    pub graceful_shutdown: bool,
 }
 
 /// Peers of which all that is said is true.
@@ -88,6 +107,17 @@ impl Check for PeerProfile {
     fn check(&self) -> Result<(), Wrong> {
         let spec = FieldPath::default().key("spec");
         check_selector(&spec, "nodeSelector", self.spec.node_selector.as_ref())?;
+        if self
+            .spec
+            .shutdown
+            .as_ref()
+            .is_some_and(|text| text.len() > 128)
+        {
+            return Err(Wrong {
+                path: spec.key("shutdown"),
+                why: "is longer than the 128 octets that a peer can be told".to_owned(),
+            });
+        }
         for (index, peer) in self.spec.peers.iter().enumerate() {
             if *peer == PeerSelector::default() {
                 return Err(Wrong {

@@ -22,7 +22,11 @@ impl Raw {
         let local = SocketAddr::new(address(1), 179);
         let remote = SocketAddr::new(address(2), 50_000);
         let accepted = speaker.handle_incoming(local, remote, now).unwrap();
-        assert_eq!(accepted.ttl, Some(1), "an external peer on the link");
+        assert_eq!(
+            accepted.distance.ttl,
+            Some(1),
+            "an external peer on the link"
+        );
         let mut raw = Self {
             speaker,
             connection: accepted.connection,

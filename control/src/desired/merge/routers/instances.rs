@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use super::super::{Conditions, Sourced};
 use super::{Secrets, attributes, families, selector_of, service_kinds};
-use crate::desired::{Advertised, Family, Neighbor, NodeState, ObjectName, VirtualRouter, What};
+use crate::desired::{
+    Advertised, Family, Neighbor, NodeState, ObjectName, Profile, VirtualRouter, What,
+};
 use crate::source::resource::Resources;
 use crate::source::resource::advertisement::{Advertisement, Told, Type};
 use crate::source::resource::cluster_config::{ClusterConfig, Instance, Peer};
@@ -273,7 +275,7 @@ impl Merge<'_, '_> {
             local_port: own
                 .and_then(|own| own.local_port)
                 .or(spec.transport.local_port),
-            bfd: None,
+            profile: Profile::default(),
             advertised,
         };
         Some((address, spec.transport.peer_port, neighbor))

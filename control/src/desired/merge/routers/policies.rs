@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Node;
 use super::super::{Conditions, Sourced};
 use super::{Secrets, attributes, families, selector_of, service_kinds};
 use crate::desired::{
-    Advertised, Neighbor, NodeState, ObjectName, PathAttributes, VirtualRouter, What,
+    Advertised, Neighbor, NodeState, ObjectName, PathAttributes, Profile, VirtualRouter, What,
 };
 use crate::source::resource::peering_policy::{self as policy, PeeringPolicy, SelectorType};
 use crate::source::resource::{Origin, Resources};
@@ -206,7 +206,7 @@ fn neighbor(
         peer_config: None,
         local_address: None,
         local_port: None,
-        bfd: None,
+        profile: Profile::default(),
         advertised: spoken
             .into_iter()
             .map(|family| (family, told.to_vec()))

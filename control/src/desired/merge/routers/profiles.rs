@@ -12,7 +12,7 @@ use fairlead_bgp::bfd::{Hops, Timing};
 
 use super::super::Conditions;
 use super::selector_of;
-use crate::desired::{Neighbor, NodeState, VirtualRouter};
+use crate::desired::{Neighbor, NodeState, Profile, VirtualRouter};
 use crate::source::resource::Resources;
 use crate::source::resource::peer_profile::{Bfd, PeerProfile, PeerSelector};
 
@@ -48,8 +48,15 @@ pub(super) fn apply(
                 conditions.add(KIND, name, &profile.origin, "PeerConflict", message);
             }
             let is_multihop = neighbor.ebgp_multihop_ttl > 1;
-            let bfd = chosen.object.spec.bfd.as_ref();
-            neighbor.bfd = bfd.map(|bfd| watch(bfd, is_multihop));
+            let said = &chosen.object.spec;
+            neighbor.profile = Profile {
+                bfd: said.bfd.as_ref().map(|bfd| watch(bfd, is_multihop)),
+                ttl_security: said.ttl_security_hops,
+                passive: said.passive,
+                max_prefixes: said.max_prefixes,
+                shutdown: said.shutdown.clone(),
+                graceful_shutdown: said.graceful_shutdown,
+            };
         }
     }
     for (name, profile) in &for_this_node {

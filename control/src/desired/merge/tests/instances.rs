@@ -266,6 +266,6 @@ fn a_profile_selects_peers_by_their_configuration() {
     let with = |name: &str| desired(&[NODE, CLUSTER, PEER, ADVERTISEMENT, &profile(name)]);
     let watched = with("tor");
     assert_eq!(watched.conditions, []);
-    assert_eq!(tor0(&watched).bfd.unwrap().hops, Hops::Multi);
+    assert_eq!(tor0(&watched).profile.bfd.unwrap().hops, Hops::Multi);
     assert_eq!(only(&with("other")).reason, "NoPeerSelected");
 }

@@ -13,7 +13,10 @@ fn profile(name: &str, spec: &str) -> String {
 
 fn bfd_of(desired: &Desired) -> Option<BfdConfig> {
     let neighbors = desired.routers.values().flat_map(|r| r.neighbors.values());
-    neighbors.map(|neighbor| neighbor.bfd).next().unwrap()
+    neighbors
+        .map(|neighbor| neighbor.profile.bfd)
+        .next()
+        .unwrap()
 }
 
 #[test]
