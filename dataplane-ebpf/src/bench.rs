@@ -16,44 +16,74 @@
     reason = "the macro of an entry point hands the context over"
 )]
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_redirect;
-use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use fairlead_common::addr::Addr;
 use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 use fairlead_ebpf::forward::Hop;
-use fairlead_ebpf::packet::{Frame, Resize, Xdp, view_mut};
+use fairlead_ebpf::packet::{Frame, Resize, Skb, Xdp, view, view_mut};
 use fairlead_ebpf::parse;
 use fairlead_ebpf::rewrite::{self, Tunnel, Wrap};
 
-/// What the driver does, in words: bytes of a frame, its first eight and next eight bytes, the last flow's
-/// number (a power of two less one), the step from flow to flow (odd), how many packets there were.
+/// What the driver does, in words: the first eight of a frame, its bytes, the last flow's number (a power of two
+/// less one), the step from flow to flow (odd), how many packets there were.
 #[map]
-static DRIVE: Array<[u64; 6]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static DRIVE: Array<[u64; 12]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The program under test, in row 0.
 #[map]
 static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// As `UNDER_TEST`, of a TC hook.
+#[map]
+static UNDER_TEST_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Feeds IPv4 frames: the source address's last three bytes and the source port are the flow's.
+/// Feeds IPv4 frames: the source address's last two bytes and the source port are the flow's.
 #[xdp]
 pub fn drive_v4(context: XdpContext) -> u32 {
-    drive::<26, 34>(&context)
+    drive::<26, 34>(&context, false)
 }
 
 /// Feeds IPv6 frames.
 #[xdp]
 pub fn drive_v6(context: XdpContext) -> u32 {
-    drive::<34, 54>(&context)
+    drive::<34, 54>(&context, false)
 }
 
 /// Feeds frames as they are, with the Ethernet header put back.
 #[xdp]
 pub fn drive_as_is(context: XdpContext) -> u32 {
-    drive::<0, 0>(&context)
+    drive::<0, 0>(&context, false)
+}
+
+/// Feeds IPv4 frames to a program that writes to all their headers.
+#[xdp]
+pub fn drive_whole(context: XdpContext) -> u32 {
+    drive::<26, 34>(&context, true)
+}
+
+/// Feeds answers over IPv4 to a program at a TC hook that writes to all their headers: the destination address
+/// and port are the flow's.
+#[classifier]
+pub fn drive_answers(context: TcContext) -> i32 {
+    let mut frame = Skb::new(TcContext::new(context.skb.skb));
+    if restore::<30, 36>(&mut frame, true).is_some() {
+        #[expect(unsafe_code, reason = "a tail call")]
+        // SAFETY: the kernel checks the program; a missing one returns here.
+        unsafe {
+            UNDER_TEST_TC.tail_call(&context, 0);
+        };
+    }
+    TC_ACT_OK
+}
+
+/// The floor of a TC hook.
+#[classifier]
+pub fn just_shoot(_: TcContext) -> i32 {
+    TC_ACT_SHOT
 }
 
 /// The floor.
@@ -107,52 +137,69 @@ fn wrap(frame: &mut Xdp) -> Result<(), Reason> {
     rewrite::encapsulate(frame, &network, &tunnel, &hop)
 }
 
-#[expect(unsafe_code, reason = "shared memory, and a tail call")]
 #[inline(always)]
-fn drive<const SOURCE: usize, const PORT: usize>(context: &XdpContext) -> u32 {
-    let Some(row) = DRIVE.get_ptr_mut(0) else {
-        return XDP_ABORTED;
-    };
-    let row = row.cast::<u64>();
-    // SAFETY: six words; one test run at a time uses them.
-    let word = |i: usize| unsafe { row.add(i).read_volatile() };
-    let number = word(5);
-    // SAFETY: as above.
-    unsafe { row.add(5).write_volatile(number + 1) };
-    let flow = ((number * word(4)) & word(3)) as u32;
+fn drive<const FLOW: usize, const PORT: usize>(context: &XdpContext, whole: bool) -> u32 {
     let mut frame = Xdp::new(XdpContext::new(context.ctx));
-    // Masked: the compiler would compare start + word with end, which the verifier refuses.
-    let grown = (frame.bytes() & 0x7ff).wrapping_sub(word(0) as u32 & 0x7ff);
-    if grown != 0 && frame.pull(grown & 0xff).is_err() {
-        return XDP_ABORTED;
-    }
-    let Ok(mut ethernet) = view_mut::<16>(&mut frame, 0) else {
-        return XDP_ABORTED;
-    };
-    ethernet.set::<u64, 0>(word(1));
-    ethernet.set::<u64, 8>(word(2));
-    if PORT != 0 {
-        let Ok(mut source) = view_mut::<4>(&mut frame, SOURCE) else {
-            return XDP_ABORTED;
+    if restore::<FLOW, PORT>(&mut frame, whole).is_some() {
+        #[expect(unsafe_code, reason = "a tail call")]
+        // SAFETY: the kernel checks the program; a missing one returns here.
+        unsafe {
+            UNDER_TEST.tail_call(context, 0);
         };
-        source.set::<u32, 0>((0x0a00_0000 | flow & 0xffff).to_be());
-        let Ok(mut port) = view_mut::<2>(&mut frame, PORT) else {
-            return XDP_ABORTED;
-        };
-        port.set::<u16, 0>((1024 + (flow >> 16) as u16).to_be());
     }
-    // SAFETY: the kernel checks the program; a missing one returns here.
-    unsafe { UNDER_TEST.tail_call(context, 0) };
     XDP_ABORTED
+}
+
+/// Puts a frame back, its Ethernet header or the `whole` of its headers, and makes it the next flow's, whose
+/// address and port stand at these places.
+#[inline(always)]
+fn restore<const FLOW: usize, const PORT: usize>(
+    frame: &mut impl Resize,
+    whole: bool,
+) -> Option<()> {
+    let row = DRIVE.get_ptr_mut(0)?.cast::<u64>();
+    #[expect(unsafe_code, reason = "shared memory")]
+    // SAFETY: twelve words; one test run at a time uses them.
+    let word = |i: usize| unsafe { row.add(i).read_volatile() };
+    let number = word(11);
+    #[expect(unsafe_code, reason = "shared memory")]
+    // SAFETY: as above.
+    unsafe {
+        row.add(11).write_volatile(number + 1);
+    };
+    let flow = ((number * word(10)) & word(9)) as u32;
+    // Masked: the compiler would compare start + word with end, which the verifier refuses.
+    let grown = (frame.bytes() & 0x7ff).wrapping_sub(word(8) as u32 & 0x7ff);
+    if grown != 0 {
+        frame.pull(grown & 0xff).ok()?;
+    }
+    if whole {
+        let mut headers = view_mut::<56>(frame, 0).ok()?;
+        headers.set::<u64, 16>(word(2));
+        headers.set::<u64, 24>(word(3));
+        headers.set::<u64, 32>(word(4));
+        headers.set::<u64, 40>(word(5));
+        headers.set::<u64, 48>(word(6));
+    }
+    let mut ethernet = view_mut::<16>(frame, 0).ok()?;
+    ethernet.set::<u64, 0>(word(0));
+    ethernet.set::<u64, 8>(word(1));
+    if PORT != 0 {
+        let host = (0x0a00_0000 | flow & 0xffff).to_be();
+        view_mut::<4>(frame, FLOW).ok()?.set::<u32, 0>(host);
+        let port = (1024 + (flow >> 16) as u16).to_be();
+        view_mut::<2>(frame, PORT).ok()?.set::<u16, 0>(port);
+    }
+    Some(())
 }
 
 /// What `generate` sends: eight words of the first flow's frame, the device, the last flow's number (a power of
 /// two less one), the step from flow to flow (odd), how many frames there were.
 #[map]
 static GENERATE: Array<[u64; 12]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// How many frames `sink` has seen.
+/// How many frames `sink` has seen, and in row 1 the source address of the last, as in the packet.
 #[map]
-static SUNK: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static SUNK: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
 /// Writes a TCP frame over IPv4 and sends it by a device. A live frame's memory is used again as the device
 /// left it, so everything is written each time; the checksums are right, because conntrack looks at them.
@@ -197,13 +244,13 @@ pub fn generate(context: XdpContext) -> u32 {
     send(word(8) as u32)
 }
 
-/// Answers a TCP frame over IPv4 as its receiver would, but for the flags: to whom it came from, by the device
-/// that it came by.
+/// Answers a TCP frame over IPv4 as its receiver would: to whom it came from, by the device that it came by. The
+/// sum of the words is the same, and so are the checksums.
 #[xdp]
 pub fn reflect(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let device = frame.ifindex();
-    let Ok(mut header) = view_mut::<38>(&mut frame, 0) else {
+    let Ok(mut header) = view_mut::<46>(&mut frame, 0) else {
         return XDP_ABORTED;
     };
     let (to, to_end) = (header.get::<u32, 0>(), header.get::<u16, 4>());
@@ -218,20 +265,32 @@ pub fn reflect(context: XdpContext) -> u32 {
     let (src, dst) = (header.get::<u16, 34>(), header.get::<u16, 36>());
     header.set::<u16, 34>(dst);
     header.set::<u16, 36>(src);
+    let (sequence, acknowledged) = (header.get::<u32, 38>(), header.get::<u32, 42>());
+    header.set::<u32, 38>(acknowledged);
+    header.set::<u32, 42>(sequence);
     send(device)
 }
 
 /// Counts a frame and drops it.
 #[xdp]
-pub fn sink(_: XdpContext) -> u32 {
-    if let Some(sunk) = SUNK.get_ptr_mut(0) {
+pub fn sink(context: XdpContext) -> u32 {
+    let frame = Xdp::new(context);
+    if let Ok(header) = view::<30>(&frame, 0) {
+        note(1, |_| header.get::<u32, 26>().into());
+    }
+    note(0, |sunk| sunk + 1);
+    XDP_DROP
+}
+
+#[inline(always)]
+fn note(row: u32, change: impl FnOnce(u64) -> u64) {
+    if let Some(row) = SUNK.get_ptr_mut(row) {
         #[expect(unsafe_code, reason = "shared memory")]
         // SAFETY: a word; frames arrive on one CPU at a time.
         unsafe {
-            sunk.write_volatile(sunk.read_volatile() + 1);
+            row.write_volatile(change(row.read_volatile()));
         };
     }
-    XDP_DROP
 }
 
 #[expect(unsafe_code, reason = "a helper call without pointers")]

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::programs::{
-    Program, ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp,
-    XdpMode,
+    Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunOptions,
+    TestRunResult, Xdp, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{Pod, Zeroable};
@@ -131,6 +131,15 @@ pub enum Action {
 /// # Panics
 /// The node cannot be made, or `work` panics. Then its frames stand in `target/failed/TEST.pcap`.
 pub fn on_a_node(work: impl FnOnce(&mut Node) + Send) {
+    run(FEW_ROWS, work);
+}
+
+/// As [`on_a_node`], with tables of their full size.
+pub fn on_a_full_node(work: impl FnOnce(&mut Node) + Send) {
+    run(&[], work);
+}
+
+fn run(rows: &[(&str, u32)], work: impl FnOnce(&mut Node) + Send) {
     if !crate::root::is_root() {
         return;
     }
@@ -138,7 +147,7 @@ pub fn on_a_node(work: impl FnOnce(&mut Node) + Send) {
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name(name)
-            .spawn_scoped(scope, || work(&mut Node::new()))
+            .spawn_scoped(scope, || work(&mut Node::new(rows)))
             .expect("a thread")
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -151,10 +160,10 @@ pub fn bare_place() {
 }
 
 impl Node {
-    fn new() -> Self {
+    fn new(rows: &[(&str, u32)]) -> Self {
         place::make();
         let mut node = Self {
-            ebpf: load_object(),
+            ebpf: load_object(rows),
             seen: Vec::new(),
             addresses: BTreeSet::new(),
             next_backend: 1,
@@ -318,12 +327,10 @@ impl Node {
 
     /// Runs a TC program on a frame at `link`; `gso_size` is 0 for a plain one.
     pub fn tc(&mut self, program: &str, link: Link, frame: &[u8], gso_size: u32) -> Ran {
-        let mut context = [0_u32; sk_buff::WORDS];
-        context[sk_buff::IFINDEX] = link.ifindex;
-        context[sk_buff::GSO_SIZE] = gso_size;
+        let context = SkBuff::of(link, gso_size);
         let before = self.reasons();
         let program: &mut SchedClassifier = self.program(program);
-        let (action, out) = test_run(program, frame, bytemuck::cast_slice(&context));
+        let (action, out) = test_run(program, frame, bytemuck::bytes_of(&context));
         let action = match action {
             u32::MAX => Action::Pass,
             2 => Action::Drop,
@@ -333,11 +340,19 @@ impl Node {
         self.ran(&before, action, frame, out)
     }
 
-    /// A loaded XDP program, for other programs to call.
-    pub fn descriptor(&mut self, program: &str) -> ProgramFd {
-        let program: &mut Xdp = self.program(program);
+    /// A loaded program, for other programs to call.
+    pub fn descriptor(&self, program: &str) -> ProgramFd {
+        let program = self.ebpf.program(program).expect(program);
         let fd = program.fd().expect("a loaded program");
         fd.try_clone().expect("a descriptor")
+    }
+
+    /// Attaches a TC program where frames from `link` come in.
+    pub fn attach_tc(&mut self, program: &str, link: Link) {
+        let program: &mut SchedClassifier = self.program(program);
+        program
+            .attach(link.name, TcAttachType::Ingress)
+            .expect("attaching to a veth");
     }
 
     /// How long one run of an XDP program takes, on average over `repeat` runs on the same frame.
@@ -504,21 +519,10 @@ pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
     clippy::wildcard_enum_match_arm,
     reason = "aya knows 29 kinds of programs, the datapath has three"
 )]
-fn load_object() -> Ebpf {
+fn load_object(rows: &[(&str, u32)]) -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
-    for (name, rows) in [
-        (Services::NAME, 64),
-        (Rings::NAME, 256),
-        (Flows::NAME, 1024),
-        (SnatRev::NAME, SNAT_ROWS),
-        (NatFlows::NAME, NAT_ROWS),
-        (NatRecent::NAME, 1024),
-        (Arrivals::NAME, 64),
-        (SnatFwd::NAME, 1024),
-        (ServiceStats::NAME, 512),
-        (BackendStats::NAME, 512),
-    ] {
+    for &(name, rows) in rows {
         loader.map_max_entries(name, rows);
     }
     let mut ebpf = loader.load(OBJECT).expect("an object that loads");
@@ -535,6 +539,19 @@ fn load_object() -> Ebpf {
     ebpf
 }
 
+/// Tables that a test's node has fewer rows of.
+const FEW_ROWS: &[(&str, u32)] = &[
+    (Services::NAME, 64),
+    (Rings::NAME, 256),
+    (Flows::NAME, 1024),
+    (SnatRev::NAME, SNAT_ROWS),
+    (NatFlows::NAME, NAT_ROWS),
+    (NatRecent::NAME, 1024),
+    (Arrivals::NAME, 64),
+    (SnatFwd::NAME, 1024),
+    (ServiceStats::NAME, 512),
+    (BackendStats::NAME, 512),
+];
 /// Rows of `NAT_FLOWS` on a test's node.
 pub const NAT_ROWS: u32 = 1024;
 /// Rows of `SNAT_REV` on a test's node.
@@ -580,9 +597,20 @@ impl XdpMd {
     }
 }
 
-/// Words of `struct __sk_buff` of `linux/bpf.h` that a test run sets.
-mod sk_buff {
-    pub const WORDS: usize = 48;
-    pub const IFINDEX: usize = 10;
-    pub const GSO_SIZE: usize = 44;
+/// `struct __sk_buff` of `linux/bpf.h`, as words: what a TC program is told of a frame.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct SkBuff([u32; 48]);
+
+impl SkBuff {
+    const IFINDEX: usize = 10;
+    const GSO_SIZE: usize = 44;
+
+    /// Of a frame at `link`; `gso_size` is 0 for a plain one.
+    pub fn of(link: Link, gso_size: u32) -> Self {
+        let mut words = [0; 48];
+        words[Self::IFINDEX] = link.ifindex;
+        words[Self::GSO_SIZE] = gso_size;
+        Self(words)
+    }
 }

@@ -9,6 +9,7 @@
 //! one core, so a frame's time is that of all the work it causes.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -23,16 +24,16 @@ use fairlead_tests::packet::{eth, tcp};
 use fairlead_tests::report::{Figures, Goal, Report};
 use nix::sched::{CloneFlags, setns};
 
-use crate::{SERVICE_V4, STEP};
+use crate::{SERVICE_V4, STEP, words};
 
 /// Backends of the service, behind a router on `up1`.
 const BACKENDS: u32 = 10;
 /// The far ends of `up0` and `up1`, by index.
-const UP0_FAR: u32 = 110;
+pub const UP0_FAR: u32 = 110;
 /// Frames of a case in a round, and rounds.
 const FRAMES: u32 = 200_000;
 const ROUNDS: usize = 9;
-const FLOWS: u64 = 1 << 16;
+pub const FLOWS: u64 = 1 << 16;
 /// The sink may miss one frame of so many: a veth's ring overflows when its reader is held up.
 const LOST_OF: u64 = 100;
 
@@ -44,23 +45,24 @@ const IPTABLES: &str = "live: iptables DNAT, statistic";
 const OURS: &str = "live: fairlead, encapsulated";
 
 /// A contender in its namespace.
-struct Stage {
+pub struct Stage {
     name: &'static str,
     namespace: File,
     /// Where the generator's frames go: the far end of `up0`, or the near end of the sink's link.
     device: u32,
     destination: &'static str,
+    /// The source address of the frames that arrive, where it is not the client's.
+    answers_from: Option<Ipv4Addr>,
     rounds: Vec<f64>,
 }
 
 /// Measures all contenders and adds what was found to the report.
 ///
-/// `node` stands in the namespace of this thread, `object` is the benchmark's own.
+/// `node` stands in the namespace of this thread.
 ///
 /// # Errors
 /// A contender cannot be set up, or loses frames.
-pub fn measure(node: &mut Node, object: &mut Ebpf, report: &mut Report) -> Result<()> {
-    let mut frames = Frames::open(object)?;
+pub fn measure(node: &mut Node, frames: &mut Frames<'_>, report: &mut Report) -> Result<()> {
     let home = here()?;
     furnish(node);
     let mut stages = vec![Stage::new(OURS, UP0_FAR, SERVICE_V4)?];
@@ -93,22 +95,9 @@ pub fn measure(node: &mut Node, object: &mut Ebpf, report: &mut Report) -> Resul
         frames.attach_sink()?;
         stages.push(Stage::new(name, device, destination)?);
     }
-    for stage in &mut stages {
-        // Every flow once: conntrack learns them all, and caches are as warm as they get.
-        frames.run(stage, FLOWS as u32 * 2)?;
-    }
-    for _ in 0..ROUNDS {
-        for stage in &mut stages {
-            let ns = frames.run(stage, FRAMES)?;
-            stage.rounds.push(ns);
-        }
-    }
+    take_turns(frames, &mut stages)?;
     setns(home, CloneFlags::CLONE_NEWNET).context("going back to the node's namespace")?;
-
-    for stage in &stages {
-        let figures = Figures::of(stage.name, "ns/packet", &stage.rounds);
-        report.figures.push(figures);
-    }
+    report.figures.extend(stages.iter().map(Stage::figures));
     let floor = report.median(FLOOR);
     let net = |name: &str| report.median(name) - floor;
     let ratios: Vec<_> = [NUMGEN, JHASH, IPTABLES]
@@ -121,6 +110,24 @@ pub fn measure(node: &mut Node, object: &mut Ebpf, report: &mut Report) -> Resul
         .into();
     for (name, value) in ratios {
         report.ratio(name, value, Goal::AtLeast(3.0));
+    }
+    Ok(())
+}
+
+/// Runs all stages in turns.
+///
+/// # Errors
+/// One of them loses frames.
+pub fn take_turns(frames: &mut Frames<'_>, stages: &mut [Stage]) -> Result<()> {
+    for stage in &mut *stages {
+        // Every flow twice: conntrack learns them all, and caches are as warm as they get.
+        frames.run(stage, FLOWS as u32 * 2)?;
+    }
+    for _ in 0..ROUNDS {
+        for stage in &mut *stages {
+            let ns = frames.run(stage, FRAMES)?;
+            stage.rounds.push(ns);
+        }
     }
     Ok(())
 }
@@ -187,26 +194,44 @@ fn iptables() -> Rules {
 
 impl Stage {
     /// In the namespace of this thread.
-    fn new(name: &'static str, device: u32, destination: &'static str) -> Result<Self> {
+    pub fn new(name: &'static str, device: u32, destination: &'static str) -> Result<Self> {
         Ok(Self {
             name,
             namespace: here()?,
             device,
             destination,
+            answers_from: None,
             rounds: Vec::new(),
         })
+    }
+
+    /// The same, where what arrives are answers of this address.
+    pub fn answered_by(self, address: Ipv4Addr) -> Self {
+        Self {
+            answers_from: Some(address),
+            ..self
+        }
+    }
+
+    /// What was measured.
+    pub fn figures(&self) -> Figures {
+        Figures::of(self.name, "ns/packet", &self.rounds)
     }
 }
 
 /// The generator and the sink.
-struct Frames<'a> {
+pub struct Frames<'a> {
     object: &'a mut Ebpf,
     generate: Array<MapData, [u64; 12]>,
     sunk: Array<MapData, u64>,
 }
 
 impl<'a> Frames<'a> {
-    fn open(object: &'a mut Ebpf) -> Result<Self> {
+    /// Takes them out of the benchmark's object.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn open(object: &'a mut Ebpf) -> Result<Self> {
         let mut take = |name: &str| object.take_map(name).with_context(|| format!("no {name}"));
         Ok(Self {
             generate: take("GENERATE")?.try_into()?,
@@ -222,11 +247,18 @@ impl<'a> Frames<'a> {
 
     /// At the far ends of both uplinks, in the namespace of this thread.
     fn attach_sink(&mut self) -> Result<()> {
-        for device in ["up0-far", "up1-far"] {
-            self.program("sink")?
-                .attach(device, XdpMode::Driver)
-                .with_context(|| format!("attaching the sink to {device}"))?;
-        }
+        self.attach("sink", "up0-far")?;
+        self.attach("sink", "up1-far")
+    }
+
+    /// Attaches a program to a device of the namespace of this thread.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach(&mut self, program: &str, device: &str) -> Result<()> {
+        self.program(program)?
+            .attach(device, XdpMode::Driver)
+            .with_context(|| format!("attaching {program} to {device}"))?;
         Ok(())
     }
 
@@ -236,11 +268,7 @@ impl<'a> Frames<'a> {
         let packet = eth().ip("10.0.0.0", stage.destination).tcp(1024, 80);
         let mut frame = packet.flags(tcp::ACK).macs(ROUTER, UP0.mac).bytes();
         frame.resize(64, 0);
-        let mut words = [0; 12];
-        let (eights, _) = frame.as_chunks::<8>();
-        for (word, eight) in words.iter_mut().zip(eights) {
-            *word = u64::from_ne_bytes(*eight);
-        }
+        let mut words = words(&frame);
         words[8..11].copy_from_slice(&[stage.device.into(), FLOWS - 1, STEP]);
         self.generate.set(0, words, 0)?;
         self.sunk.set(0, 0, 0)?;
@@ -267,12 +295,23 @@ impl<'a> Frames<'a> {
             "{}: of {frames} frames {seen} arrived",
             stage.name
         );
+        if let Some(expected) = stage.answers_from {
+            let source = Ipv4Addr::from((self.sunk.get(&1, 0)? as u32).to_ne_bytes());
+            ensure!(
+                source == expected,
+                "{}: the last answer is from {source}, not {expected}",
+                stage.name
+            );
+        }
         Ok((last - began).as_secs_f64() * 1e9 / f64::from(frames))
     }
 }
 
 /// The namespace of this thread.
-fn here() -> Result<File> {
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn here() -> Result<File> {
     File::open("/proc/thread-self/ns/net").context("opening the thread's namespace")
 }
 
@@ -281,7 +320,11 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn run(program: &str, words: &[&str], input: Option<&str>) -> Result<()> {
+/// Runs a program of the system in the namespace of this thread.
+///
+/// # Errors
+/// It is not there, or fails.
+pub fn run(program: &str, words: &[&str], input: Option<&str>) -> Result<()> {
     use std::io::Write as _;
     use std::process::Stdio;
     let mut child = Command::new(program)

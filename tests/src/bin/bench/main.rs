@@ -17,16 +17,22 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::programs::{
+    Program, ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp,
+};
 use aya::{Ebpf, EbpfLoader};
 use fairlead_common::addr::{Port, Proto};
+use fairlead_common::reason::Reason;
 use fairlead_common::service::{ServiceKey, Slot, forward};
 use fairlead_common::tables::{Flows, Services};
-use fairlead_tests::kernel::{Node, ROUTER, TUNNEL_V4, UP0, XdpMd, addr_of, on_a_node};
+use fairlead_tests::kernel::{
+    Node, POD, POD0, ROUTER, SkBuff, TUNNEL_V4, UP0, XdpMd, addr_of, on_a_full_node,
+};
 use fairlead_tests::packet::{Packet, eth, tcp};
 use fairlead_tests::report::{Figures, Goal, Report, median};
 
 mod live;
+mod pods;
 
 const SERVICE_V4: &str = "192.0.2.80";
 const SERVICE_V6: &str = "2001:db8::80";
@@ -58,7 +64,7 @@ fn bench(object: &Path, out: &Path) -> Result<ExitCode> {
     );
     let object = std::fs::read(object).with_context(|| format!("reading {}", object.display()))?;
     let mut report = Err(anyhow::anyhow!("the node did not run"));
-    on_a_node(|node| report = measure(node, &object));
+    on_a_full_node(|node| report = measure(node, &object));
     report?.tell(out)
 }
 
@@ -96,6 +102,39 @@ impl Case {
     }
 }
 
+impl Case {
+    /// Clients' packets to a service whose backend is a pod of this node.
+    fn of_requests(name: &'static str, program: &'static str) -> Self {
+        let packet = eth().ip("10.0.0.1", pods::SERVICE).tcp(1024, 80);
+        let mut case = Self::new(name, program, pods::FLOWS, &packet);
+        case.frame.resize(60, 0);
+        case.driver = Some("drive_whole");
+        case
+    }
+
+    /// What that pod answers.
+    fn of_answers(name: &'static str, program: &'static str) -> Self {
+        let packet = eth().ip(pods::POD_ADDR, "10.0.0.1");
+        let packet = packet.tcp(pods::POD_PORT, 1024).macs(POD, POD0.mac);
+        let mut frame = packet.bytes();
+        frame.resize(60, 0);
+        Self {
+            name,
+            driver: Some("drive_answers"),
+            program,
+            frame,
+            flows: pods::FLOWS,
+            rounds: Vec::new(),
+            net: true,
+        }
+    }
+
+    /// Whether its program is one of a TC hook.
+    fn is_tc(&self) -> bool {
+        matches!(self.program, REAL_TC | "just_shoot")
+    }
+}
+
 fn packet_has_ports(frame: &[u8]) -> bool {
     let proto = match frame[12..14] {
         [0x08, 0x00] => frame[23],
@@ -106,12 +145,14 @@ fn packet_has_ports(frame: &[u8]) -> bool {
 }
 
 const REAL: &str = "xdp_ingress";
+const REAL_TC: &str = "tc_ingress";
 const ONE: &str = "tcp, 1 flow";
 const MILLION: &str = "tcp, 1Mi flows";
 const SYNS: &str = "syn flood, 1Mi flows";
 const UDP: &str = "udp, 1 flow";
 const ENCAPSULATION: &str = "baseline: parse and encapsulate";
 const FLOOR: &str = "baseline: drop";
+const TC_FLOOR: &str = "baseline: drop, tc";
 const ICMP: &str = "not ours: icmp to the node";
 const ARP: &str = "not ours: arp";
 
@@ -134,8 +175,18 @@ fn cases() -> Vec<Case> {
         net: false,
         ..Case::new(name, "just_drop", 1, &packet)
     });
+    let mut shot = Case::of_answers(TC_FLOOR, "just_shoot");
+    shot.driver = None;
+    let answers = Case {
+        net: false,
+        ..Case::of_answers("driver of answers", "just_shoot")
+    };
+    let whole = Case {
+        net: false,
+        ..Case::of_requests("driver of whole headers", "just_drop")
+    };
     let million = 1 << 20;
-    let mut cases = vec![floor];
+    let mut cases = vec![floor, shot, answers, whole];
     cases.extend(drivers);
     cases.extend([
         Case::new("baseline: parse and swap MACs", "swap_macs", 1, &tcp4()),
@@ -160,6 +211,8 @@ fn cases() -> Vec<Case> {
             &eth().ip("10.0.0.1", TUNNEL_V4).tcp(1024, 22),
         ),
         arp,
+        Case::of_requests("to a pod of this node, 64Ki flows", REAL),
+        Case::of_answers("and its answers, 64Ki flows", REAL_TC),
         Case::new(
             "next hop unresolved: the kernel is asked",
             REAL,
@@ -200,63 +253,76 @@ fn furnish(node: &mut Node) {
     node.service("192.0.2.81", 80, Proto::TCP, &[slot]);
 }
 
-/// The benchmark's object, and the real program to call.
+/// The benchmark's object, and the real programs to call.
 struct Bench {
     ebpf: Ebpf,
     real: ProgramFd,
-    drive: Array<MapData, [u64; 6]>,
+    real_tc: ProgramFd,
+    drive: Array<MapData, [u64; 12]>,
     under_test: ProgramArray<MapData>,
+    under_test_tc: ProgramArray<MapData>,
 }
 
 impl Bench {
-    fn open(object: &[u8], real: ProgramFd) -> Result<Self> {
+    fn open(object: &[u8], node: &mut Node) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().btf(None).load(object)?;
         for (name, program) in ebpf.programs_mut() {
-            let program: &mut Xdp = program.try_into()?;
-            program.load().with_context(|| format!("loading {name}"))?;
+            let loaded = if let Program::SchedClassifier(program) = program {
+                program.load()
+            } else {
+                <&mut Xdp>::try_from(program).and_then(Xdp::load)
+            };
+            loaded.with_context(|| format!("loading {name}"))?;
         }
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("no {name}"));
         Ok(Self {
             drive: take("DRIVE")?.try_into()?,
             under_test: take("UNDER_TEST")?.try_into()?,
+            under_test_tc: take("UNDER_TEST_TC")?.try_into()?,
             ebpf,
-            real,
+            real: node.descriptor(REAL),
+            real_tc: node.descriptor(REAL_TC),
         })
     }
 
-    fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+    fn descriptor(&self, name: &str) -> Result<ProgramFd> {
+        let program = self.ebpf.program(name);
+        let program = program.with_context(|| format!("no {name}"))?;
+        Ok(program.fd()?.try_clone()?)
+    }
+
+    fn program<'a, P: 'a>(&'a mut self, name: &str) -> Result<&'a mut P>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
         let program = self.ebpf.program_mut(name);
         Ok(program.with_context(|| format!("no {name}"))?.try_into()?)
     }
 
     /// Nanoseconds per packet over `packets`, with flows visited in this step.
     fn run(&mut self, case: &Case, packets: u32, step: u64) -> Result<f64> {
-        let word = |at: usize| {
-            let bytes: [u8; 8] = std::array::from_fn(|i| case.frame[at + i]);
-            u64::from_ne_bytes(bytes)
-        };
-        let counted = self.drive.get(&0, 0)?[5];
-        let frame_bytes = case.frame.len() as u64;
-        let drive = [frame_bytes, word(0), word(8), case.flows - 1, step, counted];
+        let mut drive = words(&case.frame);
+        let counted = self.drive.get(&0, 0)?[11];
+        drive[8..].copy_from_slice(&[case.frame.len() as u64, case.flows - 1, step, counted]);
         self.drive.set(0, drive, 0)?;
-        if case.program == REAL {
-            self.under_test.set(0, &self.real, 0)?;
+        let under_test = match case.program {
+            REAL => self.real.try_clone()?,
+            REAL_TC => self.real_tc.try_clone()?,
+            name => self.descriptor(name)?,
+        };
+        let driver = case.driver.unwrap_or(case.program);
+        let result = if case.is_tc() {
+            self.under_test_tc.set(0, &under_test, 0)?;
+            let context = SkBuff::of(POD0, 0);
+            let program: &mut SchedClassifier = self.program(driver)?;
+            repeat(program, &case.frame, bytemuck::bytes_of(&context), packets)
         } else {
-            let program = self.program(case.program)?.fd()?.try_clone()?;
-            self.under_test.set(0, &program, 0)?;
-        }
-        let context = XdpMd::of(&case.frame, UP0);
-        let mut out = vec![0; case.frame.len() + 256];
-        let result = self
-            .program(case.driver.unwrap_or(case.program))?
-            .test_run(TestRunOptions {
-                data_in: Some(&case.frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(bytemuck::bytes_of(&context)),
-                repeat: packets,
-                ..TestRunOptions::default()
-            })
-            .with_context(|| format!("running {}", case.name))?;
+            self.under_test.set(0, &under_test, 0)?;
+            let context = XdpMd::of(&case.frame, UP0);
+            let program: &mut Xdp = self.program(driver)?;
+            repeat(program, &case.frame, bytemuck::bytes_of(&context), packets)
+        };
+        let result = result.with_context(|| format!("running {}", case.name))?;
         ensure!(
             result.return_value != 0,
             "{}: the run was aborted",
@@ -266,9 +332,35 @@ impl Bench {
     }
 }
 
+/// The first 64 bytes of a frame, padded, as programs read them; the rest of the row is zero.
+fn words(frame: &[u8]) -> [u64; 12] {
+    let mut frame = frame.to_vec();
+    frame.resize(64, 0);
+    let mut words = [0; 12];
+    for (word, eight) in words.iter_mut().zip(frame.as_chunks::<8>().0) {
+        *word = u64::from_ne_bytes(*eight);
+    }
+    words
+}
+
+fn repeat<P>(program: &P, frame: &[u8], context: &[u8], repeat: u32) -> Result<TestRunResult>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len() + 256];
+    Ok(program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(context),
+        repeat,
+        ..TestRunOptions::default()
+    })?)
+}
+
 fn measure(node: &mut Node, object: &[u8]) -> Result<Report> {
     furnish(node);
-    let mut bench = Bench::open(object, node.descriptor(REAL))?;
+    pods::furnish(node)?;
+    let mut bench = Bench::open(object, node)?;
     let mut cases = cases();
     for case in &cases {
         // Every flow once, in another order, so that nothing is seen for the first time later; and what becomes of it.
@@ -281,20 +373,34 @@ fn measure(node: &mut Node, object: &[u8]) -> Result<Report> {
         }
     }
     let sent = node.reasons();
-    let encapsulated = sent[fairlead_common::reason::Reason::ServiceEncapsulated as usize].packets;
+    let encapsulated = sent[Reason::ServiceEncapsulated as usize].packets;
     ensure!(
         encapsulated > 7 * ROUNDS as u64 * u64::from(PACKETS),
         "only {encapsulated} packets were balanced: this is not the measurement that was meant"
     );
+    let of = |reason: Reason| sent[reason as usize].packets;
+    let turns = ROUNDS as u64 * u64::from(PACKETS);
+    for reason in [Reason::ServiceTranslated, Reason::ServiceAnswered] {
+        ensure!(
+            of(reason) > turns,
+            "only {} packets ended as {reason}: this is not the measurement that was meant",
+            of(reason)
+        );
+    }
     let remembered = u32::try_from(node.rows::<Flows>().len())?;
     let mut report = report(&cases, remembered);
-    live::measure(node, &mut bench.ebpf, &mut report)?;
+    let mut frames = live::Frames::open(&mut bench.ebpf)?;
+    live::measure(node, &mut frames, &mut report)?;
+    pods::measure(node, &mut frames, &mut report)?;
     Ok(report)
 }
 
 fn report(cases: &[Case], remembered: u32) -> Report {
-    let floor = cases.iter().find(|case| case.name == FLOOR);
-    let floor = median(floor.map_or(&[][..], |case| &case.rounds));
+    let floor_of = |name: &str| {
+        let floor = cases.iter().find(|case| case.name == name);
+        median(floor.map_or(&[][..], |case| &case.rounds))
+    };
+    let floor = floor_of(FLOOR);
     let driver_of = |case: &Case| {
         let is_its = |one: &&Case| !one.net && one.driver == case.driver;
         cases.iter().find(is_its).map(|one| &one.rounds)
@@ -302,7 +408,8 @@ fn report(cases: &[Case], remembered: u32) -> Report {
     let figures = cases.iter().map(|case| {
         let driver = driver_of(case).filter(|_| case.net && case.driver.is_some());
         // The driver's share is one number for all rounds: differences of single rounds are noise.
-        let share = driver.map_or(0.0, |rounds| median(rounds) - floor);
+        let below = floor_of(if case.is_tc() { TC_FLOOR } else { FLOOR });
+        let share = driver.map_or(0.0, |rounds| median(rounds) - below);
         Figures::of(case.name, "ns/packet", &case.rounds).less(share)
     });
     let mut report = Report {
