@@ -21,7 +21,7 @@ use aya::programs::{
     TestRunResult, Xdp, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader};
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::{Reason, Verdict};
@@ -41,11 +41,14 @@ use fairlead_control::host::namespace;
 
 use crate::packet::{Mac, Packet, check};
 
+mod context;
 mod here;
 mod place;
 mod rare;
 mod rows;
 mod sockets;
+
+pub use context::{SkBuff, XdpMd};
 
 /// A device of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -572,45 +575,4 @@ where
         .expect("a test run");
     out.truncate(result.data_size_out as usize);
     (result.return_value, out)
-}
-
-/// `struct xdp_md` of `linux/bpf.h`: what an XDP program is told of a frame.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct XdpMd {
-    data: u32,
-    data_end: u32,
-    data_meta: u32,
-    ingress_ifindex: u32,
-    rx_queue_index: u32,
-    egress_ifindex: u32,
-}
-
-impl XdpMd {
-    /// Of a frame that arrives at `link`.
-    pub fn of(frame: &[u8], link: Link) -> Self {
-        Self {
-            data_end: frame.len() as u32,
-            ingress_ifindex: link.ifindex,
-            ..Self::zeroed()
-        }
-    }
-}
-
-/// `struct __sk_buff` of `linux/bpf.h`, as words: what a TC program is told of a frame.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct SkBuff([u32; 48]);
-
-impl SkBuff {
-    const IFINDEX: usize = 10;
-    const GSO_SIZE: usize = 44;
-
-    /// Of a frame at `link`; `gso_size` is 0 for a plain one.
-    pub fn of(link: Link, gso_size: u32) -> Self {
-        let mut words = [0; 48];
-        words[Self::IFINDEX] = link.ifindex;
-        words[Self::GSO_SIZE] = gso_size;
-        Self(words)
-    }
 }
