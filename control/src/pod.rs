@@ -42,7 +42,7 @@ pub struct Added {
 pub async fn add(netlink: &Netlink, pins: &Pins, wanted: &Wanted) -> Result<Added, Error> {
     let joined = netlink.join_pod(wanted).await?;
     let mut notes = Vec::new();
-    match attach::attach_pinned(pins, Hook::TcIngress, &joined.pod.device) {
+    match attach_all(pins, &joined.pod.device) {
         Ok(State::Missing) => notes.push(format!(
             "{} vanished while it was set up",
             joined.pod.device
@@ -57,11 +57,23 @@ pub async fn add(netlink: &Netlink, pins: &Pins, wanted: &Wanted) -> Result<Adde
     Ok(Added { joined, notes })
 }
 
+/// Attaches a pod's programs. The one that forwards what it sends comes last.
+fn attach_all(pins: &Pins, device: &str) -> Result<State, attach::Error> {
+    let mut state = State::Missing;
+    for hook in Hook::OF_POD.iter().rev() {
+        state = attach::attach_pinned(pins, *hook, device)?;
+    }
+    Ok(state)
+}
+
 /// Removes a pod, also a half-done one; `false` when there was nothing of it.
 pub async fn del(netlink: &Netlink, pins: &Pins, name: &str) -> Result<bool, Error> {
     let device = host::pods::device_name(name);
     let parted = netlink.part_pod(name).await?;
-    let detached = attach::detach(pins, Hook::TcIngress, &device)?;
+    let mut detached = false;
+    for hook in Hook::OF_POD {
+        detached |= attach::detach(pins, *hook, &device)?;
+    }
     if let Some(link) = &parted {
         expel(pins, link.index)?;
     }

@@ -110,13 +110,8 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
 pub fn to_wire(frame: &mut Skb) -> Result<(), Reason> {
     let network = parse::network(frame)?;
     let node = maps::node().ok_or(Reason::NotFromPod)?;
-    if node.flags & node_flags::ANSWERS_LEAVE != 0
-        && let Ok(transport) = parse::transport(frame, &network)
-        && transport.kind == Kind::Ports
-        && let Some((service, port)) = lb::asked(&network, &transport)
-    {
-        rewrite::name(frame, &network, &transport, End::Source, service, port)?;
-        return Err(Reason::ServiceAnsweredByStack);
+    if node.flags & node_flags::ANSWERS_LEAVE != 0 {
+        answer_of_host(frame, &network)?;
     }
     if network.family == Family::V6 {
         return Err(Reason::NotFromPod);
@@ -131,6 +126,39 @@ pub fn to_wire(frame: &mut Skb) -> Result<(), Reason> {
         return Err(Reason::TranslationOff);
     }
     snat::out(frame, node, &network)
+}
+
+/// A packet that is about to reach a pod or the LAN: a process of this node may answer a client there. Everything
+/// else has ended before, or is the stack's.
+///
+/// # Errors
+/// [`Reason::ServiceAnsweredByStack`] when it was one; why it is dropped.
+#[inline(always)]
+pub fn to_pod(frame: &mut Skb) -> Result<(), Reason> {
+    match maps::node() {
+        Some(node) if node.flags & node_flags::ANSWERS_LEAVE != 0 => {}
+        _ => return Ok(()),
+    }
+    match parse::network(frame) {
+        Ok(network) => answer_of_host(frame, &network),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Gives an answer of a process of this node the service's address back.
+///
+/// # Errors
+/// [`Reason::ServiceAnsweredByStack`] when it was one; [`Reason::HelperFailed`].
+#[inline(always)]
+fn answer_of_host(frame: &mut Skb, network: &Network) -> Result<(), Reason> {
+    if let Ok(transport) = parse::transport(frame, network)
+        && transport.kind == Kind::Ports
+        && let Some((service, port)) = lb::asked(network, &transport)
+    {
+        rewrite::name(frame, network, &transport, End::Source, service, port)?;
+        return Err(Reason::ServiceAnsweredByStack);
+    }
+    Ok(())
 }
 
 #[inline(always)]

@@ -281,8 +281,8 @@ pub fn limit(
 /// To a backend for which this node translates: the packet gets its address and port, and what it answers gets
 /// the service's back ([`answer`]).
 #[inline(always)]
-fn by_name(
-    frame: &mut impl Resize,
+fn by_name<F: Resize>(
+    frame: &mut F,
     network: &Network,
     transport: &Transport,
     backend: &Backend,
@@ -311,6 +311,10 @@ fn by_name(
     let hop = way(frame, backend, &question)?;
     remember()?;
     rewrite::name(frame, network, transport, End::Destination, to, port)?;
+    if F::MAY_TURN && src == to {
+        let mirror = nat::mirror(network.family);
+        rewrite::name(frame, network, transport, End::Source, mirror, src_port)?;
+    }
     rewrite::macs(frame, &hop)?;
     rewrite::decrement_ttl(frame, network)?;
     Ok(Sent::by(&hop, Reason::ServiceTranslated))
@@ -322,7 +326,7 @@ pub fn asked(network: &Network, transport: &Transport) -> Option<(Addr, Port)> {
     if !maps::is_serving(&ServingKey::new(network.src, transport.src_port)) {
         return None;
     }
-    nat::answered(&transport.flow(network), transport.tcp_flags)
+    nat::answered(&nat::answer_of(network, transport), transport.tcp_flags)
 }
 
 /// Sends a backend's answer to the client, from the service.
@@ -331,8 +335,8 @@ pub fn asked(network: &Network, transport: &Transport) -> Option<(Addr, Port)> {
 /// Why it is passed as it is; [`Reason::ServiceAnsweredByStack`] when it was translated and only the stack knows
 /// the way.
 #[inline(always)]
-pub fn answer(
-    frame: &mut impl Frame,
+pub fn answer<F: Frame>(
+    frame: &mut F,
     network: &Network,
     transport: &Transport,
     (service, port): (Addr, Port),
@@ -340,13 +344,25 @@ pub fn answer(
     if network.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
+    let (client, client_port) = (nat::client(network), transport.dst_port);
     let question = Question {
         src: service,
-        ports: (port.wire(), transport.dst_port.wire()),
+        dst: client,
+        ports: (port.wire(), client_port.wire()),
         ..Question::about(network, transport)
     };
     let hop = route::way(frame, &question);
     rewrite::name(frame, network, transport, End::Source, service, port)?;
+    if F::MAY_TURN && client != network.dst {
+        rewrite::name(
+            frame,
+            network,
+            transport,
+            End::Destination,
+            client,
+            client_port,
+        )?;
+    }
     match hop {
         Ok(hop) if forward::has_port(frame, &hop) => {
             rewrite::macs(frame, &hop)?;

@@ -1,9 +1,9 @@
 //! The programs that the kernel runs on packets and sockets, as a library that also compiles on the host.
 //!
 //! ```text
-//!            xdp_ingress, tc_ingress                              tc_egress       xdp_decap
-//!  packet -> parse -> classify -> lb    -> way (fib) -> rewrite   classify        decap
-//!                              -> snat  -> way (fib) -> rewrite   -> lb, snat     -> rewrite
+//!            xdp_ingress, tc_ingress                              tc_egress, tc_to_pod       xdp_decap
+//!  packet -> parse -> classify -> lb    -> way (fib) -> rewrite   classify                   decap
+//!                              -> snat  -> way (fib) -> rewrite   -> lb, snat                -> rewrite
 //!                              -> route -> way (fib) -> rewrite   -> rewrite
 //!                              -> odd   (xdp_odd, by a tail call: what is to a service and not plain)
 //!                              -> arrival -> lb (xdp_arrival, by a tail call: out of other nodes' tunnels)

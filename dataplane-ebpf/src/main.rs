@@ -88,7 +88,7 @@ pub fn xdp_decap(context: XdpContext) -> u32 {
     }
 }
 
-/// The host's ends of pods, and LAN interfaces: routing.
+/// The host's ends of pods, and LAN interfaces: services, answers, routing.
 #[classifier]
 #[inline(always)]
 pub fn tc_ingress(context: TcContext) -> i32 {
@@ -109,6 +109,19 @@ pub fn tc_egress(context: TcContext) -> i32 {
         Err(reason) => reason,
     };
     tc_end(bytes, Err(end))
+}
+
+/// The host's ends of pods, and LAN interfaces, on the way to them: answers of processes of this node. What is
+/// none is not counted: it has ended elsewhere.
+#[classifier]
+#[inline(always)]
+pub fn tc_to_pod(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
+    let bytes = frame.bytes();
+    match classify::to_pod(&mut frame) {
+        Ok(()) => TC_ACT_UNSPEC,
+        Err(reason) => tc_end(bytes, Err(reason)),
+    }
 }
 
 /// Sockets of this node, IPv4: they connect to services.

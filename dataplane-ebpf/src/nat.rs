@@ -17,6 +17,8 @@
 //! is not answered so, turns over `NAT_RECENT`, which may forget, because every packet of the client restores the
 //! row: it must live from there to the answer, no longer. A full `NAT_FLOWS` refuses nobody for the same reason.
 //!
+//! A pod that reaches itself is its own client here too; only in the packets it has another name ([`mirror`]).
+//!
 //! Not for which backend a flow has, nor for rewriting: that is `lb`.
 
 use fairlead_common::addr::{Addr, Port, Proto};
@@ -24,7 +26,39 @@ use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::snat::{self, Binding, Direction, State, tcp};
 
+use crate::parse::{Family, Network, Transport};
 use crate::{clock, maps};
+
+/// Who a pod's client seems to be that is the pod itself: its own address would be refused as a forged one.
+///
+/// Nobody has these addresses, and a pod's default route leads them here, whoever has set up the pod. No router
+/// forwards the first (RFC 3927 §2.7; Cilium takes the same one), all discard the second (RFC 6666).
+#[inline(always)]
+pub const fn mirror(family: Family) -> Addr {
+    match family {
+        Family::V4 => Addr::from_v4_word(u32::from_ne_bytes([169, 254, 42, 1])),
+        Family::V6 => Addr::from_v6_halves([(0x0100_u64 << 48).to_be(), 0xa9fe_2a01_u64.to_be()]),
+    }
+}
+
+/// The flow that an answer is part of, when it is one: a pod that answers its mirror answers itself.
+#[inline(always)]
+pub fn answer_of(network: &Network, transport: &Transport) -> FlowKey {
+    FlowKey {
+        dst: client(network),
+        ..transport.flow(network)
+    }
+}
+
+/// The client whom an answer is for.
+#[inline(always)]
+pub fn client(answer: &Network) -> Addr {
+    if answer.dst == mirror(answer.family) {
+        answer.src
+    } else {
+        answer.dst
+    }
+}
 
 /// Notes a client's packet to `service`, whose answers look like `answer`.
 ///

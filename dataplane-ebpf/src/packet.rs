@@ -22,6 +22,9 @@ pub use xdp::Xdp;
 
 /// A packet at a hook.
 pub trait Frame {
+    /// Whether it may come from a pod of this node: only such a packet can have to go back to its sender.
+    const MAY_TURN: bool;
+
     /// The address of its first byte.
     fn start(&self) -> usize;
 
@@ -350,6 +353,8 @@ pub mod buffer {
     pub struct Buffer(pub Vec<u8>);
 
     impl Frame for Buffer {
+        const MAY_TURN: bool = false;
+
         fn start(&self) -> usize {
             self.0.as_ptr().expose_provenance()
         }

@@ -12,7 +12,7 @@ use fairlead_control::dataplane::load::OBJECT;
 use fairlead_tests::kernel::on_a_node;
 
 /// Instructions that the verifier walks through, of its one million.
-const VERIFIED: [(&str, u32); 15] = [
+const VERIFIED: [(&str, u32); 16] = [
     ("connect4", 15_000),
     ("connect6", 15_000),
     ("getpeername4", 100),
@@ -22,7 +22,8 @@ const VERIFIED: [(&str, u32); 15] = [
     ("sendmsg4", 15_000),
     ("sendmsg6", 30_000),
     ("tc_egress", 80_000),
-    ("tc_ingress", 60_000),
+    ("tc_ingress", 80_000),
+    ("tc_to_pod", 10_000),
     ("xdp_answer", 200_000),
     ("xdp_arrival", 130_000),
     ("xdp_decap", 20_000),

@@ -7,7 +7,7 @@ use fairlead_common::service::{Slot, flags, forward};
 use fairlead_common::snat::State;
 use fairlead_common::tables::{BackendStats, NatFlows, NatRecent};
 use fairlead_tests::kernel::{
-    Action, Node, POD, POD0, ROUTER, TUNNEL_V4, UP0, addr_of, flow, on_a_node,
+    Action, Node, POD, POD0, ROUTER, TUNNEL_V4, TUNNEL_V6, UP0, addr_of, flow, on_a_node,
 };
 use fairlead_tests::packet::{Packet, eth, tcp};
 use rstest::rstest;
@@ -322,6 +322,82 @@ fn a_process_of_this_node_gets_the_packet_from_the_stack_and_answers_as_the_serv
         );
         let expected = over(eth().ip(SERVICE[V4], CLIENT[V4]), proto, 80, 40000);
         assert_eq!(ran.frame, expected.macs(UP0.mac, ROUTER).bytes());
+    });
+}
+
+#[rstest]
+fn a_process_of_this_node_answers_a_pod_as_the_service(
+    #[values(V4, V6)] family: usize,
+    #[values(Proto::TCP, Proto::UDP)] proto: Proto,
+) {
+    on_a_node(|node| {
+        let host = [TUNNEL_V4, TUNNEL_V6][family];
+        let pod = POD_ADDR[family];
+        let backend = node.backend(host, forward::HERE);
+        node.listens(backend, 8080);
+        node.set_flags(backend, flags::ALIVE | flags::STACK);
+        node.service(SERVICE[family], 80, proto, &ring(backend));
+        node.change(|row| row.flags |= node_flags::ANSWERS_LEAVE);
+
+        let ran = node.pod_sends(&over(eth().ip(pod, SERVICE[family]), proto, 40000, 80));
+
+        assert_eq!(ran.reason, Reason::ServiceToStack);
+        let expected = over(eth().ip(pod, host), proto, 40000, 8080);
+        assert_eq!(ran.frame, expected.macs(POD, POD0.mac).bytes());
+
+        let ran = node.reaches_pod(&over(eth().ip(host, pod), proto, 8080, 40000));
+
+        assert_eq!(
+            (ran.reason, ran.action),
+            (Reason::ServiceAnsweredByStack, Action::Pass)
+        );
+        let expected = over(eth().ip(SERVICE[family], pod), proto, 80, 40000);
+        assert_eq!(ran.frame, expected.macs(POD0.mac, POD).bytes());
+    });
+}
+
+#[test]
+fn what_reaches_a_pod_and_is_no_answer_is_neither_changed_nor_counted() {
+    on_a_node(|node| {
+        let backend = node.backend(TUNNEL_V4, forward::HERE);
+        node.listens(backend, 8080);
+        node.change(|row| row.flags |= node_flags::ANSWERS_LEAVE);
+        let from_a_backend = eth().ip(TUNNEL_V4, POD_ADDR[V4]).tcp(8080, 40000);
+        let from_a_client = eth().ip(CLIENT[V4], POD_ADDR[V4]).tcp(40000, 8080);
+
+        for packet in [from_a_backend, from_a_client] {
+            node.reaches_pod_unseen(&packet);
+        }
+    });
+}
+
+#[rstest]
+fn a_pod_reaches_itself_under_another_name(
+    #[values(V4, V6)] family: usize,
+    #[values(Proto::TCP, Proto::UDP)] proto: Proto,
+) {
+    on_a_node(|node| {
+        serve(node, family);
+        let pod = POD_ADDR[family];
+        let mirror = ["169.254.42.1", "100::a9fe:2a01"][family];
+
+        let ran = node.pod_sends(&over(eth().ip(pod, SERVICE[family]), proto, 40000, 80));
+
+        assert_eq!(
+            (ran.reason, ran.action),
+            (Reason::ServiceTranslated, Action::Redirect)
+        );
+        let expected = over(eth().ip(mirror, pod), proto, 40000, 8080);
+        assert_eq!(ran.frame, expected.ttl(63).macs(POD0.mac, POD).bytes());
+
+        let ran = node.pod_sends(&over(eth().ip(pod, mirror), proto, 8080, 40000));
+
+        assert_eq!(
+            (ran.reason, ran.action),
+            (Reason::ServiceAnswered, Action::Redirect)
+        );
+        let expected = over(eth().ip(SERVICE[family], pod), proto, 80, 40000);
+        assert_eq!(ran.frame, expected.ttl(63).macs(POD0.mac, POD).bytes());
     });
 }
 

@@ -286,6 +286,7 @@ fn a_pod_beside_an_agent_is_attached_and_cleanup_takes_everything_but_pods() {
             (Hook::XdpIngress, "eth0".to_owned()),
             (Hook::TcIngress, device_name("pod-0")),
             (Hook::TcEgress, "eth0".to_owned()),
+            (Hook::TcToPod, device_name("pod-0")),
         ]
     );
     // The next agent takes the pod's link over like its own.
@@ -320,7 +321,7 @@ fn a_pod_beside_an_agent_is_attached_and_cleanup_takes_everything_but_pods() {
         removed
     });
     assert_eq!((removed.routes, removed.neighbours), (1, 1));
-    assert_eq!(removed.attachments.len(), 3);
+    assert_eq!(removed.attachments.len(), 4);
     assert_eq!(removed.tables.len(), fairlead_common::tables::ALL.len());
     assert!(!all.pins.root().exists());
     wait_for("the pod still routes", 5, || {

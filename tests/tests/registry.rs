@@ -93,6 +93,7 @@ fn the_objects_programs_are_these_and_their_names_fit_into_the_kernel() {
             "sendmsg6",
             "tc_egress",
             "tc_ingress",
+            "tc_to_pod",
             "xdp_arrival",
             "xdp_answer",
             "xdp_decap",

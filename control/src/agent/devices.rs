@@ -74,11 +74,11 @@ impl Devices {
             .flat_map(|device| {
                 let hooks: &[Hook] = match device.role {
                     Role::Uplink => &[Hook::XdpIngress, Hook::TcEgress],
-                    Role::Lan => &[Hook::TcIngress],
+                    Role::Lan => Hook::OF_POD,
                 };
                 hooks.iter().map(|hook| (device.name.clone(), *hook))
             })
-            .chain(pods.map(|link| (link.name.clone(), Hook::TcIngress)))
+            .chain(pods.flat_map(|link| Hook::OF_POD.iter().map(|hook| (link.name.clone(), *hook))))
             .collect();
         let keep: BTreeSet<_> = wanted.iter().cloned().collect();
         self.let_go(&keep);

@@ -83,15 +83,21 @@ pub enum Hook {
     TcIngress,
     /// `tc_egress`: what the host itself sends by an uplink.
     TcEgress,
+    /// `tc_to_pod`: what is sent to a pod or the LAN.
+    TcToPod,
 }
 
 impl Hook {
+    /// Those of a pod's device, and of the LAN's.
+    pub const OF_POD: &[Self] = &[Self::TcIngress, Self::TcToPod];
+
     /// Every hook.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::XdpIngress,
         Self::XdpDecap,
         Self::TcIngress,
         Self::TcEgress,
+        Self::TcToPod,
     ];
 
     /// The program that belongs there.
@@ -101,13 +107,14 @@ impl Hook {
             Self::XdpDecap => "xdp_decap",
             Self::TcIngress => "tc_ingress",
             Self::TcEgress => "tc_egress",
+            Self::TcToPod => "tc_to_pod",
         }
     }
 
     /// Which way packets go where a TC program sees them.
     const fn direction(self) -> TcAttachType {
         match self {
-            Self::TcEgress => TcAttachType::Egress,
+            Self::TcEgress | Self::TcToPod => TcAttachType::Egress,
             Self::TcIngress | Self::XdpIngress | Self::XdpDecap => TcAttachType::Ingress,
         }
     }
@@ -188,7 +195,7 @@ pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Err
         Hook::XdpIngress | Hook::XdpDecap => {
             Xdp::from_pin(&path, aya_obj::programs::XdpAttachType::Interface).map(Program::Xdp)
         }
-        Hook::TcIngress | Hook::TcEgress => {
+        Hook::TcIngress | Hook::TcEgress | Hook::TcToPod => {
             SchedClassifier::from_pin(&path).map(Program::SchedClassifier)
         }
     }

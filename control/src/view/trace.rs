@@ -90,7 +90,7 @@ impl Tracer<'_> {
         let outside = ServiceKey::new(flow.dst, flow.dst_port, flow.proto);
         let key = match self.hook {
             Hook::TcIngress => outside.inside(),
-            Hook::XdpIngress | Hook::XdpDecap | Hook::TcEgress => outside,
+            Hook::XdpIngress | Hook::XdpDecap | Hook::TcEgress | Hook::TcToPod => outside,
         };
         let begins = wish.proto == Proto::TCP && wish.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
         let remembered = self.rehearsal.flow(&flow)?;

@@ -113,6 +113,8 @@ fn refused(answer: i64) -> Result<(), Reason> {
 }
 
 impl Frame for Skb {
+    const MAY_TURN: bool = true;
+
     #[inline(always)]
     fn start(&self) -> usize {
         self.context.data()

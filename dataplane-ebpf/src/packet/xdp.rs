@@ -32,6 +32,8 @@ impl Xdp {
 }
 
 impl Frame for Xdp {
+    const MAY_TURN: bool = false;
+
     #[inline(always)]
     fn start(&self) -> usize {
         self.context.data()

@@ -1,10 +1,12 @@
 //! Backends of the node itself: what else their rows need.
 
+use aya::programs::SchedClassifier;
 use fairlead_common::addr::{Port, Proto};
 use fairlead_common::service::{Arrival, ArrivalKey, ServiceKey, ServingKey, flags};
 use fairlead_common::tables::{Arrivals, Backends, Serving};
 
-use super::{FIRST_SERVICE, Node, addr_of};
+use super::{FIRST_SERVICE, Node, POD, POD0, Ran, SkBuff, addr_of, test_run};
+use crate::packet::Packet;
 
 impl Node {
     /// Lets a backend listen on another port, and what it sends from there be an answer.
@@ -37,5 +39,22 @@ impl Node {
     /// Says whether a backend answers.
     pub fn set_alive(&mut self, id: u32, alive: bool) {
         self.set_flags(id, if alive { flags::ALIVE } else { 0 });
+    }
+
+    /// Runs `tc_to_pod` on a frame that is about to reach the pod.
+    pub fn reaches_pod(&mut self, packet: &Packet) -> Ran {
+        let packet = packet.clone().macs(POD0.mac, POD);
+        self.tc("tc_to_pod", POD0, &packet.bytes(), 0)
+    }
+
+    /// Runs `tc_to_pod` on a frame that it has nothing to do with.
+    pub fn reaches_pod_unseen(&mut self, packet: &Packet) {
+        let frame = packet.clone().macs(POD0.mac, POD).bytes();
+        let before = self.reasons();
+        let context = SkBuff::of(POD0, 0);
+        let program: &mut SchedClassifier = self.program("tc_to_pod");
+        let (action, out) = test_run(program, &frame, bytemuck::bytes_of(&context));
+        assert_eq!((action, out), (u32::MAX, frame));
+        assert_eq!(self.reasons(), before);
     }
 }
