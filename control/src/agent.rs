@@ -17,6 +17,7 @@
 mod devices;
 mod drains;
 mod lifecycle;
+mod paths;
 mod round;
 mod sockets;
 mod speakers;
@@ -38,6 +39,7 @@ pub use self::lifecycle::{
 
 use self::devices::Devices;
 use self::drains::DrainBook;
+use self::paths::Paths;
 use self::sockets::Sockets;
 use self::speakers::Speakers;
 use crate::api::server::{self, Order};
@@ -47,8 +49,8 @@ use crate::dataplane::apply::KernelStore;
 use crate::dataplane::load;
 use crate::dataplane::observe::{self, Bindings};
 use crate::dataplane::pins::Pins;
-use crate::desired::Condition;
 use crate::desired::drain::Drain;
+use crate::desired::{Condition, Desired};
 use crate::health::Prober;
 use crate::host::{Netlink, links, namespace, sysctl, ways};
 use crate::plan::{Actual, Memory};
@@ -95,6 +97,8 @@ struct Agent {
     prober: Prober,
     drains: DrainBook,
     resources: Resources,
+    desired: Arc<Desired>,
+    paths: Paths,
     memory: Memory,
     /// What the tables hold; unknown at the start and after a step that failed.
     actual: Option<Arc<Actual>>,
@@ -166,6 +170,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
         drains: DrainBook::open(&document.state_dir),
         resources: Resources::default(),
+        desired: Arc::default(),
+        paths: Paths::default(),
         memory: Memory::default(),
         actual: None,
         namespace: namespace::cookie()?,
@@ -211,10 +217,13 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
             () = source.next(&mut agent.resources) => true,
             change = links.next() => {
                 change.context("netlink has closed")?;
+                agent.paths.doubt();
                 true
             }
             change = ways.changed() => {
-                change.context("netlink has closed")?;
+                if change.context("netlink has closed")? == ways::Change::Routes {
+                    agent.paths.doubt();
+                }
                 true
             }
             _ = learnt_changes.recv() => true,
@@ -243,8 +252,12 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         if is_round_due {
             tokio::time::sleep(GATHER).await;
             // The round looks at everything: what was heard until now is in it.
-            while links.next().now_or_never().flatten().is_some() {}
-            ways.drain();
+            while links.next().now_or_never().flatten().is_some() {
+                agent.paths.doubt();
+            }
+            if ways.drain() == Some(ways::Change::Routes) {
+                agent.paths.doubt();
+            }
             next_look = moment_after(agent.round().await);
             for (answer, outcome) in answers.drain(..) {
                 // Who asked may have gone.

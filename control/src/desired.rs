@@ -13,6 +13,7 @@ pub mod readiness;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_bgp::{BfdConfig, LargeCommunity, Password};
@@ -27,8 +28,8 @@ pub use crate::object::{Condition, LabelSelector, ObjectName, Requirement};
 pub struct Desired {
     /// This node.
     pub node: NodeState,
-    /// Services by where clients reach them.
-    pub services: BTreeMap<Frontend, Service>,
+    /// Services by where clients reach them; one that did not change is the same value as before.
+    pub services: BTreeMap<Frontend, Arc<Service>>,
     /// What load balancers in front of the cluster ask this node, by TCP port.
     pub health_checks: BTreeMap<u16, HealthCheck>,
     /// How pods leave the cluster; `None`: untranslated.
@@ -37,6 +38,20 @@ pub struct Desired {
     pub routers: BTreeMap<String, VirtualRouter>,
     /// What was wrong with the sources' objects, or in conflict between them.
     pub conditions: Vec<Condition>,
+}
+
+impl Desired {
+    /// Makes services that are what they were before the same values, by which plans know that nothing has
+    /// changed.
+    pub fn keep(&mut self, before: &Self) {
+        for (frontend, service) in &mut self.services {
+            if let Some(known) = before.services.get(frontend)
+                && known == service
+            {
+                service.clone_from(known);
+            }
+        }
+    }
 }
 
 /// This node, as its `Node` object and configuration say.
@@ -69,6 +84,16 @@ pub struct Frontend {
     pub proto: Proto,
     /// Whose packets are meant.
     pub scope: Scope,
+}
+
+impl Frontend {
+    /// The first one in their order.
+    pub const FIRST: Self = Self {
+        addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        port: 0,
+        proto: Proto(0),
+        scope: Scope::Outside,
+    };
 }
 
 impl fmt::Display for Frontend {

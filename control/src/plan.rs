@@ -12,6 +12,9 @@
 //! 4. a plan is no larger than the difference;
 //! 5. same inputs, same plan.
 //!
+//! A plan looks at what has changed since the one before, as far as it is given what that one left behind
+//! (`ledger`); without that it looks at everything and comes to the same.
+//!
 //! What the kernel cannot say is an explicit value that goes in and comes out: [`Memory`]. Time is an
 //! argument: a [`Duration`] since any fixed moment of one run of the agent.
 //!
@@ -19,6 +22,7 @@
 
 mod addresses;
 pub mod diff;
+mod ledger;
 pub mod maglev;
 mod mirror;
 pub mod node;
@@ -28,6 +32,7 @@ pub mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::Addr;
@@ -37,6 +42,9 @@ use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, NextHop, Service, ServiceKey, ServingKey, Slot, SourceRange,
 };
 
+use imbl::{OrdMap, OrdSet};
+
+use self::ledger::{Ledger, Planned};
 use crate::desired::{Condition, Desired, Frontend};
 
 pub use self::node::Host;
@@ -48,10 +56,10 @@ pub struct Wanted<'a> {
     /// What the node should be.
     pub desired: &'a Desired,
     /// How packets get to each backend's address; an absent one is out of reach.
-    pub reach: &'a BTreeMap<IpAddr, Reach>,
+    pub reach: &'a OrdMap<IpAddr, Reach>,
     /// The next hop on the way to each backend's address; where it is absent, the datapath asks the kernel
     /// for the way of each packet.
-    pub ways: &'a BTreeMap<IpAddr, Way>,
+    pub ways: &'a OrdMap<IpAddr, Way>,
     /// What the host says.
     pub host: &'a Host,
     /// How large rings are.
@@ -94,13 +102,16 @@ pub struct Plan {
     /// What to pass to the next plan once every step has been carried out. After a failed step the
     /// memory from before is passed again.
     pub memory: Memory,
+    /// What the tables hold once every step has been carried out. A plan that is given this very value, and the
+    /// memory beside it, looks only at what has changed since.
+    pub tables: Actual,
     /// When to plan again though nothing has changed: a window ends then, or (now) a place became free.
     pub wake: Option<Duration>,
     /// What could not be done.
     pub conditions: Vec<Condition>,
     /// Once every step has been carried out: the services with a ring, and how many ready backends are
     /// on it (`desired::announce::Programmed::services`).
-    pub programmed: BTreeMap<Frontend, u32>,
+    pub programmed: OrdMap<Frontend, u32>,
 }
 
 /// The steps from what the tables hold to what they should hold.
@@ -120,21 +131,84 @@ pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration
     steps.extend(devices.put.into_iter().map(|(_, row)| Step::PutDevice(row)));
     steps.extend(devices.remove.into_iter().map(Step::RemoveDevice));
 
-    let mut services = services::plan(wanted, actual, memory, now);
+    let ledger = if actual.is(&memory.ledger.tables) {
+        memory.ledger.clone()
+    } else {
+        Ledger::of(actual)
+    };
+    let part = ledger.part(wanted, memory, now);
+    let (own, mut rest) = part.divide(memory);
+    let desired = Desired {
+        node: wanted.desired.node.clone(),
+        services: part.wanted(wanted.desired),
+        ..Desired::default()
+    };
+    let mut services = services::plan(
+        &Wanted {
+            desired: &desired,
+            ..*wanted
+        },
+        &ledger.tables_of(&part),
+        &own,
+        now,
+        &Rest {
+            ledger: &ledger,
+            memory,
+            part: &part,
+        },
+    );
+    let rows = ledger.services_after(&services.steps);
+    let of_addresses = ledger.addresses(&part, wanted.desired, &rows);
+    let of_addresses = of_addresses.unwrap_or_else(|| {
+        let mut conditions = Vec::new();
+        addresses::steps(
+            wanted.desired,
+            &rows,
+            actual,
+            &mut services.steps,
+            &mut conditions,
+        );
+        conditions
+    });
+    conditions.extend(of_addresses.iter().cloned());
     steps.extend(clear_counts(&services.steps, actual));
     steps.append(&mut services.steps);
-    conditions.append(&mut services.conditions);
     node.flags |= services.node_flags;
     if actual.node != Some(node) {
         steps.push(Step::PutNode(Box::new(node)));
     }
+    let steps = order::order(steps, &services.fresh);
+    let ledger = ledger.after(
+        wanted,
+        &part,
+        Planned {
+            steps: &steps,
+            programmed: services.programmed,
+            conditions: services.conditions,
+            of_addresses,
+            waiting: services.waiting,
+        },
+    );
+    conditions.extend(ledger.conditions().cloned());
+    rest.transitions.extend(services.memory.transitions);
+    rest.retiring.extend(services.memory.retiring);
+    let deadlines = rest.transitions.values().chain(rest.retiring.values());
+    let again = services.again.then_some(now);
     Plan {
-        steps: order::order(steps, &services.fresh),
-        memory: services.memory,
-        wake: services.wake,
+        steps,
+        wake: deadlines.copied().chain(again).min(),
         conditions,
-        programmed: services.programmed,
+        programmed: ledger.programmed.clone(),
+        tables: ledger.tables.clone(),
+        memory: Memory { ledger, ..rest },
     }
+}
+
+/// What a plan of a part must know of everything else.
+struct Rest<'a> {
+    ledger: &'a Ledger,
+    memory: &'a Memory,
+    part: &'a ledger::Part,
 }
 
 /// The counters of ids that are given out: what they counted for others must not count for their new owners.
@@ -160,27 +234,27 @@ fn clear_counts(steps: &[Step], actual: &Actual) -> Option<Step> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
     /// `SERVICES`.
-    pub services: BTreeMap<ServiceKey, Service>,
+    pub services: OrdMap<ServiceKey, Service>,
     /// `BACKENDS` rows that are in use, by id.
-    pub backends: BTreeMap<u32, Backend>,
+    pub backends: OrdMap<u32, Backend>,
     /// `NEXT_HOPS` rows that are in use, by id.
-    pub next_hops: BTreeMap<u32, NextHop>,
+    pub next_hops: OrdMap<u32, NextHop>,
     /// The slots of the rings that services use, by the ring's first slot.
-    pub rings: BTreeMap<u32, Vec<Slot>>,
+    pub rings: OrdMap<u32, Arc<Vec<Slot>>>,
     /// `SERVING`.
-    pub serving: BTreeSet<ServingKey>,
+    pub serving: OrdSet<ServingKey>,
     /// `ARRIVALS`.
-    pub arrivals: BTreeMap<ArrivalKey, Arrival>,
+    pub arrivals: OrdMap<ArrivalKey, Arrival>,
     /// `NODE`.
     pub node: Option<Node>,
     /// `DEVICES` rows that are in use, by row (`ifindex & DEVICE_MASK`).
     pub devices: BTreeMap<u32, Device>,
     /// `ADDRESSES`.
-    pub addresses: BTreeMap<Addr, u32>,
+    pub addresses: OrdMap<Addr, u32>,
     /// `SIEVE`.
     pub sieve: Box<Sieve>,
     /// `SOURCE_RANGES`.
-    pub source_ranges: BTreeSet<SourceRange>,
+    pub source_ranges: OrdSet<SourceRange>,
 }
 
 /// One change of the kernel's tables.

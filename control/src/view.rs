@@ -70,7 +70,7 @@ pub struct State {
     /// Which backends operators have drained.
     pub drains: Drains,
     /// How packets get to each backend's address.
-    pub reach: BTreeMap<IpAddr, Reach>,
+    pub reach: imbl::OrdMap<IpAddr, Reach>,
 }
 
 /// Answers questions.

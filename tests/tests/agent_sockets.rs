@@ -4,7 +4,6 @@
     reason = "a story ends at the first thing that is not as it tells"
 )]
 
-use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -241,8 +240,10 @@ fn clients_of_a_backend_that_has_left_its_service_are_let_go() {
     // 21 drains: it has no slot but by what was before.
     let ring = [(20, 21), (22, 0)].map(|(current, previous)| Slot { current, previous });
     let actual = Actual {
-        services: BTreeMap::from([(key.inside(), row)]),
-        rings: BTreeMap::from([(512, ring.to_vec())]),
+        services: [(key.inside(), row)].into_iter().collect(),
+        rings: [(512_u32, std::sync::Arc::new(ring.to_vec()))]
+            .into_iter()
+            .collect(),
         ..Actual::default()
     };
 

@@ -188,7 +188,7 @@ mod tests {
             backends: backends.collect(),
             ..Service::default()
         };
-        desired.services.insert(frontend, service);
+        desired.services.insert(frontend, service.into());
         desired
     }
 

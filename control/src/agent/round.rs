@@ -3,12 +3,12 @@
 //! A part that fails becomes a condition and leaves the other parts in force.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::service::ServiceKey;
+use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 use tracing::{debug, info, warn};
 
@@ -19,9 +19,8 @@ use crate::dataplane::apply::{self, Outcome};
 use crate::desired::announce::{Programmed, aggregates, announcements};
 use crate::desired::merge::merge;
 use crate::desired::readiness::{self, Verdicts};
-use crate::desired::{BackendAddr, Condition, Desired};
+use crate::desired::{BackendAddr, Condition, Desired, Frontend};
 use crate::host::links::Link;
-use crate::host::reach::Reach;
 use crate::host::{self, pods, sysctl};
 use crate::plan::routes::{NextHop, RouteStep, Routes};
 use crate::plan::{self, Actual, Plan, Store, Wanted};
@@ -31,10 +30,9 @@ use crate::view::State;
 /// What became of the tables in a round.
 struct Tables {
     actual: Arc<Actual>,
-    programmed: BTreeMap<crate::desired::Frontend, u32>,
+    programmed: OrdMap<Frontend, u32>,
     wake: Option<Duration>,
     in_sync: bool,
-    reach: BTreeMap<IpAddr, plan::Reach>,
 }
 
 impl Agent {
@@ -54,7 +52,9 @@ impl Agent {
         let verdicts = self
             .judge(&mut desired, began - self.started, &mut conditions)
             .await;
+        desired.keep(&self.desired);
         let desired = Arc::new(desired);
+        self.desired = Arc::clone(&desired);
         conditions.extend(self.exporter.follow().await);
         conditions.extend(self.health_checks.follow(&desired.health_checks).await);
         let without_speaker = self.speakers.follow(&desired, &self.document.bgp).await;
@@ -107,7 +107,7 @@ impl Agent {
             reporter: Some(self.prober.reporter()),
             drains: self.drains.drains().clone(),
             verdicts,
-            reach: tables.reach,
+            reach: self.paths.reach.clone(),
             desired,
         });
         // After what they speak of can be seen.
@@ -169,7 +169,7 @@ impl Agent {
                 return BTreeSet::new();
             }
         };
-        let slots = actual.rings.values().flatten();
+        let slots = actual.rings.values().flat_map(|slots| slots.iter());
         let named: BTreeSet<u32> = slots
             .flat_map(|slot| [slot.current, slot.previous])
             .collect();
@@ -204,12 +204,14 @@ impl Agent {
     /// Brings the tables to what is desired.
     async fn program(
         &mut self,
-        desired: &Desired,
+        desired: &Arc<Desired>,
         links: &BTreeMap<String, Link>,
         now: Duration,
         conditions: &mut Vec<Condition>,
     ) -> Tables {
-        let (reach, ways) = self.reach(desired, links, conditions).await;
+        self.paths
+            .follow(&self.netlink, desired, links, conditions)
+            .await;
         let configured = self
             .document
             .devices
@@ -234,8 +236,8 @@ impl Agent {
         };
         let wanted = Wanted {
             desired,
-            reach: &reach,
-            ways: &ways,
+            reach: &self.paths.reach,
+            ways: &self.paths.ways,
             host: &host,
             ring_sizes: plan::maglev::Sizes::FLEET,
             drain_window: self.document.load_balancer.drain_window,
@@ -250,10 +252,9 @@ impl Agent {
                 conditions.push(trouble("tables", "TablesUnreadable", &error));
                 return Tables {
                     actual: Arc::default(),
-                    programmed: BTreeMap::new(),
+                    programmed: OrdMap::new(),
                     wake: Some(now + RETRY),
                     in_sync: false,
-                    reach,
                 };
             }
         };
@@ -278,7 +279,7 @@ impl Agent {
                 message: format!("{}: {}", obstacle.step, obstacle.why),
             }
         }));
-        let tables = self.after(plan, &outcome, actual, reach, now);
+        let tables = self.after(plan, &outcome, actual, now);
         // After the rings: whoever comes now is given a backend by them.
         if let Err(error) = affinity::let_go(&self.pins, &tables.actual) {
             conditions.push(trouble("table AFFINITY", "TableRefused", &error));
@@ -291,7 +292,6 @@ impl Agent {
         plan: Plan,
         outcome: &Outcome,
         before: Arc<Actual>,
-        reach: BTreeMap<IpAddr, plan::Reach>,
         now: Duration,
     ) -> Tables {
         let in_sync = outcome.is_complete();
@@ -302,10 +302,8 @@ impl Agent {
                 "tables programmed"
             );
         }
-        let actual = if plan.steps.is_empty() {
-            before
-        } else if in_sync {
-            Arc::new(Arc::unwrap_or_clone(before).after(&plan.steps))
+        let actual = if in_sync {
+            Arc::new(plan.tables)
         } else {
             self.store.observe().map_or(before, Arc::new)
         };
@@ -315,10 +313,14 @@ impl Agent {
             self.actual = Some(actual.clone());
         } else {
             // Only what the kernel shows counts.
-            programmed.retain(|frontend, _| {
-                let key = plan::services::key(frontend);
-                actual.services.get(&key).is_some_and(|row| row.slots > 0)
-            });
+            let is_there = |frontend: &Frontend| {
+                let row = actual.services.get(&plan::services::key(frontend));
+                row.is_some_and(|row| row.slots > 0)
+            };
+            programmed = programmed
+                .into_iter()
+                .filter(|(frontend, _)| is_there(frontend))
+                .collect();
         }
         Tables {
             actual,
@@ -329,70 +331,7 @@ impl Agent {
                 Some(now + RETRY)
             },
             in_sync,
-            reach,
         }
-    }
-
-    /// How packets get to each backend, and by which next hop; keeps the neighbours on these ways resolved.
-    async fn reach(
-        &mut self,
-        desired: &Desired,
-        links: &BTreeMap<String, Link>,
-        conditions: &mut Vec<Condition>,
-    ) -> (BTreeMap<IpAddr, plan::Reach>, BTreeMap<IpAddr, plan::Way>) {
-        let backends: BTreeSet<IpAddr> = desired
-            .services
-            .values()
-            .flat_map(|service| service.backends.keys().map(|backend| backend.addr))
-            .collect();
-        let mut reach = BTreeMap::new();
-        let mut ways = BTreeMap::new();
-        for address in backends {
-            let way = match self.netlink.reach(address).await {
-                Ok(way) => way,
-                Err(error) => {
-                    conditions.push(trouble("host", "RouteUnknown", &error));
-                    continue;
-                }
-            };
-            if let Some((device, neighbour)) = way.neighbour(address) {
-                let link = links.values().find(|link| link.index == device);
-                let mtu = link.map(|link| link.mtu);
-                let way = plan::Way {
-                    device,
-                    neighbour,
-                    mtu: way.mtu().into_iter().chain(mtu).min().unwrap_or(0),
-                    mac: None,
-                };
-                ways.insert(address, way);
-            }
-            let way = match way {
-                Reach::OnLink { .. } => plan::Reach::OnLink,
-                Reach::Routed { .. } => plan::Reach::Routed,
-                Reach::Local => plan::Reach::Local,
-                Reach::Unreachable => plan::Reach::Unreachable,
-            };
-            reach.insert(address, way);
-        }
-        let neighbours = ways.values().map(|way| (way.device, way.neighbour));
-        if let Err(error) = self.netlink.keep_neighbours(&neighbours.collect()).await {
-            conditions.push(trouble("host", "NeighbourRefused", &error));
-        }
-        match self.netlink.neighbours().await {
-            Ok(known) => {
-                let known: BTreeMap<_, _> = known
-                    .into_iter()
-                    .filter(|one| one.is_resolved)
-                    .filter_map(|one| Some(((one.device, one.addr), one.mac?)))
-                    .collect();
-                for way in ways.values_mut() {
-                    way.mac = known.get(&(way.device, way.neighbour)).copied();
-                }
-            }
-            // Unresolved: the kernel is asked for the way of each packet.
-            Err(error) => conditions.push(trouble("host", "NeighboursUnreadable", &error)),
-        }
-        (reach, ways)
     }
 
     /// Puts learnt routes into the kernel's table and takes others of ours out.
@@ -416,6 +355,8 @@ impl Agent {
                     if !self.settled && matches!(step, RouteStep::Remove(_)) {
                         continue;
                     }
+                    // A backend may be behind it.
+                    self.paths.doubt();
                     if let Err(error) = self.netlink.apply_route(&step).await {
                         refused.insert(step.prefix(), error.to_string());
                     }
@@ -458,7 +399,7 @@ fn busy_ports(conditions: &mut Vec<Condition>) -> Vec<RangeInclusive<u16>> {
     }
 }
 
-fn trouble(object: &str, reason: &str, error: &impl std::fmt::Display) -> Condition {
+pub(super) fn trouble(object: &str, reason: &str, error: &impl std::fmt::Display) -> Condition {
     Condition {
         object: object.to_owned(),
         origin: String::new(),

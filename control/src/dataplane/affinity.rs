@@ -36,7 +36,7 @@ pub fn let_go(pins: &Pins, actual: &Actual) -> Result<usize, table::Error> {
             let slots = ring.and_then(|ring| actual.rings.get(ring));
             slots
                 .into_iter()
-                .flatten()
+                .flat_map(|slots| slots.iter())
                 .map(|slot| slot.current)
                 .collect()
         });

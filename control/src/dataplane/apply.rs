@@ -209,10 +209,10 @@ impl Store for KernelStore {
             }
         }
         for service in actual.services.values().filter(|one| one.slots > 0) {
-            let known = actual.rings.get(&service.ring).map_or(0, Vec::len);
+            let known = actual.rings.get(&service.ring).map_or(0, |held| held.len());
             if known < service.slots as usize {
                 let slots = self.slots.ring(service.ring, service.slots);
-                actual.rings.insert(service.ring, slots);
+                actual.rings.insert(service.ring, slots.into());
             }
         }
         for row in self.serving.rows() {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Programmed {
     /// Services whose row and ring are in the kernel, and how many ready backends are on the ring.
-    pub services: BTreeMap<Frontend, u32>,
+    pub services: OrdMap<Frontend, u32>,
     /// Whether the programs are attached to an uplink.
     pub attached: bool,
 }

@@ -14,6 +14,7 @@
 //! is known to fail.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::check::Target;
 use super::drain::Drains;
@@ -84,7 +85,7 @@ pub fn standing(
 
 /// Takes away what health checks and operators take away.
 pub fn judge(desired: &mut Desired, verdicts: &Verdicts, drains: &Drains) {
-    for service in desired.services.values_mut() {
+    for service in desired.services.values_mut().map(Arc::make_mut) {
         if service.check.is_none() && drains.is_empty() {
             continue;
         }
@@ -157,7 +158,7 @@ mod tests {
             proto: fairlead_common::addr::Proto::TCP,
             scope: crate::desired::Scope::Outside,
         };
-        desired.services.insert(frontend, service.clone());
+        desired.services.insert(frontend, service.clone().into());
         judge(&mut desired, &verdicts, drains);
         let once = desired.clone();
         judge(&mut desired, &verdicts, drains);
@@ -248,9 +249,9 @@ mod tests {
             ..service("other", &[(2, true, true)])
         };
         // The same service at two addresses asks once.
-        desired.services.insert(frontend(1), asks.clone());
-        desired.services.insert(frontend(2), asks);
-        desired.services.insert(frontend(3), silent);
+        desired.services.insert(frontend(1), asks.clone().into());
+        desired.services.insert(frontend(2), asks.into());
+        desired.services.insert(frontend(3), silent.into());
 
         let found: Vec<_> = targets(&desired)
             .into_iter()

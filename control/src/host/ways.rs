@@ -16,6 +16,15 @@ use rtnetlink::{MulticastGroup, new_multicast_connection};
 use super::neighbours::{self, Neighbour};
 use super::{Error, PROTOCOL};
 
+/// What was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// A neighbour's MAC address came, went or is another one.
+    Neighbours,
+    /// Routes may lead another way.
+    Routes,
+}
+
 /// A watch over neighbours and routes.
 #[derive(Debug)]
 pub struct Watch {
@@ -42,50 +51,51 @@ impl Watch {
     }
 
     /// Waits until a way may have changed; `None` when the kernel has closed the watch. Cancel-safe.
-    pub async fn changed(&mut self) -> Option<()> {
+    pub async fn changed(&mut self) -> Option<Change> {
         loop {
             let (message, _) = self.messages.next().await?;
-            if self.matters(message.payload) {
-                return Some(());
+            if let Some(change) = self.change(message.payload) {
+                return Some(change);
             }
         }
     }
 
-    /// Takes what has been told already, so that a burst is one change.
-    pub fn drain(&mut self) {
+    /// Takes what has been told already, so that a burst is one change: the one that matters most.
+    pub fn drain(&mut self) -> Option<Change> {
+        let mut most = None;
         while let Some(Some((message, _))) = self.messages.next().now_or_never() {
-            self.matters(message.payload);
+            most = most.max(self.change(message.payload));
         }
+        most
     }
 
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "rtnetlink knows 60 kinds of messages, this watch four"
     )]
-    fn matters(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    fn change(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
         match payload {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
             ) => {
                 // Our own routes are written in a round that looks at the ways afterwards.
-                route.header.protocol != RouteProtocol::from(PROTOCOL)
+                let is_ours = route.header.protocol == RouteProtocol::from(PROTOCOL);
+                (!is_ours).then_some(Change::Routes)
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => {
                 let is_ours = neighbours::is_ours(&message);
-                let Some(new) = neighbours::read(&message).filter(|_| is_ours) else {
-                    return false;
-                };
+                let new = neighbours::read(&message).filter(|_| is_ours)?;
                 let name = (new.device, new.addr);
                 let old = self.heard.insert(name, new.clone());
-                old.as_ref() != Some(&new)
+                (old.as_ref() != Some(&new)).then_some(Change::Neighbours)
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
                 let gone = neighbours::read(&message);
-                gone.and_then(|gone| self.heard.remove(&(gone.device, gone.addr)))
-                    .is_some()
+                let known = gone.and_then(|gone| self.heard.remove(&(gone.device, gone.addr)));
+                known.map(|_| Change::Neighbours)
             }
-            NetlinkPayload::Overrun(_) => true,
-            _ => false,
+            NetlinkPayload::Overrun(_) => Some(Change::Routes),
+            _ => None,
         }
     }
 }

@@ -9,15 +9,15 @@ use fairlead_common::addr::Addr;
 use fairlead_common::served::{Sieve, flags};
 use fairlead_common::service::{Service, ServiceKey, scope};
 use fairlead_common::tables::{Addresses, Table};
+use imbl::OrdMap;
 
-use super::diff::difference;
 use super::{Actual, Step};
 use crate::desired::{AddressKind, Condition, Desired};
 
 /// Plans `ADDRESSES` and `SIEVE` for these rows of services.
 pub(super) fn steps(
     desired: &Desired,
-    services: &BTreeMap<ServiceKey, Service>,
+    services: &OrdMap<ServiceKey, Service>,
     actual: &Actual,
     steps: &mut Vec<Step>,
     conditions: &mut Vec<Condition>,
@@ -34,7 +34,7 @@ pub(super) fn steps(
             continue;
         }
         let served = if row.slots > 0 { flags::SERVED } else { 0 };
-        *wanted.entry(key.addr).or_default() |= served;
+        *wanted.entry(key.addr).or_insert(0) |= served;
     }
     if left_out > 0 {
         conditions.push(Condition {
@@ -46,13 +46,13 @@ pub(super) fn steps(
             ),
         });
     }
-    let rows = difference(&wanted, &actual.addresses);
-    steps.extend(rows.remove.into_iter().map(Step::RemoveAddress));
-    steps.extend(
-        rows.put
-            .into_iter()
-            .map(|(addr, flags)| Step::PutAddress(addr, flags)),
-    );
+    let held = &actual.addresses;
+    let gone = held.keys().filter(|addr| !wanted.contains_key(addr));
+    steps.extend(gone.map(|addr| Step::RemoveAddress(*addr)));
+    let put = wanted
+        .iter()
+        .filter(|(addr, flags)| held.get(*addr) != Some(*flags));
+    steps.extend(put.map(|(addr, flags)| Step::PutAddress(*addr, *flags)));
     let sieve: Box<Sieve> = Box::new(wanted.into_keys().collect());
     if sieve != actual.sieve {
         steps.push(Step::PutSieve(sieve));
@@ -111,7 +111,7 @@ mod tests {
                 address_kinds: kinds.iter().copied().collect(),
                 ..desired::Service::default()
             };
-            (frontend, service)
+            (frontend, service.into())
         });
         Desired {
             services: services.collect(),
@@ -124,7 +124,11 @@ mod tests {
         let rows = rows.iter().copied().collect();
         let actual = Actual::default();
         steps(desired, &rows, &actual, &mut planned, &mut Vec::new());
-        actual.after(&planned)
+        let mut actual = actual;
+        for step in &planned {
+            actual.carry_out(step);
+        }
+        actual
     }
 
     #[test]
@@ -138,7 +142,9 @@ mod tests {
             ],
         );
 
-        let expected = BTreeMap::from([(addr(1), flags::SERVED), (addr(2), 0)]);
+        let expected = [(addr(1), flags::SERVED), (addr(2), 0)]
+            .into_iter()
+            .collect();
         assert_eq!(tables.addresses, expected);
         assert!(tables.sieve.passes(addr(1)) && tables.sieve.passes(addr(2)));
         assert_eq!(tables.sieve.bits(), 2);
@@ -162,7 +168,7 @@ mod tests {
 
         let tables = planned(&desired, &rows);
 
-        assert_eq!(tables.addresses, BTreeMap::from([(addr(2), flags::SERVED)]));
+        assert_eq!(tables.addresses, OrdMap::unit(addr(2), flags::SERVED));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Reading all tables costs tens of milliseconds; a round that changed one slot knows what the tables
 //! hold now. After a step that failed nothing is known, and the tables are read.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fairlead_common::route::DEVICE_MASK;
 use fairlead_common::service::Slot;
@@ -11,26 +11,23 @@ use fairlead_common::service::Slot;
 use super::{Actual, Step};
 
 impl Actual {
-    /// What the tables hold after these steps were carried out in full.
-    #[must_use]
-    pub fn after<'a>(mut self, steps: impl IntoIterator<Item = &'a Step>) -> Self {
-        for step in steps {
-            self.take(step);
-        }
-        // A ring is known as long as a service uses it, and as long as that service says it is.
-        let used = self.services.values().filter(|row| row.slots > 0);
-        let used: BTreeMap<u32, u32> = used.map(|row| (row.ring, row.slots)).collect();
-        self.rings.retain(|ring, slots| match used.get(ring) {
-            Some(&length) => {
-                slots.resize(length as usize, Slot::default());
-                true
-            }
-            None => false,
-        });
-        self
+    /// Whether two values are one, without looking at their rows.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.services.ptr_eq(&other.services)
+            && self.backends.ptr_eq(&other.backends)
+            && self.next_hops.ptr_eq(&other.next_hops)
+            && self.rings.ptr_eq(&other.rings)
+            && self.serving.ptr_eq(&other.serving)
+            && self.arrivals.ptr_eq(&other.arrivals)
+            && self.addresses.ptr_eq(&other.addresses)
+            && self.sieve == other.sieve
+            && self.source_ranges.ptr_eq(&other.source_ranges)
+            && self.node == other.node
+            && self.devices == other.devices
     }
 
-    fn take(&mut self, step: &Step) {
+    /// Takes a step that was carried out. Which rings are used is the ledger's.
+    pub(super) fn carry_out(&mut self, step: &Step) {
         match step {
             Step::PutNode(node) => self.node = Some(**node),
             Step::PutDevice(device) => {
@@ -52,7 +49,7 @@ impl Actual {
                 self.backends.remove(id);
             }
             Step::PutSlots { ring, slots } => {
-                let held = self.rings.entry(*ring).or_default();
+                let held = Arc::make_mut(self.rings.entry(*ring).or_default());
                 for &(offset, slot) in slots {
                     let offset = offset as usize;
                     if held.len() <= offset {

@@ -19,20 +19,20 @@ mod ids;
 mod next_hops;
 mod terms;
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::{Addr, Port};
 use fairlead_common::service::{self as rows, ServiceKey, flags, forward};
 use fairlead_common::tables::{Services, Table};
 
-use self::homes::{Home, Homes};
+use self::homes::Homes;
 use self::ids::Ids;
 use self::next_hops::NextHops;
-use super::diff::{Difference, difference};
+use super::ledger::{Ledger, named};
 use super::maglev::Member;
-use super::{Actual, Reach, Step, Wanted};
+use super::{Actual, Reach, Rest, Step, Wanted};
 use crate::desired::{self, BackendAddr, Condition, Forwarding, Frontend, Scope, Service};
 
 /// What plans must know of earlier plans, because no table says it.
@@ -44,8 +44,8 @@ pub struct Memory {
     pub transitions: BTreeMap<u32, Duration>,
     /// Backends that no slot names, and when their rows may go.
     pub retiring: BTreeMap<u32, Duration>,
-    /// Rings that were computed before, by their members: a memo.
-    rings: BTreeMap<Vec<Member>, Arc<[u32]>>,
+    /// What the last plan found and left behind; lost, everything is looked at.
+    pub(super) ledger: Ledger,
 }
 
 /// The services' part of a plan.
@@ -53,23 +53,27 @@ pub(super) struct ServicePlan {
     pub(super) steps: Vec<Step>,
     pub(super) fresh: BTreeSet<u32>,
     pub(super) memory: Memory,
-    pub(super) wake: Option<Duration>,
-    pub(super) conditions: Vec<Condition>,
+    /// Places became free in this plan that a ring waits for.
+    pub(super) again: bool,
+    pub(super) conditions: Vec<(Frontend, Condition)>,
+    /// Services for whose rings there was no room.
+    pub(super) waiting: BTreeSet<Frontend>,
     pub(super) programmed: BTreeMap<Frontend, u32>,
     /// What the node's row must say of its backends.
     pub(super) node_flags: u32,
 }
 
-/// Plans the tables of services.
+/// Plans the tables of services, of a part of them.
 pub(super) fn plan(
     wanted: &Wanted<'_>,
     actual: &Actual,
     memory: &Memory,
     now: Duration,
+    rest: &Rest<'_>,
 ) -> ServicePlan {
     let alive = alive(wanted);
     let mut conditions = Vec::new();
-    let mut ids = Ids::new(actual, memory);
+    let mut ids = Ids::new(actual, rest);
     let forwarding = forwarding::asked(wanted.desired, &mut conditions);
     let mut members = BTreeMap::new();
     let mut programmed = BTreeMap::new();
@@ -96,7 +100,7 @@ pub(super) fn plan(
         .filter_map(|at| ids.assign(at))
         .collect();
 
-    let mut homes = Homes::new(wanted, actual, memory, now);
+    let mut homes = Homes::new(wanted, actual, memory, now, &rest.ledger.tables);
     homes.settle(&members, &ids, &ids.alive(&alive), &mut conditions);
     programmed.retain(|frontend, _| homes.ring_of(frontend).is_some());
 
@@ -110,16 +114,23 @@ pub(super) fn plan(
             });
         }
     }
-    let services = service_steps(wanted, actual, &homes, &mut steps, &mut conditions);
+    let services = service_steps(
+        wanted,
+        actual,
+        &rest.ledger.tables,
+        &homes,
+        &mut steps,
+        &mut conditions,
+    );
 
     let mut next = Memory {
         transitions: homes.transitions(),
         retiring: BTreeMap::new(),
-        rings: homes.memo,
+        ledger: Ledger::default(),
     };
     let mut forgotten = BTreeSet::new();
-    let mut next_hops = NextHops::new(actual, wanted.host);
-    let in_rings = homes.settled.iter().flat_map(Home::named);
+    let mut next_hops = NextHops::new(rest, wanted.host);
+    let in_rings = homes.settled.iter().flat_map(|home| named(&home.slots));
     let backends = backend_steps(
         &Backends {
             wanted,
@@ -146,21 +157,20 @@ pub(super) fn plan(
         &backends,
         |at| ids.id(at),
         &mut steps,
-    );
+    ) | here::node_flags(rest.ledger.backends_outside(rest.part));
     if !(homes.forgotten.is_empty() && forgotten.is_empty()) {
         steps.push(Step::ForgetFlows {
             services: homes.forgotten,
             backends: forgotten,
         });
     }
-    let deadlines = next.transitions.values().chain(next.retiring.values());
-    let wake = deadlines.copied().chain(homes.again.then_some(now)).min();
     ServicePlan {
         steps,
         fresh: homes.fresh,
         memory: next,
-        wake,
+        again: homes.again,
         conditions,
+        waiting: homes.waiting,
         programmed,
         node_flags,
     }
@@ -176,6 +186,20 @@ pub fn key(frontend: &Frontend) -> ServiceKey {
     match frontend.scope {
         Scope::Outside => outside,
         Scope::Inside => outside.inside(),
+    }
+}
+
+/// Where clients reach the service with this key.
+pub fn frontend(key: &ServiceKey) -> Frontend {
+    Frontend {
+        addr: key.addr.ip(),
+        port: key.port.number(),
+        proto: key.proto,
+        scope: if key.scope == rows::scope::INSIDE {
+            Scope::Inside
+        } else {
+            Scope::Outside
+        },
     }
 }
 
@@ -215,16 +239,17 @@ fn members_of(
     frontend: &Frontend,
     service: &Service,
     wanted: &Wanted<'_>,
-    ids: &mut Ids,
-    conditions: &mut Vec<Condition>,
+    ids: &mut Ids<'_>,
+    conditions: &mut Vec<(Frontend, Condition)>,
 ) -> Vec<Member> {
     let mut say = |reason: &str, message: String| {
-        conditions.push(Condition {
+        let condition = Condition {
             object: format!("Service {}", service.object),
             origin: String::new(),
             reason: reason.to_owned(),
             message: format!("{frontend}: {message}"),
-        });
+        };
+        conditions.push((*frontend, condition));
     };
     let of = |wants: fn(&desired::Backend) -> bool| -> Vec<Member> {
         service
@@ -302,11 +327,15 @@ fn members_of(
 fn service_steps(
     wanted: &Wanted<'_>,
     actual: &Actual,
+    all: &Actual,
     homes: &Homes<'_>,
     steps: &mut Vec<Step>,
-    conditions: &mut Vec<Condition>,
+    conditions: &mut Vec<(Frontend, Condition)>,
 ) -> BTreeMap<ServiceKey, rows::Service> {
-    let taken: BTreeSet<u32> = actual.services.values().map(|row| row.id).collect();
+    let taken = LazyCell::new(|| {
+        let taken = all.services.values().map(|row| row.id);
+        taken.collect::<BTreeSet<u32>>()
+    });
     // Row 0 of the counters is nobody's.
     let mut free = (1..Services::CAPACITY).filter(|id| !taken.contains(id));
     let mut used = BTreeSet::new();
@@ -319,12 +348,13 @@ fn service_steps(
             .filter(|id| *id != 0 && used.insert(*id))
             .or_else(|| free.next());
         let Some(id) = id else {
-            conditions.push(Condition {
+            let condition = Condition {
                 object: format!("Service {}", service.object),
                 origin: String::new(),
                 reason: "ServicesFull".to_owned(),
                 message: format!("{frontend}: the table of services is full; remove services"),
-            });
+            };
+            conditions.push((*frontend, condition));
             continue;
         };
         let (ring, slots) = homes.ring_of(frontend).unwrap_or((0, 0));
@@ -339,14 +369,21 @@ fn service_steps(
         wanted_rows.insert(key, row);
         wanted_ranges.extend(terms::source_ranges(id, frontend, service));
     }
-    super::addresses::steps(wanted.desired, &wanted_rows, actual, steps, conditions);
-    let let_in = wanted_ranges.difference(&actual.source_ranges);
+    let held = &actual.source_ranges;
+    let let_in = wanted_ranges.iter().filter(|range| !held.contains(*range));
     steps.extend(let_in.map(|range| Step::PutSourceRange(*range)));
-    let keep_out = actual.source_ranges.difference(&wanted_ranges);
+    let keep_out = held.iter().filter(|range| !wanted_ranges.contains(*range));
     steps.extend(keep_out.map(|range| Step::RemoveSourceRange(*range)));
-    let Difference { put, remove } = difference(&wanted_rows, &actual.services);
-    steps.extend(put.into_iter().map(|(key, row)| Step::PutService(key, row)));
-    steps.extend(remove.into_iter().map(Step::RemoveService));
+    for (key, row) in &wanted_rows {
+        if actual.services.get(key) != Some(row) {
+            steps.push(Step::PutService(*key, *row));
+        }
+    }
+    let gone = actual
+        .services
+        .keys()
+        .filter(|key| !wanted_rows.contains_key(key));
+    steps.extend(gone.map(|key| Step::RemoveService(*key)));
     wanted_rows
 }
 
@@ -354,7 +391,7 @@ struct Backends<'a> {
     wanted: &'a Wanted<'a>,
     actual: &'a Actual,
     alive: &'a BTreeSet<BackendAddr>,
-    ids: &'a Ids,
+    ids: &'a Ids<'a>,
     /// How packets get to those without an agent.
     forwarding: &'a BTreeMap<BackendAddr, Forwarding>,
     homes: &'a BTreeMap<BackendAddr, desired::Home>,

@@ -85,7 +85,7 @@ impl View {
 /// How full the tables are that a plan fills, as the last round knows them. Those that packets fill
 /// would have to be walked; translations are counted where they are cleared away.
 fn full(actual: &Actual) -> Vec<Table> {
-    let slots = actual.rings.values().map(Vec::len).sum();
+    let slots = actual.rings.values().map(|slots| slots.len()).sum();
     [
         (
             tables::Services::NAME,

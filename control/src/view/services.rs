@@ -123,7 +123,7 @@ impl Asked<'_> {
         let ring = row.and_then(|row| actual.rings.get(&row.ring));
         let mut slots_of: HashMap<u32, u32> = HashMap::new();
         let mut slots_in_transition = 0;
-        for slot in ring.into_iter().flatten() {
+        for slot in ring.into_iter().flat_map(|slots| slots.iter()) {
             *slots_of.entry(slot.current).or_default() += 1;
             slots_in_transition += u32::from(slot.previous != 0);
         }

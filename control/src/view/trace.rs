@@ -167,7 +167,8 @@ impl Tracer<'_> {
 
     fn desired(&self, key: &ServiceKey) -> Option<(&Frontend, &Service)> {
         let mut services = self.state.desired.services.iter();
-        services.find(|(frontend, _)| rows::key(frontend) == *key)
+        let found = services.find(|(frontend, _)| rows::key(frontend) == *key);
+        found.map(|(frontend, service)| (frontend, &**service))
     }
 
     fn service_stage(&self, choice: &Choice) -> Stage {
@@ -223,9 +224,9 @@ impl Tracer<'_> {
         {
             let rings = &self.state.actual.rings;
             let ring = choice.service.and_then(|row| rings.get(&row.ring));
-            let own = ring.into_iter().flatten();
+            let own = ring.into_iter().flat_map(|slots| slots.iter());
             let own = own.filter(|slot| slot.current == place.backend).count();
-            let slots = ring.map_or(0, Vec::len);
+            let slots = ring.map_or(0, |slots| slots.len());
             text += &format!(
                 ", {}, weight {}, {own} of {slots} slots",
                 state_of(self.state, service, &at, *backend),

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::Proto;
@@ -99,7 +100,7 @@ fn desired() -> Desired {
             ]),
             ..NodeState::default()
         },
-        services: BTreeMap::from([(frontend(), service)]),
+        services: BTreeMap::from([(frontend(), Arc::new(service))]),
         health_checks: BTreeMap::new(),
         egress: Some(Egress {
             address: Ipv4Addr::new(192, 0, 2, 9),
@@ -113,7 +114,7 @@ fn desired() -> Desired {
 
 fn programmed() -> Programmed {
     Programmed {
-        services: BTreeMap::from([(frontend(), 1)]),
+        services: OrdMap::unit(frontend(), 1),
         attached: true,
     }
 }
@@ -140,14 +141,14 @@ fn tell(desired: &mut Desired, what: &[What]) {
 /// A service at another address of the same object.
 fn with(kind: AddressKind, scope: Scope) -> Desired {
     let mut desired = desired();
-    let mut service = desired.services[&frontend()].clone();
+    let mut service = Service::clone(&desired.services[&frontend()]);
     service.address_kinds = BTreeSet::from([kind]);
     let at = Frontend {
         addr: "192.0.2.77".parse().unwrap(),
         scope,
         ..frontend()
     };
-    desired.services.insert(at, service);
+    desired.services.insert(at, service.into());
     desired
 }
 
@@ -169,7 +170,10 @@ fn an_address_for_clients_inside_and_an_address_of_the_node_are_not_announced() 
 fn a_backend_without_a_share_announces_nothing() {
     let mut desired = desired();
     let service = desired.services.get_mut(&frontend()).unwrap();
-    service.backends.values_mut().for_each(|one| one.weight = 0);
+    Arc::make_mut(service)
+        .backends
+        .values_mut()
+        .for_each(|one| one.weight = 0);
 
     assert_eq!(
         state(&desired, &programmed(), "192.0.2.10/32"),
@@ -210,12 +214,15 @@ fn a_service_is_withheld_for_the_first_thing_that_is_missing() {
     );
     let unready = |d: &mut Desired, _: &mut Programmed| {
         for service in d.services.values_mut() {
-            service.backends.values_mut().for_each(|b| b.ready = false);
+            Arc::make_mut(service)
+                .backends
+                .values_mut()
+                .for_each(|b| b.ready = false);
         }
     };
     assert_eq!(service_state(unready), "withheld: no backend is ready");
     assert_eq!(
-        service_state(|_, p| p.services.values_mut().for_each(|ready| *ready = 0)),
+        service_state(|_, p| p.services = OrdMap::unit(frontend(), 0)),
         "withheld: no backend is ready"
     );
     assert_eq!(
@@ -259,7 +266,7 @@ fn selectors_see_the_labels_that_cilium_adds() {
 fn an_address_is_announced_while_one_of_its_ports_is_ready() {
     let mut desired = desired();
     let mut second = desired.services[&frontend()].clone();
-    second.backends.clear();
+    Arc::make_mut(&mut second).backends.clear();
     let https = Frontend {
         port: 443,
         ..frontend()
@@ -268,7 +275,7 @@ fn an_address_is_announced_while_one_of_its_ports_is_ready() {
 
     assert_eq!(state(&desired, &programmed(), "192.0.2.10/32"), "announced");
     let only_https = Programmed {
-        services: BTreeMap::from([(https, 0)]),
+        services: OrdMap::unit(https, 0),
         attached: true,
     };
     assert_ne!(state(&desired, &only_https, "192.0.2.10/32"), "announced");
@@ -335,13 +342,13 @@ fn each_peer_is_told_its_own_and_what_several_say_of_a_path_is_joined() {
 #[test]
 fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
     let mut desired = desired();
-    let mut second = desired.services[&frontend()].clone();
+    let mut second = Service::clone(&desired.services[&frontend()]);
     second.backends.clear();
     let other = Frontend {
         addr: "192.0.2.77".parse().unwrap(),
         ..frontend()
     };
-    desired.services.insert(other, second);
+    desired.services.insert(other, second.into());
     let mut aggregated = services(LabelSelector::default());
     if let What::Services { aggregate_v4, .. } = &mut aggregated {
         *aggregate_v4 = Some(24);
@@ -358,13 +365,13 @@ fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
 
     // Where each node serves it by its own backends, the whole would draw what is for other nodes.
     let mut local = desired.clone();
-    local.services.get_mut(&frontend()).unwrap().only_local = true;
+    Arc::make_mut(local.services.get_mut(&frontend()).unwrap()).only_local = true;
     let all = &announcements(&local, &programmed())["65010"];
     assert!(all[&"192.0.2.10/32".parse().unwrap()].state.is_announced());
     assert!(!all[&whole].state.is_announced());
 
     let nothing = Programmed {
-        services: BTreeMap::new(),
+        services: OrdMap::new(),
         attached: true,
     };
     let all = &announcements(&desired, &nothing)["65010"];

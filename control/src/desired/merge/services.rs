@@ -17,6 +17,7 @@ mod policy;
 mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fairlead_common::addr::Proto;
 use k8s_openapi::api::core::v1 as core;
@@ -56,14 +57,14 @@ pub(super) fn merge(
     resources: &Resources,
     around: &Around<'_>,
     conditions: &mut Conditions,
-) -> (BTreeMap<Frontend, Service>, BTreeMap<u16, HealthCheck>) {
+) -> (BTreeMap<Frontend, Arc<Service>>, BTreeMap<u16, HealthCheck>) {
     let slices = slices_by_service(resources, conditions);
     let mut by_age: Vec<_> = resources.services.iter().collect();
     by_age.sort_by_key(|(name, sourced)| {
         let created = sourced.object.metadata.creation_timestamp.clone();
         (created.is_none(), created, *name)
     });
-    let mut services: BTreeMap<Frontend, Service> = BTreeMap::new();
+    let mut services = BTreeMap::<Frontend, Arc<Service>>::new();
     let mut health_checks: BTreeMap<u16, HealthCheck> = BTreeMap::new();
     for (name, sourced) in by_age {
         let Some(spec) = ours(sourced) else {
@@ -92,7 +93,7 @@ pub(super) fn merge(
         for (frontend, service) in found {
             match services.get(&frontend) {
                 None => {
-                    services.insert(frontend, service);
+                    services.insert(frontend, Arc::new(service));
                 }
                 Some(winner) => {
                     let place = Frontend {

@@ -6,6 +6,7 @@ mod profiles;
 mod services;
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::Proto;
@@ -87,7 +88,7 @@ fn backend(addr: &str) -> BackendAddr {
 }
 
 /// The services that clients outside reach.
-fn outside(desired: &Desired) -> impl Iterator<Item = (&Frontend, &Service)> {
+fn outside(desired: &Desired) -> impl Iterator<Item = (&Frontend, &Arc<Service>)> {
     let all = desired.services.iter();
     all.filter(|(frontend, _)| frontend.scope == Scope::Outside)
 }

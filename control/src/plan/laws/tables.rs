@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use fairlead_common::addr::Addr;
 use fairlead_common::hash;
@@ -12,6 +13,7 @@ use fairlead_common::service::{
     SourceRange, flags, forward, service_flags,
 };
 use fairlead_common::tables::RING_PAGES;
+use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
@@ -126,22 +128,26 @@ impl Store for Tables {
             .services
             .values()
             .filter(|row| row.slots > 0)
-            .map(|row| (row.ring, self.ring(row)))
+            .map(|row| (row.ring, Arc::new(self.ring(row))))
             .collect();
         Ok(Actual {
-            services: self.services.clone(),
-            backends: self.backends.clone(),
-            next_hops: self.next_hops.clone(),
+            services: rows(&self.services),
+            backends: rows(&self.backends),
+            next_hops: rows(&self.next_hops),
             rings,
-            serving: self.serving.clone(),
-            arrivals: self.arrivals.clone(),
+            serving: self.serving.iter().copied().collect(),
+            arrivals: rows(&self.arrivals),
             node: self.node,
             devices: self.devices.clone(),
-            addresses: self.addresses.clone(),
+            addresses: rows(&self.addresses),
             sieve: self.sieve.clone(),
-            source_ranges: self.source_ranges.clone(),
+            source_ranges: self.source_ranges.iter().copied().collect(),
         })
     }
+}
+
+fn rows<K: Ord + Copy, V: Copy>(table: &BTreeMap<K, V>) -> OrdMap<K, V> {
+    table.iter().map(|(key, row)| (*key, *row)).collect()
 }
 
 impl Tables {

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::Proto;
 use fairlead_common::service::{ServiceKey, forward};
+use imbl::OrdMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use proptest::prelude::*;
 
@@ -19,8 +21,8 @@ use crate::plan::{Host, Reach, Wanted, Way};
 #[derive(Clone, Debug, Default)]
 pub(super) struct World {
     pub(super) desired: Desired,
-    pub(super) reach: BTreeMap<IpAddr, Reach>,
-    pub(super) ways: BTreeMap<IpAddr, Way>,
+    pub(super) reach: OrdMap<IpAddr, Reach>,
+    pub(super) ways: OrdMap<IpAddr, Way>,
     pub(super) host: Host,
 }
 
@@ -124,7 +126,6 @@ fn way() -> impl Strategy<Value = Way> {
         device,
         neighbour: IpAddr::from([10, 0, 1, neighbour]),
         mtu,
-        // One neighbour has one MAC address at a time.
         mac: mac.map(|[first, ..]| [first % 2, 0, 0, 0, neighbour, device as u8]),
     })
 }
@@ -202,15 +203,21 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                         backends,
                         ..desired::Service::default()
                     };
-                    (frontend(number), service)
+                    (frontend(number), Arc::new(service))
                 })
                 .collect();
             let addresses = (0..7).map(|number| backend_at(number).addr);
             let (reach, ways): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
             let reach = addresses.clone().zip(reach).collect();
+            let mut macs = BTreeMap::new();
             let ways = addresses
                 .zip(ways)
-                .filter_map(|(addr, way)| Some((addr, way?)))
+                .filter_map(|(addr, way)| {
+                    let mut way = way?;
+                    // One neighbour has one MAC address at a time.
+                    way.mac = *macs.entry((way.device, way.neighbour)).or_insert(way.mac);
+                    Some((addr, way))
+                })
                 .collect();
             World {
                 desired: Desired {
@@ -279,7 +286,10 @@ pub(super) fn busy_day() -> impl Strategy<Value = Vec<Event>> {
                 .collect(),
             ..World::default()
         };
-        world.desired.services.insert(frontend(1), service);
+        world
+            .desired
+            .services
+            .insert(frontend(1), Arc::new(service));
         Event::Change(Box::new(world))
     });
     let wait = prop_oneof![Just(20_u64), Just(30), Just(40), Just(60)];

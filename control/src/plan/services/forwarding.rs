@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 
 use fairlead_common::service::forward;
 
-use crate::desired::{BackendAddr, Condition, Desired, Forwarding, Home, Service};
+use crate::desired::{BackendAddr, Condition, Desired, Forwarding, Frontend, Home, Service};
 use crate::plan::Reach;
 
 /// What is asked for each backend without an agent. The first service decides; others are told.
 pub(super) fn asked(
     desired: &Desired,
-    conditions: &mut Vec<Condition>,
+    conditions: &mut Vec<(Frontend, Condition)>,
 ) -> BTreeMap<BackendAddr, Forwarding> {
     let mut asked = BTreeMap::<BackendAddr, &Service>::new();
-    for service in desired.services.values() {
+    for (frontend, service) in &desired.services {
         for (at, _) in service
             .backends
             .iter()
@@ -24,7 +24,7 @@ pub(super) fn asked(
         {
             let first = *asked.entry(*at).or_insert(service);
             if first.forwarding != service.forwarding {
-                conditions.push(Condition {
+                let condition = Condition {
                     object: format!("Service {}", service.object),
                     origin: String::new(),
                     reason: "ForwardingConflict".to_owned(),
@@ -33,7 +33,8 @@ pub(super) fn asked(
                         first.object,
                         first.forwarding.name()
                     ),
-                });
+                };
+                conditions.push((*frontend, condition));
             }
         }
     }
@@ -61,7 +62,7 @@ mod tests {
     use fairlead_common::addr::Proto;
 
     use super::*;
-    use crate::desired::{Backend, Frontend, ObjectName, Scope};
+    use crate::desired::{Backend, ObjectName, Scope};
 
     fn at() -> BackendAddr {
         BackendAddr {
@@ -94,7 +95,7 @@ mod tests {
                 backends: [(at(), backend)].into(),
                 ..Service::default()
             };
-            desired.services.insert(frontend, service);
+            desired.services.insert(frontend, service.into());
         }
         desired
     }
@@ -112,7 +113,7 @@ mod tests {
         let asked = asked(&desired, &mut conditions);
 
         assert_eq!(asked, [(at(), Forwarding::DsrGue)].into());
-        let [condition] = &conditions[..] else {
+        let [(_, condition)] = &conditions[..] else {
             panic!("{conditions:?}");
         };
         assert_eq!(condition.object, "Service default/three");

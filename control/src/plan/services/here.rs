@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairlead_common::route::node_flags;
+use fairlead_common::route;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
 };
 
 use super::key;
 use crate::desired::{Backend as Wish, BackendAddr, Desired, Home};
-use crate::plan::diff::{Difference, difference};
 use crate::plan::{Actual, Reach, Step, Wanted};
 
 /// Whose work the last step to each backend is. Where services disagree, the one that knows more counts.
@@ -47,8 +46,10 @@ pub(super) fn steps(
         .map(|row| ServingKey::new(row.addr, row.port))
         .collect();
     let known = &actual.serving;
-    steps.extend(serving.difference(known).copied().map(Step::PutServing));
-    steps.extend(known.difference(&serving).copied().map(Step::RemoveServing));
+    let put = serving.iter().filter(|key| !known.contains(*key));
+    steps.extend(put.map(|key| Step::PutServing(*key)));
+    let gone = known.iter().filter(|key| !serving.contains(*key));
+    steps.extend(gone.map(|key| Step::RemoveServing(*key)));
 
     let is_here = |id: u32| {
         backends
@@ -80,13 +81,21 @@ pub(super) fn steps(
             arrivals.entry(*key).or_insert(*row);
         }
     }
-    let Difference { put, remove } = difference(&arrivals, &actual.arrivals);
-    steps.extend(put.into_iter().map(|(key, row)| Step::PutArrival(key, row)));
-    steps.extend(remove.into_iter().map(Step::RemoveArrival));
+    let known = &actual.arrivals;
+    let put = arrivals
+        .iter()
+        .filter(|(key, row)| known.get(*key) != Some(*row));
+    steps.extend(put.map(|(key, row)| Step::PutArrival(*key, *row)));
+    let gone = known.keys().filter(|key| !arrivals.contains_key(*key));
+    steps.extend(gone.map(|key| Step::RemoveArrival(*key)));
 
-    let has = |flag: u8| backends.values().any(|row| row.flags & flag != 0);
-    if has(flags::STACK) {
-        node_flags::ANSWERS_LEAVE
+    node_flags(backends.values())
+}
+
+/// What the node's row must say of these backends.
+pub(super) fn node_flags<'a>(mut backends: impl Iterator<Item = &'a Backend>) -> u32 {
+    if backends.any(|row| row.flags & flags::STACK != 0) {
+        route::node_flags::ANSWERS_LEAVE
     } else {
         0
     }

@@ -6,7 +6,7 @@
 //! ended, which moves no flow, and gets a smaller place then.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use fairlead_common::service::{SLOTS_PER_PAGE, ServiceKey, Slot};
@@ -22,7 +22,7 @@ use crate::plan::{Actual, Wanted};
 pub(super) struct Home {
     pub(super) ring: u32,
     services: BTreeSet<Frontend>,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// When its transition ends.
     until: Option<Duration>,
     /// Index of its members.
@@ -30,22 +30,6 @@ pub(super) struct Home {
 }
 
 impl Home {
-    /// Every id that its slots name.
-    pub(super) fn named(&self) -> BTreeSet<u32> {
-        let mut named = BTreeSet::new();
-        let mut last = Slot::default();
-        for slot in &self.slots {
-            // Neighbouring slots are often equal while there are few backends.
-            if *slot != last {
-                named.insert(slot.current);
-                named.insert(slot.previous);
-                last = *slot;
-            }
-        }
-        named.remove(&0);
-        named
-    }
-
     /// The slots that differ from what the ring's place holds; all of them in a place that no service
     /// uses, since what it holds is not known.
     pub(super) fn changed_slots(&self, actual: &Actual) -> Vec<(u32, Slot)> {
@@ -84,7 +68,11 @@ pub(super) struct Homes<'a> {
     pub(super) forgotten: BTreeSet<ServiceKey>,
     /// Places became free in this plan that another one has use for.
     pub(super) again: bool,
-    pub(super) memo: BTreeMap<Vec<Member>, Arc<[u32]>>,
+    /// Services for whose rings there was no room.
+    pub(super) waiting: BTreeSet<Frontend>,
+    /// The backend id of each slot, by group.
+    wants: BTreeMap<usize, Rc<[u32]>>,
+    rings: BTreeMap<Frontend, (u32, u32)>,
     pages: Pages,
 }
 
@@ -94,6 +82,7 @@ impl<'a> Homes<'a> {
         actual: &'a Actual,
         memory: &'a Memory,
         now: Duration,
+        all: &Actual,
     ) -> Self {
         Self {
             wanted,
@@ -104,17 +93,16 @@ impl<'a> Homes<'a> {
             fresh: BTreeSet::new(),
             forgotten: BTreeSet::new(),
             again: false,
-            memo: BTreeMap::new(),
-            pages: Pages::of(actual),
+            waiting: BTreeSet::new(),
+            wants: BTreeMap::new(),
+            rings: BTreeMap::new(),
+            pages: Pages::of(all),
         }
     }
 
     /// The ring of a service and how many slots it has, when it has one.
     pub(super) fn ring_of(&self, frontend: &Frontend) -> Option<(u32, u32)> {
-        self.settled
-            .iter()
-            .find(|home| home.services.contains(frontend))
-            .map(|home| (home.ring, home.slots.len() as u32))
+        self.rings.get(frontend).copied()
     }
 
     /// Rings in transition, and when their windows end.
@@ -129,9 +117,9 @@ impl<'a> Homes<'a> {
     pub(super) fn settle(
         &mut self,
         members: &BTreeMap<Frontend, Vec<Member>>,
-        ids: &Ids,
+        ids: &Ids<'_>,
         alive: &BTreeSet<u32>,
-        conditions: &mut Vec<Condition>,
+        conditions: &mut Vec<(Frontend, Condition)>,
     ) {
         let mut groups = BTreeMap::<&[Member], BTreeSet<Frontend>>::new();
         for (frontend, list) in members.iter().filter(|(_, list)| !list.is_empty()) {
@@ -158,7 +146,12 @@ impl<'a> Homes<'a> {
         }
         self.join_equal();
         for draft in homeless {
-            self.shelter(draft, &groups, conditions);
+            self.shelter(draft, conditions);
+        }
+        for home in &self.settled {
+            let ring = (home.ring, home.slots.len() as u32);
+            let services = home.services.iter();
+            self.rings.extend(services.map(|service| (*service, ring)));
         }
         self.forget_leavers(&continued);
         let used: BTreeSet<u32> = self.settled.iter().map(|home| home.ring).collect();
@@ -197,7 +190,7 @@ impl<'a> Homes<'a> {
         &mut self,
         groups: &[(&[Member], BTreeSet<Frontend>)],
         usable: &BTreeSet<u32>,
-        ids: &Ids,
+        ids: &Ids<'_>,
     ) -> Vec<Draft> {
         let mut users = BTreeMap::<u32, BTreeMap<usize, BTreeSet<Frontend>>>::new();
         let mut newcomers = BTreeMap::<usize, BTreeSet<Frontend>>::new();
@@ -227,11 +220,12 @@ impl<'a> Homes<'a> {
                 });
             }
         }
+        let mut staying = BTreeMap::new();
+        for (place, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.stays) {
+            staying.entry(draft.group).or_insert(place);
+        }
         for (group, services) in newcomers {
-            let joined = drafts
-                .iter_mut()
-                .find(|draft| draft.group == group && draft.stays);
-            match joined {
+            match staying.get(&group).map(|place| &mut drafts[*place]) {
                 Some(draft) => draft.services.extend(services),
                 None => drafts.push(Draft {
                     group,
@@ -250,7 +244,7 @@ impl<'a> Homes<'a> {
         ring: u32,
         by_group: &BTreeMap<usize, BTreeSet<Frontend>>,
         groups: &[(&[Member], BTreeSet<Frontend>)],
-        ids: &Ids,
+        ids: &Ids<'_>,
     ) -> Option<usize> {
         if by_group.len() == 1 {
             return by_group.keys().next().copied();
@@ -259,7 +253,7 @@ impl<'a> Homes<'a> {
         by_group
             .keys()
             .map(|group| {
-                let want = self.want(groups[*group].0, ids);
+                let want = self.want(*group, groups[*group].0, ids);
                 let slots = want.len().max(held.len());
                 let differs = |slot: &usize| {
                     part_of(&want, slots, *slot) != part_of(held, slots, *slot).current
@@ -273,15 +267,10 @@ impl<'a> Homes<'a> {
     }
 
     /// The backend id of each slot.
-    fn want(&mut self, members: &[Member], ids: &Ids) -> Vec<u32> {
-        let known = self.memo.get(members);
-        let ring = match known.or_else(|| self.memory.rings.get(members)) {
-            Some(ring) => Arc::clone(ring),
-            None => maglev::ring(members, self.wanted.ring_sizes).into(),
-        };
-        let named = named(&ring, members, ids);
-        self.memo.insert(members.to_vec(), ring);
-        named
+    fn want(&mut self, group: usize, members: &[Member], ids: &Ids<'_>) -> Rc<[u32]> {
+        let sizes = self.wanted.ring_sizes;
+        let make = || named(&maglev::ring(members, sizes), members, ids).into();
+        Rc::clone(self.wants.entry(group).or_insert_with(make))
     }
 
     /// Finds the place of a home, and computes its slots and its transition.
@@ -289,12 +278,12 @@ impl<'a> Homes<'a> {
         &mut self,
         draft: Draft,
         groups: &[(&[Member], BTreeSet<Frontend>)],
-        ids: &Ids,
+        ids: &Ids<'_>,
         alive: &BTreeSet<u32>,
-        conditions: &mut Vec<Condition>,
+        conditions: &mut Vec<(Frontend, Condition)>,
     ) -> Result<Home, Draft> {
         let members = groups[draft.group].0;
-        let want = self.want(members, ids);
+        let want = self.want(draft.group, members, ids);
         let base = draft.base.and_then(|base| {
             let held = self.actual.rings.get(&base)?;
             Some((base, held))
@@ -306,7 +295,7 @@ impl<'a> Homes<'a> {
             return Ok(Home {
                 ring,
                 services: draft.services,
-                slots: want.into_iter().map(steady).collect(),
+                slots: want.iter().copied().map(steady).collect(),
                 until: None,
                 group: draft.group,
             });
@@ -424,12 +413,7 @@ impl<'a> Homes<'a> {
     }
 
     /// A home that found no place joins another of its group, or its services have none.
-    fn shelter(
-        &mut self,
-        draft: Draft,
-        groups: &[(&[Member], BTreeSet<Frontend>)],
-        conditions: &mut Vec<Condition>,
-    ) {
+    fn shelter(&mut self, draft: Draft, conditions: &mut Vec<(Frontend, Condition)>) {
         let other = self
             .settled
             .iter_mut()
@@ -439,30 +423,29 @@ impl<'a> Homes<'a> {
             return;
         }
         self.again = true;
-        let slots = self
-            .memo
-            .get(groups[draft.group].0)
-            .map_or(0, |ring| ring.len());
+        let slots = self.wants.get(&draft.group).map_or(0, |want| want.len());
         self.no_room(&draft, slots, "so it is not served", conditions);
     }
 
     fn no_room(
-        &self,
+        &mut self,
         draft: &Draft,
         slots: usize,
         consequence: &str,
-        conditions: &mut Vec<Condition>,
+        conditions: &mut Vec<(Frontend, Condition)>,
     ) {
         for service in &draft.services {
             let object = &self.wanted.desired.services[service].object;
-            conditions.push(Condition {
+            let condition = Condition {
                 object: format!("Service {object}"),
                 origin: String::new(),
                 reason: "NoRoomForRing".to_owned(),
                 message: format!(
                     "{service}: no room for another ring of {slots} slots, {consequence}; remove services, or let some have equal backends and share a ring"
                 ),
-            });
+            };
+            self.waiting.insert(*service);
+            conditions.push((*service, condition));
         }
     }
 
@@ -503,7 +486,7 @@ fn part_of<T: Copy>(ring: &[T], slots: usize, slot: usize) -> T {
 }
 
 /// A ring of members as one of ids.
-fn named(ring: &[u32], members: &[Member], ids: &Ids) -> Vec<u32> {
+fn named(ring: &[u32], members: &[Member], ids: &Ids<'_>) -> Vec<u32> {
     let ids: Vec<u32> = members.iter().map(|(at, _)| ids.id(*at)).collect();
     ring.iter().map(|member| ids[*member as usize]).collect()
 }
@@ -519,6 +502,8 @@ const fn steady(current: u32) -> Slot {
 /// no packet can be on its way through them.
 struct Pages {
     used: Vec<bool>,
+    /// Where the search for so many pages goes on: before it there are none.
+    from: BTreeMap<usize, usize>,
 }
 
 impl Pages {
@@ -531,16 +516,19 @@ impl Pages {
                 used[page as usize] = true;
             }
         }
-        Self { used }
+        Self {
+            used,
+            from: BTreeMap::new(),
+        }
     }
 
     /// Takes the first run of free pages that holds a ring.
     fn take(&mut self, slots: usize) -> Option<u32> {
         let need = slots.div_ceil(SLOTS_PER_PAGE as usize);
-        let start = self
-            .used
-            .windows(need)
-            .position(|run| run.iter().all(|used| !used))?;
+        let from = self.from.entry(need).or_default();
+        let mut runs = self.used[*from..].windows(need);
+        let start = *from + runs.position(|run| run.iter().all(|used| !used))?;
+        *from = start;
         self.used[start..start + need].fill(true);
         Some(start as u32 * SLOTS_PER_PAGE)
     }

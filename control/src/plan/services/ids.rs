@@ -5,38 +5,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use fairlead_common::service::forward;
 use fairlead_common::tables::{Backends, Table};
 
-use super::{Memory, address};
+use super::address;
 use crate::desired::BackendAddr;
-use crate::plan::Actual;
+use crate::plan::{Actual, Rest};
 
 /// Ids of backends by where they listen, and back.
-pub(super) struct Ids {
+pub(super) struct Ids<'a> {
     of: BTreeMap<BackendAddr, u32>,
     addresses: BTreeMap<u32, BackendAddr>,
-    /// Rows that are in use, ids that slots name, and ids that retire.
-    taken: BTreeSet<u32>,
-    next: u32,
+    rest: &'a Rest<'a>,
+    /// The lowest id that may be free; unknown until one is asked for.
+    next: Option<u32>,
 }
 
-impl Ids {
-    pub(super) fn new(actual: &Actual, memory: &Memory) -> Self {
+impl<'a> Ids<'a> {
+    pub(super) fn new(actual: &Actual, rest: &'a Rest<'a>) -> Self {
         let mut ids = Self {
             of: BTreeMap::new(),
             addresses: BTreeMap::new(),
-            taken: memory.retiring.keys().copied().collect(),
-            next: 1,
+            rest,
+            next: None,
         };
         for (&id, row) in &actual.backends {
-            ids.taken.insert(id);
             if id != 0 && row.forward != forward::FREE {
                 // Of two rows for one backend the lower stays; the other retires.
                 ids.of.entry(address(row)).or_insert(id);
                 ids.addresses.insert(id, address(row));
             }
-        }
-        for slot in actual.rings.values().flatten() {
-            ids.taken.insert(slot.current);
-            ids.taken.insert(slot.previous);
         }
         ids
     }
@@ -46,14 +41,24 @@ impl Ids {
         if let Some(id) = self.of.get(&at) {
             return Some(*id);
         }
-        while self.taken.contains(&self.next) {
-            self.next += 1;
+        let Rest { ledger, memory, .. } = self.rest;
+        // Ids without a row are few: past the rows that follow each other the search is short.
+        let rows = ledger.tables.backends.keys();
+        let first = || {
+            (1..)
+                .zip(rows.skip_while(|id| **id == 0))
+                .find(|(id, row)| id != *row)
+        };
+        let first = self.next.or_else(|| first().map(|(id, _)| id));
+        let mut id = first.unwrap_or(1 + ledger.tables.backends.get_max().map_or(0, |(id, _)| *id));
+        while ledger.is_id_taken(id, memory) {
+            id += 1;
         }
-        if self.next >= Backends::CAPACITY {
+        self.next = Some(id);
+        if id >= Backends::CAPACITY {
             return None;
         }
-        let id = self.next;
-        self.next += 1;
+        self.next = Some(id + 1);
         self.of.insert(at, id);
         self.addresses.insert(id, at);
         Some(id)

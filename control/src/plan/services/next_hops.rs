@@ -1,40 +1,42 @@
 //! Next hops: found again in the table by {device, neighbour, MTU}, or the lowest id that nothing names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use fairlead_common::addr::Addr;
 use fairlead_common::service::{NextHop, next_hop_flags};
 use fairlead_common::tables::{self, Table};
 
-use crate::plan::{Actual, Host, Step, Way};
+use crate::plan::{Host, Rest, Step, Way};
 
 /// What a row is for, as long as a backend names it.
 type Name = (u32, Addr, u32);
 
 /// Ids of next hops, and the rows that backends name once the plan is carried out.
 pub(super) struct NextHops<'a> {
-    actual: &'a Actual,
+    rest: &'a Rest<'a>,
     host: &'a Host,
     of: BTreeMap<Name, u32>,
     rows: BTreeMap<u32, NextHop>,
-    /// Rows that are in use, and ids that backends name.
-    taken: BTreeSet<u32>,
     next: u32,
 }
 
 impl<'a> NextHops<'a> {
-    pub(super) fn new(actual: &'a Actual, host: &'a Host) -> Self {
+    pub(super) fn new(rest: &'a Rest<'a>, host: &'a Host) -> Self {
         let mut of = BTreeMap::new();
-        for (&id, row) in actual.next_hops.iter().filter(|(id, _)| **id != 0) {
+        for (&id, row) in rest
+            .ledger
+            .tables
+            .next_hops
+            .iter()
+            .filter(|(id, _)| **id != 0)
+        {
             of.entry((row.ifindex, row.addr, row.mtu)).or_insert(id);
         }
-        let named = actual.backends.values().map(|row| row.next_hop);
         Self {
-            actual,
+            rest,
             host,
             of,
             rows: BTreeMap::new(),
-            taken: actual.next_hops.keys().copied().chain(named).collect(),
             next: 1,
         }
     }
@@ -55,7 +57,7 @@ impl<'a> NextHops<'a> {
     }
 
     fn unused(&mut self) -> Option<u32> {
-        while self.taken.contains(&self.next) {
+        while self.rest.ledger.is_next_hop_taken(self.next) {
             self.next += 1;
         }
         let id = self.next;
@@ -85,13 +87,16 @@ impl<'a> NextHops<'a> {
 
     /// What the table needs for the backends that were asked for.
     pub(super) fn steps(self, steps: &mut Vec<Step>) {
-        let held = &self.actual.next_hops;
+        let Rest { ledger, part, .. } = self.rest;
+        let held = &ledger.tables.next_hops;
         for (&id, row) in &self.rows {
             if held.get(&id) != Some(row) {
                 steps.push(Step::PutNextHop(id, *row));
             }
         }
-        let left = held.keys().filter(|id| !self.rows.contains_key(id));
+        let is_left =
+            |id: &u32| !self.rows.contains_key(id) && !ledger.is_behind_outside(*id, part);
+        let left = held.keys().filter(|id| is_left(id));
         steps.extend(left.map(|id| Step::RemoveNextHop(*id)));
     }
 }
@@ -103,6 +108,8 @@ mod tests {
     use fairlead_common::service::Backend;
 
     use super::*;
+    use crate::plan::ledger::{Ledger, Part};
+    use crate::plan::{Actual, Memory};
 
     fn way(neighbour: u8, mac: u8) -> Way {
         Way {
@@ -120,9 +127,20 @@ mod tests {
         }
     }
 
+    fn with<T>(actual: &Actual, work: impl FnOnce(NextHops<'_>) -> T) -> T {
+        let rest = Rest {
+            ledger: &Ledger::of(actual),
+            memory: &Memory::default(),
+            part: &Part::default(),
+        };
+        work(NextHops::new(&rest, &host()))
+    }
+
     fn steps(actual: &Actual, ways: &[Way]) -> Vec<Step> {
-        let host = host();
-        let mut next_hops = NextHops::new(actual, &host);
+        with(actual, |next_hops| steps_of(next_hops, ways))
+    }
+
+    fn steps_of(mut next_hops: NextHops<'_>, ways: &[Way]) -> Vec<Step> {
         for way in ways {
             next_hops.assign(way);
         }
@@ -134,7 +152,10 @@ mod tests {
     #[test]
     fn a_neighbour_whose_mac_address_changes_is_one_write() {
         let first = steps(&Actual::default(), &[way(1, 1), way(2, 2), way(1, 1)]);
-        let actual = Actual::default().after(&first);
+        let mut actual = Actual::default();
+        for step in &first {
+            actual.carry_out(step);
+        }
         assert_eq!(actual.next_hops.len(), 2);
 
         let then = steps(&actual, &[way(1, 9), way(2, 2), way(1, 9)]);
@@ -155,8 +176,8 @@ mod tests {
         };
         actual.backends.insert(7, row);
 
-        let host = host();
-        assert_eq!(NextHops::new(&actual, &host).assign(&way(1, 1)), 2);
+        let id = with(&actual, |mut next_hops| next_hops.assign(&way(1, 1)));
+        assert_eq!(id, 2);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use fairlead_common::service::{SLOTS_PER_PAGE, Slot};
 
 mod limits;
 
+use imbl::OrdMap;
+
 use super::*;
 use crate::desired::{Backend, Desired, Home, ObjectName};
 use crate::plan::maglev::Sizes;
@@ -46,7 +48,7 @@ const DRAINING: Backend = Backend {
 /// Tables that carry out what is planned, and what the next plan must know.
 struct Node {
     desired: Desired,
-    reach: BTreeMap<IpAddr, Reach>,
+    reach: OrdMap<IpAddr, Reach>,
     ring_sizes: Sizes,
     actual: Actual,
     memory: Memory,
@@ -91,14 +93,14 @@ impl Node {
         };
         self.desired
             .services
-            .insert(frontend(service), service_object);
+            .insert(frontend(service), service_object.into());
     }
 
     fn plan(&self, now: Duration) -> Plan {
         let wanted = Wanted {
             desired: &self.desired,
             reach: &self.reach,
-            ways: &BTreeMap::new(),
+            ways: &OrdMap::new(),
             host: &Host::default(),
             ring_sizes: self.ring_sizes,
             drain_window: WINDOW,
@@ -109,7 +111,7 @@ impl Node {
     /// Plans, carries out, and gives the plan.
     fn settle(&mut self, now: Duration) -> Plan {
         let plan = self.plan(now);
-        self.actual = std::mem::take(&mut self.actual).after(&plan.steps);
+        self.actual = plan.tables.clone();
         self.memory = plan.memory.clone();
         plan
     }

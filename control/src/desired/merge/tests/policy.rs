@@ -125,7 +125,7 @@ fn a_health_check_port_belongs_to_one_service() {
 fn one(fields: &str) -> (Service, Desired) {
     let desired = desired(&[NODE, &web(fields), SLICE]);
     let service = desired.services[&at("192.0.2.10", Scope::Outside)].clone();
-    (service, desired)
+    (Service::clone(&service), desired)
 }
 
 #[test]
