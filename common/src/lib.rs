@@ -23,6 +23,7 @@
 pub mod addr;
 pub mod answer;
 pub mod checksum;
+pub mod choice;
 pub mod detour;
 pub mod flow;
 pub mod fragment;

@@ -27,6 +27,7 @@ pub mod maglev;
 mod mirror;
 pub mod node;
 pub mod order;
+pub mod packets;
 pub mod routes;
 pub mod services;
 

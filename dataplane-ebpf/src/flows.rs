@@ -1,46 +1,43 @@
-//! Memory of flows that began while their ring slot was in transition.
-//!
-//! Only slots in transition come here: in the steady state no flow table is read or written.
+//! The tables that decide which backend a flow gets, as the kernel holds them.
 
+use fairlead_common::addr::Addr;
+use fairlead_common::choice;
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::service::{Slot, flags};
 
 use crate::{clock, maps};
 
-/// The backend of a flow whose slot is in transition.
-///
-/// A new flow takes `current` and is remembered. A remembered one stays where it began while that backend is
-/// alive, and takes `current` otherwise. Anything else began before the change: `previous` while it is alive.
-#[inline(always)]
-pub fn backend_in_transition(key: &FlowKey, slot: Slot, is_new: bool) -> u32 {
-    let now_s = clock::now_s();
-    if is_new {
-        maps::remember_flow(
-            key,
-            &Flow {
-                backend: slot.current,
-                last_seen_s: now_s,
-            },
-        );
-        return slot.current;
-    }
-    if let Some(flow) = maps::flow(key) {
-        if !is_alive(flow.backend) {
-            return slot.current;
-        }
-        if flow.last_seen_s != now_s {
-            flow.last_seen_s = now_s;
-        }
-        return flow.backend;
-    }
-    if is_alive(slot.previous) {
-        slot.previous
-    } else {
-        slot.current
-    }
-}
+/// The kernel's maps.
+pub struct Tables;
 
-#[inline(always)]
-fn is_alive(backend: u32) -> bool {
-    maps::backend(backend).is_some_and(|backend| backend.flags & flags::ALIVE != 0)
+impl choice::Tables for Tables {
+    #[inline(always)]
+    fn slot(&self, place: u32) -> Option<Slot> {
+        maps::slot(place)
+    }
+
+    #[inline(always)]
+    fn is_alive(&self, backend: u32) -> bool {
+        maps::backend(backend).is_some_and(|backend| backend.flags & flags::ALIVE != 0)
+    }
+
+    #[inline(always)]
+    fn admits(&self, service: u32, source: Addr) -> bool {
+        maps::admits(service, source)
+    }
+
+    #[inline(always)]
+    fn flow(&mut self, key: &FlowKey) -> Option<&mut Flow> {
+        maps::flow(key)
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, key: &FlowKey, flow: &Flow) {
+        maps::remember_flow(key, flow);
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        clock::now_s()
+    }
 }

@@ -6,11 +6,11 @@
 //! is userspace's.
 
 use fairlead_common::addr::{Addr, Port};
+use fairlead_common::choice;
 use fairlead_common::flow::FlowKey;
-use fairlead_common::hash;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{
-    Arrival, Backend, Service, ServingKey, Traffic, flags, forward as forwarding, service_flags,
+    Arrival, Backend, Service, ServingKey, Traffic, flags, forward as forwarding,
 };
 
 use crate::forward::{self, Hop, Sent};
@@ -61,29 +61,14 @@ pub struct Choice {
 /// [`Reason::ServiceNoBackend`], or [`Reason::ServiceSourceDenied`].
 #[inline(always)]
 pub fn choose(service: &Service, key: &FlowKey, is_new: bool) -> Result<Choice, Reason> {
-    if service.slots == 0 {
-        return Err(Reason::ServiceNoBackend);
-    }
-    let hash = key.hash();
-    let choice = if service.flags == 0 {
-        hash
-    } else {
-        choice_on_terms(service, key, hash)?
-    };
-    let place = service.ring.wrapping_add(hash::slot(choice, service.slots));
-    let slot = maps::slot(place).ok_or(Reason::ServiceNoBackend)?;
-    let id = if slot.previous == 0 {
-        slot.current
-    } else {
-        flows::backend_in_transition(key, slot, is_new)
-    };
-    let backend = maps::backend(id).ok_or(Reason::ServiceNoBackend)?;
+    let choice = choice::choose(&mut flows::Tables, service, key, is_new)?;
+    let backend = maps::backend(choice.backend).ok_or(Reason::ServiceNoBackend)?;
     Ok(Choice {
-        id,
+        id: choice.backend,
         backend,
-        hash,
+        hash: choice.hash,
         is_new,
-        in_transition: slot.previous != 0,
+        in_transition: choice.in_transition(),
     })
 }
 
@@ -155,21 +140,6 @@ pub fn deliver(
 #[inline(always)]
 const fn is_sent(sent: &Result<Sent, Reason>) -> bool {
     matches!(sent, Ok(_) | Err(Reason::ServiceToStack))
-}
-
-/// What selects the slot where the service asks for more than a backend: that its client is let in, and that
-/// all flows of a client go one way.
-#[inline(always)]
-fn choice_on_terms(service: &Service, key: &FlowKey, hash: u32) -> Result<u32, Reason> {
-    let flags = service.flags;
-    if flags & service_flags::SOURCE_RANGES != 0 && !maps::admits(service.id, key.src) {
-        return Err(Reason::ServiceSourceDenied);
-    }
-    Ok(if flags & service_flags::AFFINITY != 0 {
-        key.client_hash()
-    } else {
-        hash
-    })
 }
 
 /// To a backend on a link of this node, as it is but for its MAC addresses.

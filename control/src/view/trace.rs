@@ -11,13 +11,15 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, anyhow, bail};
 use fairlead_common::addr::{Addr, Port, Proto};
-use fairlead_common::flow::FlowKey;
+use fairlead_common::choice::{Because, Choice};
+use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::reason::Reason;
 use fairlead_common::route::DEVICE_MASK;
 use fairlead_common::service::{NextHop, ServiceKey, forward, next_hop_flags};
 use fairlead_common::snat::tcp;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
-use self::choice::{Because, Choice, Place, choose};
+use self::choice::{Course, course};
 use self::packet::Wish;
 use super::services::{forward_name, state_of};
 use super::{State, View};
@@ -93,8 +95,10 @@ impl Tracer<'_> {
             Hook::XdpIngress | Hook::XdpDecap | Hook::TcEgress | Hook::TcToPod => outside,
         };
         let begins = wish.proto == Proto::TCP && wish.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        let flow = flow.of_scope(key.scope);
         let remembered = self.rehearsal.flow(&flow)?;
-        let choice = choose(&self.state.actual, key, &flow, begins, remembered);
+        let now_s = observe::now_s()?;
+        let course = course(&self.state.actual, key, &flow, begins, remembered, now_s);
         let frame = packet::frame(&wish);
         let ran = self.rehearsal.run(ifindex, &frame)?;
 
@@ -107,13 +111,23 @@ impl Tracer<'_> {
                     self.hook.program()
                 ),
             ),
-            self.service_stage(&choice),
+            self.service_stage(&course),
         ];
-        if let Some(place) = &choice.place {
-            stages.push(slot_stage(&choice, place));
-            stages.extend(memory_stage(place, observe::now_s()?));
-            stages.push(self.backend_stage(&choice, place));
-            stages.extend(self.way_stage(place));
+        match course.choice {
+            Some(Ok(choice)) => {
+                stages.push(slot_stage(&course, &choice));
+                stages.extend(memory_stage(&course, &choice, now_s));
+                stages.push(self.backend_stage(&course, choice.backend));
+                stages.extend(self.way_stage(choice.backend));
+            }
+            Some(Err(Reason::ServiceSourceDenied)) => stages.push(stage(
+                "source",
+                format!(
+                    "{} is in none of the ranges that the service lets in",
+                    wish.src.ip()
+                ),
+            )),
+            Some(Err(_)) | None => {}
         }
         stages.push(stage(
             "verdict",
@@ -125,7 +139,7 @@ impl Tracer<'_> {
                 ran.action
             ),
         ));
-        let disagreement = disagreement(&choice, &ran);
+        let disagreement = disagreement(&course, &ran);
         Ok(Trace {
             device: question.device.clone(),
             program: self.hook.program().to_owned(),
@@ -171,14 +185,14 @@ impl Tracer<'_> {
         found.map(|(frontend, service)| (frontend, &**service))
     }
 
-    fn service_stage(&self, choice: &Choice) -> Stage {
-        let key = &choice.key;
+    fn service_stage(&self, course: &Course) -> Stage {
+        let key = &course.key;
         let address = SocketAddr::new(key.addr.ip(), key.port.number());
         let name = match self.desired(key) {
             Some((_, service)) => format!("service {}", service.object),
             None => "a service".to_owned(),
         };
-        let text = match choice.service {
+        let text = match course.service {
             Some(row) if row.slots == 0 => {
                 format!(
                     "{address}/{} is {name}, id {}, and has no backend",
@@ -213,19 +227,19 @@ impl Tracer<'_> {
         stage("service", text)
     }
 
-    fn backend_stage(&self, choice: &Choice, place: &Place) -> Stage {
-        let Some(row) = self.state.actual.backends.get(&place.backend) else {
+    fn backend_stage(&self, course: &Course, id: u32) -> Stage {
+        let Some(row) = self.state.actual.backends.get(&id) else {
             return stage("backend", "none: the slot is empty".to_owned());
         };
         let at = rows::address(row);
-        let mut text = format!("{at} (id {})", place.backend);
-        if let Some((frontend, service)) = self.desired(&choice.key)
+        let mut text = format!("{at} (id {id})");
+        if let Some((frontend, service)) = self.desired(&course.key)
             && let Some(backend) = service.backends.get(&at)
         {
             let rings = &self.state.actual.rings;
-            let ring = choice.service.and_then(|row| rings.get(&row.ring));
+            let ring = course.service.and_then(|row| rings.get(&row.ring));
             let own = ring.into_iter().flat_map(|slots| slots.iter());
-            let own = own.filter(|slot| slot.current == place.backend).count();
+            let own = own.filter(|slot| slot.current == id).count();
             let slots = ring.map_or(0, |slots| slots.len());
             text += &format!(
                 ", {}, weight {}, {own} of {slots} slots",
@@ -239,8 +253,8 @@ impl Tracer<'_> {
         stage("backend", text)
     }
 
-    fn way_stage(&self, place: &Place) -> Option<Stage> {
-        let row = self.state.actual.backends.get(&place.backend)?;
+    fn way_stage(&self, id: u32) -> Option<Stage> {
+        let row = self.state.actual.backends.get(&id)?;
         let how = match row.forward {
             forward::L2 => "by its MAC address: it is on a link of this node",
             forward::ENCAPSULATE => "wrapped in IP: it is behind a router",
@@ -279,13 +293,15 @@ fn said(next_hop: &NextHop) -> String {
     )
 }
 
-fn slot_stage(choice: &Choice, place: &Place) -> Stage {
-    let slots = choice.service.map_or(0, |row| row.slots);
-    let at = format!(
-        "hash {:#010x} -> slot {} of {slots}",
-        place.hash, place.number
-    );
-    let Place { slot, .. } = place;
+fn slot_stage(course: &Course, choice: &Choice) -> Stage {
+    let slots = course.service.map_or(0, |row| row.slots);
+    let Choice {
+        asked,
+        number,
+        slot,
+        ..
+    } = choice;
+    let at = format!("hash {asked:#010x} -> slot {number} of {slots}");
     stage(
         "slot",
         if slot.previous == 0 {
@@ -299,22 +315,23 @@ fn slot_stage(choice: &Choice, place: &Place) -> Stage {
     )
 }
 
-fn memory_stage(place: &Place, now_s: u32) -> Option<Stage> {
-    let ago = |last_seen_s: u32| now_s.saturating_sub(last_seen_s);
-    let text = match place.because {
+fn memory_stage(course: &Course, choice: &Choice, now_s: u32) -> Option<Stage> {
+    let Flow {
+        backend,
+        last_seen_s,
+    } = course.remembered.unwrap_or_default();
+    let text = match choice.because {
         Because::Steady => return None,
         Because::Begins => {
             "the flow begins here: it goes to the new backend and is remembered".to_owned()
         }
-        Because::Remembered(flow) => format!(
-            "remembered, last seen {}s ago: it began during the transition and stays with backend {}",
-            ago(flow.last_seen_s),
-            flow.backend
+        Because::Remembered => format!(
+            "remembered, last seen {}s ago: it began during the transition and stays with backend {backend}",
+            now_s.saturating_sub(last_seen_s),
         ),
-        Because::RememberedDead(flow) => format!(
-            "remembered for backend {}, which is dead: it goes to the new one",
-            flow.backend
-        ),
+        Because::RememberedDead => {
+            format!("remembered for backend {backend}, which is dead: it goes to the new one")
+        }
         Because::Older => {
             "not remembered: it is older than the change and stays with the backend it had"
                 .to_owned()
@@ -327,9 +344,9 @@ fn memory_stage(place: &Place, now_s: u32) -> Option<Stage> {
 }
 
 /// In which point the program did something else than the tables say.
-fn disagreement(choice: &Choice, ran: &Ran) -> Option<String> {
-    let service = choice.service.map(|row| row.id);
-    let backend = choice.place.map(|place| place.backend);
+fn disagreement(course: &Course, ran: &Ran) -> Option<String> {
+    let service = course.service.map(|row| row.id);
+    let backend = course.chosen().map(|choice| choice.backend);
     let id = |id: Option<u32>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
     if ran.service != service {
         return Some(format!(

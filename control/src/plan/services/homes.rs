@@ -220,21 +220,14 @@ impl<'a> Homes<'a> {
                 });
             }
         }
-        let mut staying = BTreeMap::new();
-        for (place, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.stays) {
-            staying.entry(draft.group).or_insert(place);
-        }
-        for (group, services) in newcomers {
-            match staying.get(&group).map(|place| &mut drafts[*place]) {
-                Some(draft) => draft.services.extend(services),
-                None => drafts.push(Draft {
-                    group,
-                    services,
-                    base: None,
-                    stays: false,
-                }),
-            }
-        }
+        // Not on a ring in transition, whose slots still name backends that were never theirs; `join_equal` joins
+        // them with one that is steady.
+        drafts.extend(newcomers.into_iter().map(|(group, services)| Draft {
+            group,
+            services,
+            base: None,
+            stays: false,
+        }));
         drafts
     }
 

@@ -197,6 +197,22 @@ fn services_with_equal_backends_share_a_ring() {
 }
 
 #[test]
+fn a_new_service_shares_no_ring_whose_slots_name_backends_of_others() {
+    let mut node = Node::new(16).with(1, &[(1, READY), (2, READY)]);
+    node.settle(T0);
+    node.set(1, &[(1, DRAINING), (2, READY), (3, READY)]);
+    node.set(2, &[(2, READY), (3, READY)]);
+
+    node.settle(T0 + Duration::from_secs(1));
+
+    assert!(node.ring(1).iter().any(|slot| slot.previous == node.id(1)));
+    assert!(node.ring(2).iter().all(|slot| slot.previous == 0));
+
+    node.settle(T0 + Duration::from_secs(61));
+    assert_eq!(node.row(1).ring, node.row(2).ring, "equal and steady");
+}
+
+#[test]
 fn a_backend_that_drains_keeps_its_flows_for_the_window_and_then_goes() {
     let mut node = Node::new(256).with(1, &[(1, READY), (2, READY)]);
     node.settle(T0);
