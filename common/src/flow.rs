@@ -22,7 +22,8 @@ pub struct FlowKey {
     pub dst_port: Port,
     /// Protocol.
     pub proto: Proto,
-    /// In `FLOWS` whose service the packet found ([`crate::service::scope`]); zero in every other table.
+    /// In `FLOWS` whose service the packet found ([`crate::service::scope`]), in `SNAT_FWD` whose flow it is
+    /// ([`crate::snat::whose`]); zero in every other table.
     pub scope: u8,
     /// Zero.
     pub pad_half: u16,

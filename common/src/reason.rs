@@ -73,7 +73,7 @@ reasons! {
     ServiceIcmpError = Forward "service-icmp-error",
     /// An echo request to a service address: answered.
     ServiceEcho = Forward "service-echo",
-    /// To a service: translated to a pod of this node, or to a host that answers through it.
+    /// To a service: translated to a pod of this node, or to a host that answers through this node.
     ServiceTranslated = Forward "service-translated",
     /// To a service: translated to a process of this node; the stack takes it.
     ServiceToStack = Pass "service-to-stack",
@@ -172,6 +172,8 @@ reasons! {
     ServiceSourceDenied = Drop "service-source-denied",
     /// To a service whose backend is translated to, and not plain: options, extension headers, or an ICMP error.
     ServiceUntranslated = Drop "service-untranslated",
+    /// To or from a backend that answers through this node, while the program for such packets is missing.
+    ServiceRelay = Drop "service-relay",
     /// To a service, from a client's port that has a connection to the same backend by another service.
     ServiceFlowTaken = Drop "service-flow-taken",
     /// Every probed port of the egress address is taken for this destination.
@@ -184,7 +186,7 @@ reasons! {
     FragmentUntranslatable = Drop "fragment-untranslatable",
     /// A pod's packet with headers cut short; it must not leave untranslated.
     MalformedUntranslatable = Drop "malformed-untranslatable",
-    /// To an egress address, and no translation is known for it.
+    /// To an egress address, or a backend's to this node, and no translation is known for it.
     NoBinding = Drop "no-binding",
     /// An ICMP error to an egress address.
     IcmpErrorUntranslated = Drop "icmp-error-untranslated",

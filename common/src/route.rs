@@ -25,6 +25,9 @@ pub struct Node {
     pub pods: [Cidr4; POD_CIDRS],
     /// The port bucket of each hash cell: see [`crate::snat::bucket`].
     pub buckets: [u8; crate::snat::CELLS],
+    /// As `buckets`, for flows that leave under an address of this node as answers to [`Node::tunnel_v4`] and
+    /// [`Node::tunnel_v6`] do: ports that the host's own connections use are left out.
+    pub own_buckets: [u8; crate::snat::CELLS],
     /// Keys the hash that picks ports, so that outsiders cannot predict them.
     pub port_secret: u64,
     /// [`node_flags`].
@@ -42,6 +45,9 @@ pub mod node_flags {
     pub const EGRESS_IS_LOCAL: u32 = 1;
     /// A process of this node is a backend ([`crate::service::flags::STACK`]): what leaves may be its answer.
     pub const ANSWERS_LEAVE: u32 = 2;
+    /// A host is a backend that answers through this node ([`crate::service::forward::NAT`]): what comes to the
+    /// node's address may be its answer.
+    pub const ANSWERS_RETURN: u32 = 8;
     /// What comes to the address of a service and has no backend is refused by an ICMP error, not dropped.
     pub const REFUSES: u32 = 4;
 }

@@ -6,7 +6,7 @@
 //!   BACKENDS [current]           -> Backend {addr, port, forward, next_hop}
 //!   NEXT_HOPS [next_hop]         -> NextHop {ifindex, MAC addresses, mtu}
 //! ```
-//! Where this node translates for its own backends:
+//! Where this node translates:
 //! ```text
 //!   ARRIVALS {service, backend's address}    -> Arrival {backend, service}: out of another node's tunnel
 //!   SERVING  {backend's address, port}       -> what it sends may be an answer
@@ -226,6 +226,9 @@ pub mod forward {
     pub const ENCAPSULATE: u8 = 2;
     /// A pod or a process of this node: translate address and port here, and back on the reply.
     pub const HERE: u8 = 3;
+    /// A host that does not carry the service's address: both ends get other names here, so that it answers this
+    /// node, and its answers get the service's back.
+    pub const NAT: u8 = 5;
     /// As [`ENCAPSULATE`], with UDP and GUE (draft-ietf-intarea-gue, variant 1) between the headers.
     pub const GUE: u8 = 4;
 }

@@ -27,21 +27,30 @@ pub const PROBES: u32 = 32;
 /// A translated flow: whose name was replaced.
 ///
 /// It is the value of `SNAT_REV`, keyed by the flow as it looks outside ({egress, egress port} to
-/// {remote, remote port}), where a pod was renamed; and of `NAT_FLOWS` and `NAT_RECENT`, keyed by the flow as
+/// {remote, remote port}), where a pod or a client was renamed; and of `NAT_FLOWS` and `NAT_RECENT`, keyed by the flow as
 /// its answers look ({backend, port} to {client, client's port}), where a service was.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Binding {
-    /// The pod's address, or the service's.
+    /// The address of the pod, the client, or the service.
     pub inside: Addr,
-    /// The pod's port or echo identifier, or the service's port.
+    /// Its port, or its echo identifier.
     pub inside_port: Port,
     /// A [`State`] as a number.
     pub state: u8,
-    /// Zero.
-    pub pad: u8,
+    /// In `SNAT_REV` whose flow it is ([`whose`]); zero elsewhere.
+    pub whose: u8,
     /// Coarse monotonic time of the last packet that keeps it, in seconds.
     pub last_seen_s: u32,
+}
+
+/// Values of [`Binding::whose`].
+pub mod whose {
+    /// A pod's, to the outside.
+    pub const POD: u8 = 0;
+    /// A client's of a service, to a backend that answers through this node
+    /// ([`crate::service::forward::NAT`]): what stands inside is the client.
+    pub const CLIENT: u8 = 1;
 }
 
 /// The value of `SNAT_FWD`: the egress port of a flow, a cache of what `SNAT_REV` says.
@@ -197,7 +206,10 @@ pub const fn port(hash: u64, bucket: u8, probe: u32) -> Port {
 /// The flow as it looks outside: the key of `SNAT_REV`.
 #[inline(always)]
 pub const fn outside(inside: &FlowKey, egress: Addr, port: Port) -> FlowKey {
-    FlowKey::new(egress, port, inside.dst, inside.dst_port, inside.proto)
+    // Word by word: LLVM's back end for BPF crashes on a copy that is aligned to 16 bytes, as keys may be.
+    let [first, second] = inside.dst.halves();
+    let remote = Addr::from_v6_halves([first, second]);
+    FlowKey::new(egress, port, remote, inside.dst_port, inside.proto)
 }
 
 /// Spreads the buckets a node owns over the cells of [`crate::route::Node::buckets`]. Bucket 0 is

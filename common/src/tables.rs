@@ -148,7 +148,7 @@ macro_rules! tables {
 
 tables! {
     /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
-    NodeTable = "NODE" v 2 Array<u32, Node>[1],
+    NodeTable = "NODE" v 3 Array<u32, Node>[1],
     /// The devices that packets arrive on, by ifindex modulo the capacity.
     Devices = "DEVICES" v 1 Array<u32, Device>[DEVICE_MASK + 1],
     /// The devices that XDP may redirect to, by ifindex.
@@ -205,6 +205,8 @@ tables! {
     Answers = "ANSWERS" v 1 Array<u32, u64>[answer::kind::COUNT],
     /// The ports of fragmented packets to services.
     Fragments = "FRAGMENTS" v 1 LruHash<FragmentKey, Ports>[16384],
+    /// As DETOURS, for packets of pods.
+    PodDetours = "POD_DETOURS" v 1 ProgramArray<u32, u32>[8],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five

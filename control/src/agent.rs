@@ -47,7 +47,7 @@ use crate::api::types::DrainOutcome;
 use crate::config::Document;
 use crate::dataplane::apply::KernelStore;
 use crate::dataplane::load;
-use crate::dataplane::observe::{self, Bindings};
+use crate::dataplane::observe::{self, Translations};
 use crate::dataplane::pins::Pins;
 use crate::desired::drain::Drain;
 use crate::desired::{Condition, Desired};
@@ -92,7 +92,7 @@ struct Agent {
     devices: Devices,
     sockets: Sockets,
     store: KernelStore,
-    bindings: Bindings,
+    translations: Translations,
     speakers: Speakers,
     prober: Prober,
     drains: DrainBook,
@@ -165,7 +165,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         devices: Devices::new(loaded),
         sockets: Sockets::default(),
         store: KernelStore::open(&pins)?,
-        bindings: Bindings::open(&pins)?,
+        translations: Translations::open(&pins)?,
         speakers: Speakers::new(learnt_changed, restarting),
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
         drains: DrainBook::open(&document.state_dir),
@@ -322,9 +322,11 @@ impl Agent {
     fn clear_translations(&mut self) {
         let cleared = observe::now_s()
             .map_err(anyhow::Error::from)
-            .and_then(|now_s| Ok(self.bindings.clear_expired(now_s, CLEAR_BUDGET)?));
-        if let Some(alive) = self.bindings.alive() {
-            self.meter.bindings(alive);
+            .and_then(|now_s| Ok(self.translations.clear_expired(now_s, CLEAR_BUDGET)?));
+        for (table, alive) in self.translations.alive() {
+            if let Some(alive) = alive {
+                self.meter.alive(table, alive);
+            }
         }
         if let Err(error) = cleared {
             error!(error = cause::line(&error), "clearing translations");

@@ -170,7 +170,8 @@ pub struct HealthCheck {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Forwarding {
-    /// `dsr-l2` to those on a link of this node, `dsr-ipip` to those behind a router.
+    /// `nat` to those that listen on another port than the service; else `dsr-l2` to those on a link of this node,
+    /// `dsr-ipip` to those behind a router.
     #[default]
     Auto,
     /// The MAC addresses are rewritten; the backend carries the service address.
@@ -179,6 +180,8 @@ pub enum Forwarding {
     DsrIpip,
     /// Wrapped in UDP and GUE; the backend unwraps and carries the service address.
     DsrGue,
+    /// Both ends are translated; the backend answers this node, and knows nothing of the service.
+    Nat,
 }
 
 impl Forwarding {
@@ -189,6 +192,7 @@ impl Forwarding {
             Self::DsrL2 => "dsr-l2",
             Self::DsrIpip => "dsr-ipip",
             Self::DsrGue => "dsr-gue",
+            Self::Nat => "nat",
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::forward::Sent;
 use crate::packet::{Resize, Skb};
 use crate::parse::{self, Family, Kind, Network, Transport};
 use crate::rewrite::{self, End};
-use crate::{arrival, decap, lb, maps, route, snat};
+use crate::{arrival, decap, lb, maps, relay, route, snat};
 
 /// A packet that came in by an uplink: to a service, back from the outside to a pod, or to be routed.
 ///
@@ -65,6 +65,12 @@ fn unserved(
     if let Some(node) = maps::node()
         && !network.dst.is_none()
     {
+        if node.flags & node_flags::ANSWERS_RETURN != 0
+            && let Ok(transport) = &transport
+            && relay::may_answer(node, network, transport)
+        {
+            return Err(Reason::ServiceRelay);
+        }
         if network.dst == node.egress {
             return snat::back(frame, node, network, transport);
         }

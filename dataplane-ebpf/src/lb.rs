@@ -43,7 +43,11 @@ pub fn balance(
             Err(reason) => Err(reason),
         }
     };
-    sent.inspect_err(|reason| count::refused(service.id, *reason))
+    sent.inspect_err(|reason| {
+        if !is_sent(&Err(*reason)) {
+            count::refused(service.id, *reason);
+        }
+    })
 }
 
 /// The backend of a flow.
@@ -92,8 +96,10 @@ pub fn send(
         forwarding::L2 => by_l2(frame, network, transport, backend),
         forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash, Wrap::Plain),
         forwarding::GUE => by_tunnel(frame, network, backend, choice.hash, Wrap::Gue),
-        forwarding::HERE if is_plain => by_name(frame, network, transport, backend),
-        forwarding::HERE => Err(Reason::ServiceUntranslated),
+        forwarding::HERE | forwarding::NAT if is_plain => {
+            by_name(frame, network, transport, backend)
+        }
+        forwarding::HERE | forwarding::NAT => Err(Reason::ServiceUntranslated),
         _ => Err(Reason::ServiceNoBackend),
     };
     if is_sent(&sent) {
@@ -137,9 +143,13 @@ pub fn deliver(
     sent.inspect_err(|reason| count::refused(arrival.service, *reason))
 }
 
+/// Whether a packet is on its way to its backend. What a tail call leads on ends by a reason of its own.
 #[inline(always)]
 const fn is_sent(sent: &Result<Sent, Reason>) -> bool {
-    matches!(sent, Ok(_) | Err(Reason::ServiceToStack))
+    matches!(
+        sent,
+        Ok(_) | Err(Reason::ServiceToStack | Reason::ServiceRelay)
+    )
 }
 
 /// To a backend on a link of this node, as it is but for its MAC addresses.
@@ -231,7 +241,7 @@ pub fn limit(
     let wrap = match backend.forward {
         forwarding::ENCAPSULATE => Some(Wrap::Plain),
         forwarding::GUE => Some(Wrap::Gue),
-        forwarding::L2 | forwarding::HERE => None,
+        forwarding::L2 | forwarding::HERE | forwarding::NAT => None,
         _ => return Err(Reason::ServiceNoBackend),
     };
     let question = match wrap {
@@ -249,7 +259,7 @@ pub fn limit(
 }
 
 /// To a backend for which this node translates: the packet gets its address and port, and what it answers gets
-/// the service's back ([`answer`]).
+/// the service's back ([`answer`]). [`Reason::ServiceRelay`] when it must get another source too (`relay`).
 #[inline(always)]
 fn by_name<F: Resize>(
     frame: &mut F,
@@ -281,6 +291,9 @@ fn by_name<F: Resize>(
     let hop = way(frame, backend, &question)?;
     remember()?;
     rewrite::name(frame, network, transport, End::Destination, to, port)?;
+    if backend.forward == forwarding::NAT {
+        return Err(Reason::ServiceRelay);
+    }
     if F::MAY_TURN && src == to {
         let mirror = nat::mirror(network.family);
         rewrite::name(frame, network, transport, End::Source, mirror, src_port)?;
@@ -352,7 +365,16 @@ fn way(frame: &impl Frame, backend: &Backend, question: &Question) -> Result<Hop
         // Userspace resolves ways by devices of `TX_PORTS` only.
         return Ok(Hop::known(row.macs()));
     }
-    let hop = route::way(frame, question).map_err(|no_way| match no_way {
+    found(frame, route::way(frame, question))
+}
+
+/// What the kernel says of the way to a backend.
+///
+/// # Errors
+/// Why there is none.
+#[inline(always)]
+pub fn found(frame: &impl Frame, way: Result<Hop, NoWay>) -> Result<Hop, Reason> {
+    let hop = way.map_err(|no_way| match no_way {
         NoWay::Local | NoWay::Refused => Reason::ServiceNoRoute,
         NoWay::Unresolved => Reason::ServiceUnresolved,
         NoWay::TooBig(_) => Reason::ServiceTooBig,

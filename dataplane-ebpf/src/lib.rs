@@ -6,6 +6,7 @@
 //!                              -> snat  -> way (fib) -> rewrite   -> lb, snat                -> rewrite
 //!                              -> route -> way (fib) -> rewrite   -> rewrite
 //!                              -> odd   (xdp_odd, by a tail call: what is to a service and not plain)
+//!                              -> relay -> lb, snat (xdp_relay, xdp_return, tc_relay, by tail calls: backends that answer us)
 //!                              -> arrival -> lb (xdp_arrival, by a tail call: out of other nodes' tunnels)
 //!                                           |
 //!                                        forward (which port) -> one Reason -> main: action + count
@@ -39,6 +40,7 @@ pub mod nat;
 pub mod odd;
 pub mod packet;
 pub mod parse;
+pub mod relay;
 pub mod rewrite;
 pub mod route;
 pub mod snat;

@@ -14,7 +14,7 @@ use fairlead_common::reason::{Reason, Verdict};
 use fairlead_ebpf::forward::Sent;
 use fairlead_ebpf::packet::{Frame, Skb, Xdp};
 use fairlead_ebpf::sockaddr::{Address, V4, V6};
-use fairlead_ebpf::{classify, count, decap, forward, maps, odd, sock};
+use fairlead_ebpf::{classify, count, decap, forward, maps, odd, relay, sock};
 
 /// Uplinks: services, the way back of translations, routing.
 #[xdp]
@@ -26,6 +26,7 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
     match end {
         Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
         Err(Reason::Wrapped) => maps::enter(detour::ARRIVAL, frame.context()),
+        Err(Reason::ServiceRelay) => maps::enter(detour::RELAY, frame.context()),
         Err(Reason::ServiceTooBig | Reason::ServiceNoBackend | Reason::ServiceTtl) => {
             maps::enter(detour::ANSWER, frame.context());
         }
@@ -41,9 +42,34 @@ pub fn xdp_arrival(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
     let end = classify::from_tunnel(&mut frame);
-    if let Err(Reason::ServiceOdd) = end {
-        maps::enter(detour::ODD, frame.context());
+    match end {
+        Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
+        Err(Reason::ServiceRelay) => maps::enter(detour::RELAY, frame.context()),
+        Ok(_) | Err(_) => {}
     }
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where both turn off for packets to and from backends that answer through this node.
+#[xdp]
+#[inline(always)]
+pub fn xdp_relay(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = relay::ask(&mut frame);
+    if let Err(Reason::ServiceRelay) = end {
+        maps::enter(detour::RETURN, frame.context());
+    }
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where `xdp_relay` turns off for answers.
+#[xdp]
+#[inline(always)]
+pub fn xdp_return(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = relay::answer(&mut frame);
     xdp_end(&frame, bytes, end)
 }
 
@@ -95,6 +121,19 @@ pub fn tc_ingress(context: TcContext) -> i32 {
     let mut frame = Skb::new(context);
     let bytes = frame.bytes();
     let end = classify::from_pod(&mut frame);
+    if let Err(Reason::ServiceRelay) = end {
+        maps::enter_from_pod(detour::POD_RELAY, frame.context());
+    }
+    tc_end(bytes, end)
+}
+
+/// Where `tc_ingress` turns off for packets to backends that answer through this node.
+#[classifier]
+#[inline(always)]
+pub fn tc_relay(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
+    let bytes = frame.bytes();
+    let end = relay::ask(&mut frame);
     tc_end(bytes, end)
 }
 

@@ -105,6 +105,8 @@ static ANSWERS: Array<u64> = Array::with_max_entries(tables::Answers::CAPACITY, 
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Ports> =
     LruHashMap::with_max_entries(tables::Fragments::CAPACITY, 0);
+#[map]
+static POD_DETOURS: ProgramArray = ProgramArray::with_max_entries(tables::PodDetours::CAPACITY, 0);
 
 /// What this node is.
 #[inline(always)]
@@ -145,6 +147,13 @@ pub fn redirect(ifindex: u32) -> u32 {
 pub fn enter(detour: Detour, context: &impl EbpfContext) {
     // SAFETY: the context is the kernel's, and the kernel sees to it that the program is of its kind.
     unsafe { DETOURS.tail_call(context, detour.row) };
+}
+
+/// As [`enter`], for a pod's packet.
+#[inline(always)]
+pub fn enter_from_pod(detour: Detour, context: &impl EbpfContext) {
+    // SAFETY: as in `enter`.
+    unsafe { POD_DETOURS.tail_call(context, detour.row) };
 }
 
 /// The flags of a service's address ([`served::flags`]); none for any other address.
@@ -327,7 +336,7 @@ pub fn remember_nat_flow(answer: &FlowKey, binding: &Binding) {
 #[derive(Clone, Copy)]
 pub struct BindingRow(*mut u64);
 
-/// Which word of a [`Binding`] holds {inside port, state, last seen}.
+/// Which word of a [`Binding`] holds {inside port, state, whose, last seen}.
 const LIFE: usize = 2;
 
 impl BindingRow {
@@ -341,7 +350,7 @@ impl BindingRow {
             inside: Addr::from_v6_halves([word(0), word(1)]),
             inside_port: Port::from_wire(life as u16),
             state: (life >> 16) as u8,
-            pad: 0,
+            whose: (life >> 24) as u8,
             last_seen_s: (life >> 32) as u32,
         }
     }
@@ -403,6 +412,7 @@ impl BindingRow {
 const fn life(binding: &Binding) -> u64 {
     binding.inside_port.wire() as u64
         | (binding.state as u64) << 16
+        | (binding.whose as u64) << 24
         | (binding.last_seen_s as u64) << 32
 }
 

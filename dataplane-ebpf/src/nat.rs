@@ -72,7 +72,7 @@ pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Resul
         inside: service,
         inside_port: port,
         state: snat::advance(State::New, Direction::Out, tcp_flags) as u8,
-        pad: 0,
+        whose: snat::whose::POD,
         last_seen_s: now_s,
     };
     let row = match maps::nat_flow(answer) {

@@ -15,13 +15,15 @@
 //! A flow that is not in the cache looks at all its ports before it claims one: a free port before its own
 //! would change the port of a living flow. A TCP SYN skips that walk, for it begins a flow.
 //!
+//! Clients of services get a port of this node's own address in the same way: `relay` asks for it.
+//!
 //! Not for which ports a flow may have and how long it lives: that is `fairlead_common::snat`.
 
-use fairlead_common::addr::{Port, Proto};
+use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{Node, node_flags};
-use fairlead_common::snat::{self, Binding, Direction, EgressPort, PROBES, State, tcp};
+use fairlead_common::snat::{self, Binding, Direction, EgressPort, PROBES, State, tcp, whose};
 
 use crate::forward::{self, Sent};
 use crate::packet::{Frame, Skb};
@@ -43,27 +45,55 @@ pub fn out(frame: &mut Skb, node: &Node, network: &Network) -> Result<(), Reason
     if !matches!(transport.kind, Kind::Ports | Kind::EchoRequest) {
         return Err(Reason::ProtocolUntranslatable);
     }
-    let flow = Flow {
-        inside: transport.flow(network),
-        tcp_flags: transport.tcp_flags,
-        now_s: clock::now_s(),
+    let flow = Flow::new(transport.flow(network), whose::POD, transport.tcp_flags);
+    let outside = Outside {
+        addr: node.egress,
+        node,
     };
-    let port = egress_port(&flow, node)?;
+    let port = egress_port(&flow, &outside)?;
     rewrite::name(frame, network, &transport, End::Source, node.egress, port)
 }
 
-/// A pod's flow at this moment.
-struct Flow {
+/// Under which address flows leave.
+pub struct Outside<'a> {
+    /// The address.
+    pub addr: Addr,
+    /// Which of its ports they may have, and what keys the hash that picks them.
+    pub node: &'a Node,
+}
+
+impl Outside<'_> {
+    /// The flow as it looks outside under a port.
+    #[inline(always)]
+    fn key(&self, flow: &Flow, port: Port) -> FlowKey {
+        snat::outside(&flow.inside, self.addr, port)
+    }
+}
+
+/// A flow at this moment.
+pub struct Flow {
+    /// As it looks inside; its scope says whose it is.
     inside: FlowKey,
     tcp_flags: u8,
     now_s: u32,
 }
 
 impl Flow {
+    /// A flow as it looks inside, and [`whose`] it is.
+    #[inline(always)]
+    pub fn new(inside: FlowKey, whose: u8, tcp_flags: u8) -> Self {
+        Self {
+            inside: inside.of_scope(whose),
+            tcp_flags,
+            now_s: clock::now_s(),
+        }
+    }
+
     /// Whether a row is this flow's.
     #[inline(always)]
     fn owns(&self, binding: &Binding) -> bool {
         binding.inside == self.inside.src
+            && binding.whose == self.inside.scope
             && binding.inside_port.wire() == self.inside.src_port.wire()
     }
 
@@ -74,7 +104,7 @@ impl Flow {
             inside: self.inside.src,
             inside_port: self.inside.src_port,
             state: snat::advance(State::New, Direction::Out, self.tcp_flags) as u8,
-            pad: 0,
+            whose: self.inside.scope,
             last_seen_s: self.now_s,
         }
     }
@@ -94,11 +124,14 @@ impl Flow {
 }
 
 /// The port under which a flow leaves.
+///
+/// # Errors
+/// [`Reason::PortsExhausted`], or [`Reason::BindingsFull`].
 #[inline(always)]
-fn egress_port(flow: &Flow, node: &Node) -> Result<Port, Reason> {
+pub fn egress_port(flow: &Flow, outside: &Outside<'_>) -> Result<Port, Reason> {
     let inside = &flow.inside;
     if let Some(EgressPort { port }) = maps::egress_port(inside)
-        && let Some(row) = maps::binding(&snat::outside(inside, node.egress, port))
+        && let Some(row) = maps::binding(&outside.key(flow, port))
     {
         let binding = row.load();
         if flow.owns(&binding) {
@@ -106,15 +139,20 @@ fn egress_port(flow: &Flow, node: &Node) -> Result<Port, Reason> {
             return Ok(port);
         }
     }
+    let node = outside.node;
+    let buckets = match inside.scope {
+        whose::CLIENT => &node.own_buckets,
+        _ => &node.buckets,
+    };
     let hash = snat::port_hash(inside, node.port_secret);
-    let bucket = node.buckets[snat::cell(hash)];
+    let bucket = buckets[snat::cell(hash)];
     if bucket == 0 {
         return Err(Reason::PortsExhausted);
     }
     let opens = flow.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let port = match find(flow, node, hash, bucket, opens) {
+    let port = match find(flow, outside, hash, bucket, opens) {
         Some(port) => port,
-        None => claim(flow, node, hash, bucket)?,
+        None => claim(flow, outside, hash, bucket)?,
     };
     maps::cache_egress_port(inside, EgressPort { port });
     Ok(port)
@@ -122,13 +160,13 @@ fn egress_port(flow: &Flow, node: &Node) -> Result<Port, Reason> {
 
 /// Finds a flow's own port, when it has one. Nothing is found for a flow that opens.
 #[inline(always)]
-fn find(flow: &Flow, node: &Node, hash: u64, bucket: u8, opens: bool) -> Option<Port> {
+fn find(flow: &Flow, outside: &Outside<'_>, hash: u64, bucket: u8, opens: bool) -> Option<Port> {
     if opens {
         return None;
     }
     for probe in 0..PROBES {
         let port = snat::port(hash, bucket, probe);
-        if let Some(row) = maps::binding(&snat::outside(&flow.inside, node.egress, port)) {
+        if let Some(row) = maps::binding(&outside.key(flow, port)) {
             let binding = row.load();
             if flow.owns(&binding) {
                 flow.note(row, &binding);
@@ -141,13 +179,13 @@ fn find(flow: &Flow, node: &Node, hash: u64, bucket: u8, opens: bool) -> Option<
 
 /// Claims the first of a flow's ports that nobody has.
 #[inline(always)]
-fn claim(flow: &Flow, node: &Node, hash: u64, bucket: u8) -> Result<Port, Reason> {
+fn claim(flow: &Flow, outside: &Outside<'_>, hash: u64, bucket: u8) -> Result<Port, Reason> {
     let begin = flow.begin();
     for probe in 0..PROBES {
         let port = snat::port(hash, bucket, probe);
-        let outside = snat::outside(&flow.inside, node.egress, port);
-        match maps::binding(&outside) {
-            None => match maps::claim_binding(&outside, &begin) {
+        let key = outside.key(flow, port);
+        match maps::binding(&key) {
+            None => match maps::claim_binding(&key, &begin) {
                 0 => return Ok(port),
                 errno if errno == -E2BIG => return Err(Reason::BindingsFull),
                 // Another CPU was quicker: the next port.
@@ -168,6 +206,35 @@ fn claim(flow: &Flow, node: &Node, hash: u64, bucket: u8) -> Result<Port, Reason
         }
     }
     Err(Reason::PortsExhausted)
+}
+
+/// Notes a packet from outside in its flow's row: it keeps an established TCP connection, and nothing else.
+#[inline(always)]
+fn note_back(row: maps::BindingRow, binding: &Binding, proto: Proto, tcp_flags: u8, now_s: u32) {
+    let old = State::from_row(binding.state);
+    let state = snat::advance(old, Direction::Back, tcp_flags);
+    let refreshes = proto == Proto::TCP && state == State::Established;
+    let last_seen_s = if refreshes {
+        now_s
+    } else {
+        binding.last_seen_s
+    };
+    if state as u8 != binding.state || last_seen_s != binding.last_seen_s {
+        row.refresh(binding, state as u8, last_seen_s);
+    }
+}
+
+/// The client to whom an answer goes that came to this node, by its flow as it looks outside.
+#[inline(always)]
+pub fn client(outside: &FlowKey, tcp_flags: u8) -> Option<(Addr, Port)> {
+    let row = maps::binding(outside)?;
+    let binding = row.load();
+    let now_s = clock::now_s();
+    if binding.whose != whose::CLIENT || snat::is_expired(&binding, outside.proto, now_s) {
+        return None;
+    }
+    note_back(row, &binding, outside.proto, tcp_flags, now_s);
+    Some((binding.inside, binding.inside_port))
 }
 
 /// Why a pod's packet cannot be translated.
@@ -214,7 +281,7 @@ pub fn back(
     let row = maps::binding(&transport.flow(network).reversed()).ok_or(unknown)?;
     let binding = row.load();
     let now_s = clock::now_s();
-    if snat::is_expired(&binding, network.proto, now_s) {
+    if binding.whose != whose::POD || snat::is_expired(&binding, network.proto, now_s) {
         return Err(unknown);
     }
     if network.is_tagged() {
@@ -225,17 +292,7 @@ pub fn back(
         return Err(Reason::TtlExceeded);
     }
 
-    let old = State::from_row(binding.state);
-    let state = snat::advance(old, Direction::Back, transport.tcp_flags);
-    let refreshes = network.proto == Proto::TCP && state == State::Established;
-    let last_seen_s = if refreshes {
-        now_s
-    } else {
-        binding.last_seen_s
-    };
-    if state as u8 != binding.state || last_seen_s != binding.last_seen_s {
-        row.refresh(&binding, state as u8, last_seen_s);
-    }
+    note_back(row, &binding, network.proto, transport.tcp_flags, now_s);
 
     let hop = route::way(
         frame,

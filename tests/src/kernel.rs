@@ -491,6 +491,7 @@ fn a_node() -> route::Node {
     node.pods = [Cidr4::NONE; route::POD_CIDRS];
     node.pods[0] = Cidr4::new([10, 244, 1, 0].into(), 24);
     node.buckets = snat::cells(1..64).expect("buckets");
+    node.own_buckets = snat::cells([1, 60].into_iter()).expect("buckets");
     node.port_secret = 0x5eed;
     node.namespace = namespace::cookie().expect("a cookie");
     node

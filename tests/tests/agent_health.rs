@@ -320,7 +320,8 @@ fn a_backend_is_drained_under_traffic_without_a_lost_request_and_stays_drained_o
                 CLIENT[0],
             ];
             let flows = node.ask(&words)?;
-            if let Some(flow) = flows.as_array().and_then(|flows| flows.first()) {
+            let mut flows = flows.as_array().into_iter().flatten();
+            if let Some(flow) = flows.find(|flow| flow["translation"].is_null()) {
                 let backend = flow["backend"].as_str().unwrap_or_default();
                 ensure!(
                     flow["alive"] == true && !backend.starts_with(&format!("{web1}:")),

@@ -11,9 +11,9 @@ use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::Device;
 use fairlead_common::service::{Backend, Service, ServiceKey, Slot, flags, forward};
 use fairlead_common::snat::{self, Binding, EgressPort, State};
-use fairlead_common::tables::{self, Flows, SnatFwd, SnatRev, Table as _};
+use fairlead_common::tables::{self, Flows, NatFlows, SnatFwd, SnatRev, Table as _};
 use fairlead_control::dataplane::apply::{self, KernelStore};
-use fairlead_control::dataplane::observe::{self, Bindings, Counters};
+use fairlead_control::dataplane::observe::{self, Counters, Translations};
 use fairlead_control::dataplane::pins::{Lock, Pins};
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::dataplane::{dump, load};
@@ -242,25 +242,38 @@ fn bindings_that_have_outlived_their_time_are_cleared_in_slices() {
             .unwrap();
         assert_eq!(observe::inside(&key, &binding), inside);
     }
-    let mut bindings = Bindings::open(&tables.pins).unwrap();
+    // Flows of services are cleared in the same way.
+    let mut kept = Pinned::<NatFlows>::open(&tables.pins).unwrap();
+    for row in outside.rows().take(700) {
+        let (key, binding) = row.unwrap();
+        kept.set(&key, &binding).unwrap();
+    }
+    let gone = kept
+        .rows()
+        .filter(|row| row.as_ref().unwrap().1.last_seen_s == now - 31);
+    let left = 700 - gone.count();
+    let mut translations = Translations::open(&tables.pins).unwrap();
 
-    let (mut removed, mut slices) = (0, 0);
-    loop {
-        let cleared = bindings.clear_expired(now, 500).unwrap();
-        removed += cleared.removed;
+    let mut slices = 0;
+    while translations
+        .alive()
+        .iter()
+        .any(|(_, alive)| alive.is_none())
+    {
+        translations.clear_expired(now, 500).unwrap();
         slices += 1;
         assert!(slices < 100, "the walk does not end");
-        if cleared.is_round_complete {
-            break;
-        }
     }
 
-    assert_eq!(removed, 1000);
     assert!(slices > 1);
-    assert_eq!(bindings.rows().count(), 1000);
+    assert_eq!(outside.rows().count(), 1000);
+    assert_eq!(kept.rows().count(), left);
+    let counted = [("SNAT_REV", 1000), ("NAT_FLOWS", left), ("NAT_RECENT", 0)];
+    let counted = counted.map(|(table, rows)| (table, Some(rows)));
+    assert_eq!(translations.alive(), counted);
     assert_eq!(dump::entries(&tables.pins, "SNAT_FWD").unwrap(), 1000);
     assert!(
-        bindings
+        outside
             .rows()
             .all(|row| row.unwrap().1.last_seen_s == now - 29)
     );

@@ -80,7 +80,7 @@ fn without_services_there_is_nothing_to_list_and_that_is_fine() {
         ),
         (
             "dpctl flows list --limit 5",
-            "no flow is remembered: only flows that begin while a ring changes are\n",
+            "no flow is remembered: only flows that this node translates are, and those that begin while a ring changes\n",
         ),
     ] {
         let said = host.say(line);

@@ -93,12 +93,15 @@ fn the_objects_programs_are_these_and_their_names_fit_into_the_kernel() {
             "sendmsg6",
             "tc_egress",
             "tc_ingress",
+            "tc_relay",
             "tc_to_pod",
             "xdp_arrival",
             "xdp_answer",
             "xdp_decap",
             "xdp_ingress",
-            "xdp_odd"
+            "xdp_odd",
+            "xdp_relay",
+            "xdp_return"
         ])
     );
     for name in names {

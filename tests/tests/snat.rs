@@ -48,7 +48,7 @@ fn of_another_pod(node: &mut Node) -> Binding {
         inside: addr_of("10.244.1.99"),
         inside_port: Port::new(7),
         state: State::Established as u8,
-        pad: 0,
+        whose: 0,
         last_seen_s: now_s(node),
     }
 }

@@ -134,6 +134,10 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
             let packet = eth().ip(FAR, SERVICE).options(&[1, 1, 1, 1]);
             node.arrives(UP0, &packet.tcp(40000, 80))
         }
+        Reason::ServiceRelay => {
+            node.close_detours();
+            served(node, "10.1.0.11", forward::NAT, &to_service())
+        }
         Reason::ServiceFlowTaken => {
             asked(node);
             node.pod_sends(&from_pod().tcp(80, 40000));

@@ -439,7 +439,7 @@ pub struct Flows {
     pub flows: Vec<Flow>,
 }
 
-/// A row of `GET /v1/flows`: a flow that began while its slot was in transition.
+/// A row of `GET /v1/flows`: a flow that this node translates, or that began while its slot was in transition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flow {
@@ -455,6 +455,10 @@ pub struct Flow {
     pub backend: Option<String>,
     /// Whether that backend is alive, so that the flow stays with it.
     pub alive: bool,
+    /// How far a translated flow has come: `new`, `established`, `closing`, `closed`, `reset`. Absent: it is not
+    /// translated, but began in a transition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub translation: Option<String>,
     /// Seconds since its last packet.
     pub idle_s: u64,
 }

@@ -222,7 +222,7 @@ macro_rules! shown_by_rows {
 
 shown_by_rows!(
     NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops Sockets
-    Datagrams Affinity Detours Addresses SieveTable SourceRanges NatFlows NatRecent Serving Arrivals
+    Datagrams Affinity Detours PodDetours Addresses SieveTable SourceRanges NatFlows NatRecent Serving Arrivals
     Answers Fragments
 );
 

@@ -26,9 +26,9 @@ use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::{CapSet, Capability};
-use fairlead_common::detour;
+use fairlead_common::detour::{self, Detour};
 use fairlead_common::tables::{
-    self, DecapAddrs, Declaration, Detours, Kind, Layout, Reasons, Table as _,
+    self, DecapAddrs, Declaration, Detours, Kind, Layout, PodDetours, Reasons, Table as _,
 };
 
 use super::pins::{Lock, Pins};
@@ -293,12 +293,14 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
     })
 }
 
-/// Puts the loaded programs for rare packets into `DETOURS`.
+/// Puts the loaded programs for rare packets into `DETOURS` and `POD_DETOURS`.
 ///
 /// # Errors
 /// The object lacks one of them, or the kernel refuses.
 pub fn fill_detours(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for detour in detour::ALL {
+    let of = |table: &'static str, all: &'static [Detour]| all.iter().map(move |one| (table, one));
+    let rows = of(Detours::NAME, detour::ALL).chain(of(PodDetours::NAME, detour::OF_PODS));
+    for (table, detour) in rows {
         let wrong = |source| Error::Program {
             program: detour.program.to_owned(),
             source,
@@ -309,8 +311,8 @@ pub fn fill_detours(ebpf: &mut Ebpf) -> Result<(), Error> {
             .and_then(Program::fd)
             .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
             .map_err(wrong)?;
-        let table = ebpf.map_mut(Detours::NAME).ok_or(MapError::InvalidName {
-            name: Detours::NAME.to_owned(),
+        let table = ebpf.map_mut(table).ok_or(MapError::InvalidName {
+            name: table.to_owned(),
         });
         table
             .and_then(ProgramArray::try_from)

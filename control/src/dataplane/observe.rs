@@ -10,7 +10,9 @@ use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::{Count, Traffic};
 use fairlead_common::snat::{self, Binding};
-use fairlead_common::tables::{BackendStats, Reasons, ServiceStats, SnatFwd, SnatRev};
+use fairlead_common::tables::{
+    BackendStats, NatFlows, NatRecent, Reasons, ServiceStats, SnatFwd, SnatRev, Table,
+};
 use nix::time::{ClockId, clock_gettime};
 
 use super::batch::Place;
@@ -66,11 +68,10 @@ impl Counters {
     }
 }
 
-/// The translations that are alive.
+/// A table of translations that is walked a slice at a time, so that what has outlived its time goes.
 #[derive(Debug)]
-pub struct Bindings {
-    outside: Pinned<SnatRev>,
-    cache: Pinned<SnatFwd>,
+pub struct Sweep<T: Table> {
+    table: Pinned<T>,
     place: Place,
     /// Those that this walk has found alive so far.
     met: usize,
@@ -80,7 +81,7 @@ pub struct Bindings {
 /// What one slice of clearing did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleared {
-    /// How many bindings were looked at.
+    /// How many rows were looked at.
     pub examined: usize,
     /// How many of them were removed.
     pub removed: usize,
@@ -88,55 +89,101 @@ pub struct Cleared {
     pub is_round_complete: bool,
 }
 
-impl Bindings {
-    /// Opens the tables of translations.
+impl<T: Table<Key = FlowKey, Value = Binding>> Sweep<T> {
+    /// Opens the table.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
-            outside: Pinned::open(pins)?,
-            cache: Pinned::open(pins)?,
+            table: Pinned::open(pins)?,
             place: Place::default(),
             met: 0,
             alive: None,
         })
     }
 
-    /// How many the last complete walk of [`Self::clear_expired`] left; `None` before its end.
+    /// How many rows the last complete walk left; `None` before its end.
     pub fn alive(&self) -> Option<usize> {
         self.alive
     }
 
-    /// Walks the bindings, by the flow as it looks outside.
-    pub fn rows(&self) -> Walk<'_, SnatRev> {
-        self.outside.rows()
+    /// Walks all rows.
+    pub fn rows(&self) -> Walk<'_, T> {
+        self.table.rows()
     }
 
-    /// Removes bindings that have outlived their time at `now_s`, looking at about `budget` of them;
-    /// the next call goes on where this one stopped.
-    pub fn clear_expired(&mut self, now_s: u32, budget: usize) -> Result<Cleared, Error> {
-        let (rows, next) = self.outside.some_rows(self.place, budget)?;
+    /// Removes rows that have outlived their time at `now_s`, looking at about `budget` of them; the next call goes
+    /// on where this one stopped. Each removed row is shown to `removed`.
+    pub fn clear_expired(
+        &mut self,
+        now_s: u32,
+        budget: usize,
+        mut removed: impl FnMut(&FlowKey, &Binding) -> Result<(), Error>,
+    ) -> Result<Cleared, Error> {
+        let (rows, next) = self.table.some_rows(self.place, budget)?;
         let mut cleared = Cleared {
             examined: rows.len(),
             removed: 0,
             is_round_complete: next.is_none(),
         };
         self.place = next.unwrap_or_default();
-        for (outside, binding) in rows {
-            if !snat::is_expired(&binding, outside.proto, now_s) {
+        for (key, binding) in rows {
+            if !snat::is_expired(&binding, key.proto, now_s) {
                 continue;
             }
             // A packet may have come since the slice was read.
-            match self.outside.get(&outside)? {
-                Some(current) if snat::is_expired(&current, outside.proto, now_s) => {}
+            match self.table.get(&key)? {
+                Some(current) if snat::is_expired(&current, key.proto, now_s) => {}
                 _ => continue,
             }
-            cleared.removed += usize::from(self.outside.remove(&outside)?);
-            self.cache.remove(&inside(&outside, &binding))?;
+            cleared.removed += usize::from(self.table.remove(&key)?);
+            removed(&key, &binding)?;
         }
         self.met += cleared.examined - cleared.removed;
         if cleared.is_round_complete {
             self.alive = Some(std::mem::take(&mut self.met));
         }
         Ok(cleared)
+    }
+}
+
+/// Everything that this node translates: egress, and flows of services.
+#[derive(Debug)]
+pub struct Translations {
+    outside: Sweep<SnatRev>,
+    cache: Pinned<SnatFwd>,
+    kept: Sweep<NatFlows>,
+    recent: Sweep<NatRecent>,
+}
+
+impl Translations {
+    /// Opens the tables of translations.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            outside: Sweep::open(pins)?,
+            cache: Pinned::open(pins)?,
+            kept: Sweep::open(pins)?,
+            recent: Sweep::open(pins)?,
+        })
+    }
+
+    /// How many rows the last complete walk of each table left, by the table's name; `None` before its end.
+    pub fn alive(&self) -> [(&'static str, Option<usize>); 3] {
+        [
+            (SnatRev::NAME, self.outside.alive()),
+            (NatFlows::NAME, self.kept.alive()),
+            (NatRecent::NAME, self.recent.alive()),
+        ]
+    }
+
+    /// Removes what has outlived its time at `now_s`, looking at about `budget` rows of each table.
+    pub fn clear_expired(&mut self, now_s: u32, budget: usize) -> Result<(), Error> {
+        let cache = &mut self.cache;
+        self.outside
+            .clear_expired(now_s, budget, |outside, binding| {
+                cache.remove(&inside(outside, binding)).map(drop)
+            })?;
+        self.kept.clear_expired(now_s, budget, |_, _| Ok(()))?;
+        self.recent.clear_expired(now_s, budget, |_, _| Ok(()))?;
+        Ok(())
     }
 }
 
@@ -149,4 +196,5 @@ pub fn inside(outside: &FlowKey, binding: &Binding) -> FlowKey {
         outside.dst_port,
         outside.proto,
     )
+    .of_scope(binding.whose)
 }

@@ -93,7 +93,7 @@ pub enum Noun {
         #[command(flatten)]
         of: OfService,
     },
-    /// Flows that the balancer remembers: those that began while a ring changed
+    /// Flows that the balancer remembers: those that this node translates, and those that began while a ring changed
     #[command(visible_alias = "flow", args_conflicts_with_subcommands = true)]
     Flows {
         #[command(subcommand)]

@@ -31,7 +31,9 @@ pub async fn run(global: &Global, verb: Option<Flows>, filter: FlowFilter) -> Re
         say(&format!("{left} more; --limit shows them"));
     }
     if found.all == 0 {
-        say("no flow is remembered: only flows that begin while a ring changes are");
+        say(
+            "no flow is remembered: only flows that this node translates are, and those that begin while a ring changes",
+        );
     }
     Ok(Outcome::Yes)
 }
@@ -45,6 +47,7 @@ fn table(global: &Global, flows: &[types::Flow]) -> String {
             flow.address.clone(),
             flow.backend.clone().unwrap_or_else(|| "-".to_owned()),
             if flow.alive { "alive" } else { "dead" }.to_owned(),
+            flow.translation.clone().unwrap_or_else(|| "-".to_owned()),
             age(flow.idle_s),
         ]
     });
@@ -55,6 +58,7 @@ fn table(global: &Global, flows: &[types::Flow]) -> String {
         ("ADDRESS", Left),
         ("BACKEND", Left),
         ("STATE", Left),
+        ("TRANSLATION", Left),
         ("IDLE", Right),
     ];
     rows(global, &columns, lines.collect())

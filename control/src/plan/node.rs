@@ -12,7 +12,7 @@ use fairlead_common::route::{
 use fairlead_common::snat::{BUCKETS, CELLS, cells};
 use ipnetwork::IpNetwork;
 
-use crate::desired::{Condition, Desired, Egress};
+use crate::desired::{Condition, Desired};
 
 /// What the host says that rows depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,7 @@ pub fn node_row(
         native: [Cidr4::NONE; NATIVE_CIDRS],
         pods: [Cidr4::NONE; POD_CIDRS],
         buckets: [0; CELLS],
+        own_buckets: buckets(true, &host.busy_ports).0,
         port_secret: actual.map_or(host.port_secret, |row| row.port_secret),
         flags: if node.refuses { node_flags::REFUSES } else { 0 },
         pad: 0,
@@ -84,7 +85,7 @@ pub fn node_row(
                 ),
             );
         }
-        let (buckets, are_shared) = buckets(egress, &host.busy_ports);
+        let (buckets, are_shared) = buckets(egress.is_node_address, &host.busy_ports);
         row.buckets = buckets;
         if are_shared {
             say(
@@ -100,11 +101,11 @@ pub fn node_row(
 }
 
 /// The buckets that flows get their ports from, and whether they are shared with the host.
-fn buckets(egress: &Egress, busy: &[RangeInclusive<u16>]) -> ([u8; CELLS], bool) {
+fn buckets(is_node_address: bool, busy: &[RangeInclusive<u16>]) -> ([u8; CELLS], bool) {
     let is_busy = |bucket: u8| {
         let first = u16::from(bucket) << 10;
         let last = first | 0x3ff;
-        egress.is_node_address
+        is_node_address
             && busy
                 .iter()
                 .any(|range| *range.start() <= last && first <= *range.end())
@@ -169,7 +170,7 @@ mod tests {
     use fairlead_common::snat::bucket;
 
     use super::*;
-    use crate::desired::NodeState;
+    use crate::desired::{Egress, NodeState};
 
     fn desired(is_node_address: bool) -> Desired {
         Desired {

@@ -42,10 +42,8 @@ pub fn order(mut steps: Vec<Step>, fresh: &BTreeSet<u32>) -> Vec<Step> {
         Step::ClearCounts { .. } => Moment::Clear,
         Step::PutNextHop(..) => Moment::NextHop,
         Step::RemoveArrival(_) => Moment::EndOfArrival,
-        Step::PutServing(_) => Moment::Answers,
-        Step::PutNode(_) | Step::PutDevice(_) | Step::PutBackend(..) | Step::PutSourceRange(_) => {
-            Moment::Row
-        }
+        Step::PutServing(_) | Step::PutNode(_) => Moment::Answers,
+        Step::PutDevice(_) | Step::PutBackend(..) | Step::PutSourceRange(_) => Moment::Row,
         Step::PutArrival(..) => Moment::Arrival,
         Step::PutSlots { ring, .. } if fresh.contains(ring) => Moment::FreshRing,
         Step::PutSlots { .. } => Moment::UsedRing,

@@ -15,7 +15,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fairlead_common::service::Traffic;
-use fairlead_common::tables::{SnatRev, Table as _};
+use fairlead_common::tables::{NatFlows, NatRecent, SnatRev, Table as _};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -102,6 +102,13 @@ pub struct Table {
     pub capacity: u64,
 }
 
+/// The tables whose rows are counted while what has outlived its time is cleared away, and how many each can hold.
+const WALKED: [(&str, u32); 3] = [
+    (SnatRev::NAME, SnatRev::CAPACITY),
+    (NatFlows::NAME, NatFlows::CAPACITY),
+    (NatRecent::NAME, NatRecent::CAPACITY),
+];
+
 /// What the agent counts itself; clones count together.
 #[derive(Clone, Debug)]
 pub struct Meter {
@@ -109,20 +116,22 @@ pub struct Meter {
     plan_seconds: Histogram,
     /// By [`STEP_RESULTS`].
     plan_steps: [Counter; STEP_RESULTS.len()],
-    /// Translations that are alive; negative while nobody has counted them.
-    bindings: Gauge,
+    /// Rows that are alive, by [`WALKED`]; negative while nobody has counted them.
+    alive: [Gauge; WALKED.len()],
 }
 
 impl Meter {
     /// Nothing is counted yet. `kernel` is the kernel's release.
     pub fn new(kernel: String) -> Self {
-        let bindings = Gauge::default();
-        bindings.set(-1);
+        let alive = WALKED.map(|_| Gauge::default());
+        for gauge in &alive {
+            gauge.set(-1);
+        }
         Self {
             kernel,
             plan_seconds: Histogram::new(PLAN_SECONDS),
             plan_steps: Default::default(),
-            bindings,
+            alive,
         }
     }
 
@@ -134,9 +143,13 @@ impl Meter {
         }
     }
 
-    /// So many translations are alive.
-    pub fn bindings(&self, alive: usize) {
-        self.bindings.set(i64::try_from(alive).unwrap_or(i64::MAX));
+    /// So many rows of a table of translations are alive.
+    pub fn alive(&self, table: &str, rows: usize) {
+        for (gauge, (name, _)) in self.alive.iter().zip(WALKED) {
+            if name == table {
+                gauge.set(i64::try_from(rows).unwrap_or(i64::MAX));
+            }
+        }
     }
 }
 
@@ -152,16 +165,21 @@ pub fn text(mut figures: Figures, meter: &Meter) -> Result<String, fmt::Error> {
         Unit::Seconds,
         meter.plan_seconds.clone(),
     );
-    if let Ok(entries) = u64::try_from(meter.bindings.get()) {
-        registry.register(
-            "snat_bindings",
-            "Translations that are alive, as last counted",
-            meter.bindings.clone(),
-        );
+    for (gauge, (name, capacity)) in meter.alive.iter().zip(WALKED) {
+        let Ok(entries) = u64::try_from(gauge.get()) else {
+            continue;
+        };
+        if name == SnatRev::NAME {
+            registry.register(
+                "snat_bindings",
+                "Translations that are alive, as last counted",
+                gauge.clone(),
+            );
+        }
         figures.tables.push(Table {
-            name: SnatRev::NAME,
+            name,
             entries,
-            capacity: SnatRev::CAPACITY.into(),
+            capacity: capacity.into(),
         });
     }
     let meter = meter.clone();

@@ -229,6 +229,7 @@ pub(super) fn forward_name(row: &service::Backend) -> &'static str {
         forward::ENCAPSULATE => "encapsulate",
         forward::HERE => "here",
         forward::GUE => "gue",
+        forward::NAT => "nat",
         _ => "-",
     }
 }

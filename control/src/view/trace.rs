@@ -260,6 +260,7 @@ impl Tracer<'_> {
             forward::ENCAPSULATE => "wrapped in IP: it is behind a router",
             forward::GUE => "wrapped in UDP and GUE",
             forward::HERE => "translated here: it is of this node",
+            forward::NAT => "both ends translated: it answers this node",
             _ => "not at all: the row is free",
         };
         let next_hop = self.state.actual.next_hops.get(&row.next_hop);

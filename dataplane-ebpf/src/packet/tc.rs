@@ -48,6 +48,12 @@ impl Skb {
         Self { context, ifindex }
     }
 
+    /// The kernel's context, for a tail call.
+    #[inline(always)]
+    pub const fn context(&self) -> &TcContext {
+        &self.context
+    }
+
     /// Whether the frame is addressed to the device it came in by.
     #[inline(always)]
     pub fn is_to_device(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use aya::maps::ProgramArray;
 use fairlead_common::detour;
-use fairlead_common::tables::{Answers, Detours, Table};
+use fairlead_common::tables::{Answers, Detours, PodDetours, Table};
 
 use super::Node;
 
@@ -14,12 +14,17 @@ impl Node {
         }
     }
 
-    /// Empties the table of programs for rare packets.
+    /// Empties the tables of programs for rare packets.
     pub fn close_detours(&mut self) {
-        let rows = self.ebpf.map_mut(Detours::NAME).expect(Detours::NAME);
-        let mut rows: ProgramArray<_> = rows.try_into().expect(Detours::NAME);
-        for detour in detour::ALL {
-            rows.clear_index(&detour.row).expect(detour.program);
+        for (table, detours) in [
+            (Detours::NAME, detour::ALL),
+            (PodDetours::NAME, detour::OF_PODS),
+        ] {
+            let rows = self.ebpf.map_mut(table).expect(table);
+            let mut rows: ProgramArray<_> = rows.try_into().expect(table);
+            for detour in detours {
+                rows.clear_index(&detour.row).expect(detour.program);
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Not for choosing rows, nor for tables on a terminal.
 
+use std::collections::BTreeSet;
+
 use fairlead_common::addr::{Addr, Cidr4, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::fragment::{FragmentKey, Ports};
@@ -60,9 +62,7 @@ impl ToJson for Node {
                 .map(ToString::to_string)
                 .collect()
         };
-        let mut buckets = self.buckets.to_vec();
-        buckets.sort_unstable();
-        buckets.dedup();
+        let buckets = |cells: &[u8]| cells.iter().copied().collect::<BTreeSet<u8>>();
         json!({
             "tunnelV4": address(self.tunnel_v4),
             "tunnelV6": address(self.tunnel_v6),
@@ -70,7 +70,8 @@ impl ToJson for Node {
             "egressIsLocal": self.flags & node_flags::EGRESS_IS_LOCAL != 0,
             "native": cidrs(&self.native),
             "pods": cidrs(&self.pods),
-            "buckets": buckets,
+            "buckets": buckets(&self.buckets),
+            "ownBuckets": buckets(&self.own_buckets),
             "namespace": self.namespace,
         })
     }
@@ -146,6 +147,7 @@ impl ToJson for Backend {
             forward::ENCAPSULATE => json!("encapsulate"),
             forward::HERE => json!("here"),
             forward::GUE => json!("gue"),
+            forward::NAT => json!("nat"),
             other => json!(other),
         };
         json!({

@@ -205,6 +205,7 @@ impl One<'_> {
                 let is_node_or_balancer = kinds.iter().any(|kind| *kind != AddressKind::Cluster);
                 let service = Service {
                     address_kinds: kinds,
+                    forwarding: policy.forwarding(number, &backends),
                     ..template.clone()
                 };
                 // No packet comes in to a loopback address.
@@ -270,7 +271,6 @@ impl One<'_> {
         Service {
             object: self.name.clone(),
             labels: labels.unwrap_or_default(),
-            forwarding: policy.forwarding,
             affinity: policy.affinity,
             check: self.check(conditions),
             ..Service::default()

@@ -256,7 +256,8 @@ pub(super) fn is_safe(tables: &Tables) -> Result<(), TestCaseError> {
         let has_next_hop = row.next_hop == 0 || tables.next_hops.contains_key(&row.next_hop);
         prop_assert!(has_next_hop, "backend {id} names {}", row.next_hop);
         let serving = ServingKey::new(row.addr, row.port);
-        let is_heard = row.forward != forward::HERE || tables.serving.contains(&serving);
+        let is_translated = matches!(row.forward, forward::HERE | forward::NAT);
+        let is_heard = !is_translated || tables.serving.contains(&serving);
         prop_assert!(
             is_heard,
             "backend {id} is translated to, and its answers are not back"

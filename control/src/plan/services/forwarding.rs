@@ -46,6 +46,7 @@ pub(super) fn asked(
 pub(super) const fn of_host(asked: Forwarding, reach: Reach) -> u8 {
     match (asked, reach) {
         (Forwarding::DsrGue, _) => forward::GUE,
+        (Forwarding::Nat, _) => forward::NAT,
         (Forwarding::DsrIpip, _) => forward::ENCAPSULATE,
         (Forwarding::Auto | Forwarding::DsrL2, Reach::OnLink) => forward::L2,
         (Forwarding::Auto | Forwarding::DsrL2, _) => forward::ENCAPSULATE,
@@ -134,6 +135,7 @@ mod tests {
                 forward::ENCAPSULATE,
             ),
             (Forwarding::DsrGue, forward::GUE, forward::GUE),
+            (Forwarding::Nat, forward::NAT, forward::NAT),
         ] {
             assert_eq!(of_host(asked, Reach::OnLink), on_link, "{}", asked.name());
             assert_eq!(of_host(asked, Reach::Routed), routed, "{}", asked.name());

@@ -41,7 +41,9 @@ pub(super) fn steps(
     id_of: impl Fn(BackendAddr) -> u32,
     steps: &mut Vec<Step>,
 ) -> u32 {
-    let translated = backends.values().filter(|row| row.forward == forward::HERE);
+    let translated = backends
+        .values()
+        .filter(|row| matches!(row.forward, forward::HERE | forward::NAT));
     let serving: BTreeSet<_> = translated
         .map(|row| ServingKey::new(row.addr, row.port))
         .collect();
@@ -93,12 +95,17 @@ pub(super) fn steps(
 }
 
 /// What the node's row must say of these backends.
-pub(super) fn node_flags<'a>(mut backends: impl Iterator<Item = &'a Backend>) -> u32 {
-    if backends.any(|row| row.flags & flags::STACK != 0) {
-        route::node_flags::ANSWERS_LEAVE
-    } else {
-        0
+pub(super) fn node_flags<'a>(backends: impl Iterator<Item = &'a Backend>) -> u32 {
+    let mut said = 0;
+    for row in backends {
+        if row.flags & flags::STACK != 0 {
+            said |= route::node_flags::ANSWERS_LEAVE;
+        }
+        if row.forward == forward::NAT {
+            said |= route::node_flags::ANSWERS_RETURN;
+        }
     }
+    said
 }
 
 /// The backends of this node that packets out of tunnels may be for, by service.

@@ -1,6 +1,8 @@
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairlead_common::addr::Proto;
+use fairlead_common::route::node_flags;
 use fairlead_common::service::{SLOTS_PER_PAGE, Slot};
 
 mod limits;
@@ -177,6 +179,25 @@ fn a_backend_on_the_link_and_one_behind_a_router_have_their_ways() {
         [1, 2]
     );
     assert_eq!(node.row(1).id, 1);
+}
+
+#[test]
+fn a_host_that_answers_this_node_is_listened_to_before_it_is_asked() {
+    let mut node = Node::new(16).with(1, &[(1, READY)]);
+    let service = node.desired.services.get_mut(&frontend(1));
+    Arc::make_mut(service.unwrap()).forwarding = Forwarding::Nat;
+
+    let plan = node.settle(T0);
+
+    let row = node.actual.backends[&node.id(1)];
+    assert_eq!(row.forward, forward::NAT);
+    let serving = rows::ServingKey::new(row.addr, row.port);
+    assert_eq!(node.actual.serving.iter().collect::<Vec<_>>(), [&serving]);
+    let flags = node.actual.node.map(|row| row.flags);
+    assert_eq!(flags, Some(node_flags::ANSWERS_RETURN));
+    let place = |wanted: fn(&Step) -> bool| plan.steps.iter().position(wanted);
+    let listens = place(|step| matches!(step, Step::PutNode(_)));
+    assert!(listens < place(|step| matches!(step, Step::PutBackend(..))));
 }
 
 #[test]

@@ -112,7 +112,9 @@ fn figures() -> Figures {
 fn a_scrape_names_everything_once_with_its_unit_and_labels() {
     let meter = Meter::new("6.12.48".to_owned());
     meter.planned(Duration::from_millis(2), 12, 1, 3);
-    meter.bindings(7);
+    for (table, rows) in [("SNAT_REV", 7), ("NAT_FLOWS", 5), ("NAT_RECENT", 0)] {
+        meter.alive(table, rows);
+    }
 
     let text = text(figures(), &meter).unwrap();
 

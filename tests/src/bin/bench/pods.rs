@@ -52,7 +52,7 @@ pub fn furnish(node: &mut Node) -> Result<()> {
         inside: addr_of(SERVICE),
         inside_port: Port::new(80),
         state: State::Established as u8,
-        pad: 0,
+        whose: 0,
         last_seen_s: u32::try_from(now.tv_sec()).context("a clock of our age")?,
     };
     for number in 0..FLOWS {

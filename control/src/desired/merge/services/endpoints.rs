@@ -81,13 +81,13 @@ impl One<'_> {
             .partition(is_own);
         let mut candidates = Vec::new();
         for source in &own {
-            self.candidates(source, frontend, policy, &mut candidates, conditions);
+            self.candidates(source, frontend, port, policy, &mut candidates, conditions);
         }
         if own.is_empty() && !other.is_empty() {
             // A tunnel carries either family over either.
             let crosses = matches!(policy.forwarding, Forwarding::DsrIpip | Forwarding::DsrGue);
             for source in other.iter().filter(|_| crosses) {
-                self.candidates(source, frontend, policy, &mut candidates, conditions);
+                self.candidates(source, frontend, port, policy, &mut candidates, conditions);
             }
             candidates.retain(|candidate| candidate.backend.home == Home::Bare);
             if candidates.is_empty() {
@@ -105,6 +105,7 @@ impl One<'_> {
         &self,
         source: &Source<'a>,
         frontend: Frontend,
+        port: &core::ServicePort,
         policy: &Policy,
         candidates: &mut Vec<Candidate<'a>>,
         conditions: &mut Conditions,
@@ -131,7 +132,8 @@ impl One<'_> {
                 );
             }
             let home = self.home(endpoint, addr);
-            if home == Home::Bare && target != frontend.port {
+            let is_other = target != frontend.port && !policy.remaps(port.port, target);
+            if home == Home::Bare && is_other {
                 leaves_out = true;
                 continue;
             }
@@ -150,7 +152,7 @@ impl One<'_> {
                 &slice.origin,
                 "PortRemapUnsupported",
                 format!(
-                    "its port {target} differs from port {} of Service {}: backends without nodeName answer clients directly, so they must listen on the service's port; these are left out; where an agent runs beside the endpoints, name its node in them (nodeName)",
+                    "its port {target} differs from port {} of Service {}: backends without nodeName answer clients directly, so they must listen on the port that clients name; these are left out; annotate the service with fairlead.io/forwarding: nat, or, where an agent runs beside the endpoints, name its node in them (nodeName)",
                     frontend.port, self.name
                 ),
             );

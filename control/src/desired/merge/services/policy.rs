@@ -13,7 +13,7 @@ use serde::de::IntoDeserializer as _;
 use serde::de::value::{Error, StrDeserializer};
 
 use super::{Conditions, One};
-use crate::desired::Forwarding;
+use crate::desired::{Backend, BackendAddr, Forwarding, Home};
 
 /// How packets get to backends without an agent: a [`Forwarding`].
 const FORWARDING: &str = "fairlead.io/forwarding";
@@ -47,6 +47,32 @@ impl Policy {
             source_ranges: source_ranges(one, conditions),
             external_local: is_local(&one.spec.external_traffic_policy),
             internal_local: is_local(&one.spec.internal_traffic_policy),
+        }
+    }
+}
+
+impl Policy {
+    /// Whether hosts without an agent may listen on `target` where clients name another port than that. That a node
+    /// port is another one is no reason to translate for hosts that serve the service's own.
+    pub(super) fn remaps(&self, port: i32, target: u16) -> bool {
+        match self.forwarding {
+            Forwarding::Nat => true,
+            Forwarding::Auto => port != i32::from(target),
+            Forwarding::DsrL2 | Forwarding::DsrIpip | Forwarding::DsrGue => false,
+        }
+    }
+
+    /// How packets to a port get to these backends.
+    pub(super) fn forwarding(
+        &self,
+        port: u16,
+        backends: &BTreeMap<BackendAddr, Backend>,
+    ) -> Forwarding {
+        let mut bare = backends.iter().filter(|(_, one)| one.home == Home::Bare);
+        if self.forwarding == Forwarding::Auto && bare.any(|(at, _)| at.port != port) {
+            Forwarding::Nat
+        } else {
+            self.forwarding
         }
     }
 }

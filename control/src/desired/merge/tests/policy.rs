@@ -207,6 +207,7 @@ fn forwarding_is_chosen_by_annotation() {
         ("dsr-l2", Forwarding::DsrL2),
         ("dsr-ipip", Forwarding::DsrIpip),
         ("dsr-gue", Forwarding::DsrGue),
+        ("nat", Forwarding::Nat),
     ] {
         let desired = annotated(&format!("fairlead.io/forwarding: {text}"));
 
@@ -233,7 +234,7 @@ fn a_forwarding_that_is_not_known_leaves_the_default_in_force() {
     assert_eq!(
         said(&desired, "ForwardingUnknown"),
         [
-            "annotation fairlead.io/forwarding: unknown variant `ipip`, expected one of `auto`, `dsr-l2`, `dsr-ipip`, `dsr-gue`; auto is in force"
+            "annotation fairlead.io/forwarding: unknown variant `ipip`, expected one of `auto`, `dsr-l2`, `dsr-ipip`, `dsr-gue`, `nat`; auto is in force"
         ]
     );
 }

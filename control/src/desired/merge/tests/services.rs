@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{NODE, SLICE, WEB, backend, desired, endpoints_of, frontend, only, outside, said};
-use crate::desired::{AddressKind, Backend, Home};
+use crate::desired::{AddressKind, Backend, Forwarding, Home};
 
 #[test]
 fn a_service_has_the_backends_of_its_slices_with_kubernetes_defaults() {
@@ -139,10 +139,24 @@ fn a_protocol_that_is_not_balanced_leaves_the_other_ports() {
 }
 
 #[test]
-fn a_backend_on_another_port_is_left_out() {
+fn a_host_on_another_port_is_translated_for() {
     let slice = SLICE.replace("port: 80", "port: 8080");
 
     let desired = desired(&[NODE, WEB, &slice]);
+
+    let service = &desired.services[&frontend("192.0.2.10", 80)];
+    assert_eq!(service.forwarding, Forwarding::Nat);
+    assert_eq!(service.backends.len(), 3);
+    assert_eq!(desired.conditions, []);
+}
+
+#[test]
+fn a_host_on_another_port_that_shall_answer_clients_itself_is_left_out() {
+    let slice = SLICE.replace("port: 80", "port: 8080");
+    let labels = "labels: {app: web}";
+    let annotated = format!("{labels}, annotations: {{fairlead.io/forwarding: dsr-l2}}");
+
+    let desired = desired(&[NODE, &WEB.replace(labels, &annotated), &slice]);
 
     assert!(
         desired.services[&frontend("192.0.2.10", 80)]
@@ -180,10 +194,10 @@ fn an_endpoint_is_where_its_node_is_and_may_listen_on_a_port_of_its_own_there() 
         [
             ("10.1.1.10:8080".to_owned(), Home::Here),
             ("10.1.2.10:8080".to_owned(), Home::Elsewhere),
+            ("10.1.3.10:8080".to_owned(), Home::Bare),
         ]
     );
-    // The third has no node.
-    assert_eq!(only(&desired).reason, "PortRemapUnsupported");
+    assert_eq!(desired.conditions, []);
 }
 
 #[test]
