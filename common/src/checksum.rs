@@ -51,6 +51,13 @@ impl Delta {
             .word((old[1] >> 32) as u32, (new[1] >> 32) as u32)
     }
 
+    /// Both changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The change as the kernel's helpers take it: a one's complement sum of 32 bits (`__wsum`).
     #[inline(always)]
     pub const fn sum(self) -> u32 {

@@ -69,7 +69,7 @@ reasons! {
     ServiceEncapsulated = Forward "service-encapsulated",
     /// To a service, from a socket of this node: the socket was given a backend before it sent anything.
     ServiceSocket = Pass "service-socket",
-    /// An ICMP error about a flow of a service: sent to that flow's backend.
+    /// An ICMP error about a flow of a service: sent to that flow's backend, or from there to its client.
     ServiceIcmpError = Forward "service-icmp-error",
     /// An echo request to a service address: answered.
     ServiceEcho = Forward "service-echo",
@@ -121,6 +121,8 @@ reasons! {
     MtuExceeded = Pass "mtu-exceeded",
     /// IPv4 options or IPv6 extension headers; the stack handles them.
     IpOptions = Pass "ip-options",
+    /// From a pod, and not plain, while the program for such packets is missing.
+    PodOdd = Pass "pod-odd",
     /// A fragment that is not ours.
     Fragment = Pass "fragment",
     /// Headers cut short or contradicting themselves; the stack counts and drops it.
@@ -170,7 +172,8 @@ reasons! {
     ServiceFragmentUnknown = Drop "service-fragment-unknown",
     /// To a service that does not let its source in (`loadBalancerSourceRanges`).
     ServiceSourceDenied = Drop "service-source-denied",
-    /// To a service whose backend is translated to, and not plain: options, extension headers, or an ICMP error.
+    /// To a service whose backend is translated to, and not plain (a fragment, options, an ICMP error, a tag), while
+    /// the program for such packets is missing.
     ServiceUntranslated = Drop "service-untranslated",
     /// To or from a backend that answers through this node, while the program for such packets is missing.
     ServiceRelay = Drop "service-relay",

@@ -205,7 +205,7 @@ tables! {
     Answers = "ANSWERS" v 1 Array<u32, u64>[answer::kind::COUNT],
     /// The ports of fragmented packets to services.
     Fragments = "FRAGMENTS" v 1 LruHash<FragmentKey, Ports>[16384],
-    /// As DETOURS, for packets of pods.
+    /// As DETOURS, for what pods send.
     PodDetours = "POD_DETOURS" v 1 ProgramArray<u32, u32>[8],
 }
 

@@ -26,22 +26,32 @@ pub struct Wrapped {
 }
 
 /// Looks for a packet for a backend of this node inside `outer`.
+///
+/// # Errors
+/// [`Reason::ServiceUntranslated`] for one to a service that is not plain or whose frame is tagged: whom it is for
+/// is found elsewhere. [`Reason::Wrapped`] when there is none.
 #[inline(always)]
-pub fn find(frame: &impl Frame, outer: &Network) -> Option<Wrapped> {
-    let inside = decap::inside(frame, outer).ok()?;
-    let transport = parse::transport(frame, &inside.packet).ok()?;
-    if transport.kind != Kind::Ports || outer.is_tagged() {
-        return None;
-    }
+pub fn find(frame: &impl Frame, outer: &Network) -> Result<Wrapped, Reason> {
+    let inside = decap::inside(frame, outer).map_err(|_| Reason::Wrapped)?;
+    let plain = match parse::transport(frame, &inside.packet) {
+        Ok(transport) if transport.kind == Kind::Ports && !outer.is_tagged() => Some(transport),
+        Ok(_) | Err(_) => None,
+    };
+    let Some(transport) = plain else {
+        return Err(match maps::service_address(inside.packet.dst) {
+            Some(_) => Reason::ServiceUntranslated,
+            None => Reason::Wrapped,
+        });
+    };
     let key = ArrivalKey::new(&transport.service(&inside.packet), outer.dst);
-    Some(Wrapped {
-        arrival: maps::arrival(&key)?,
+    Ok(Wrapped {
+        arrival: maps::arrival(&key).ok_or(Reason::Wrapped)?,
         inside,
         transport,
     })
 }
 
-/// Unwraps it and hands it over.
+/// Hands it over, and unwraps it.
 ///
 /// # Errors
 /// Why it is dropped, or [`Reason::ServiceToStack`].
@@ -51,15 +61,16 @@ pub fn deliver(
     outer: &Network,
     wrapped: &Wrapped,
 ) -> Result<Sent, Reason> {
-    decap::strip(frame, outer, &wrapped.inside)?;
-    let cut = wrapped.inside.outer_bytes(outer);
-    let inner = Network {
-        at: wrapped.inside.packet.at - cut,
-        ..wrapped.inside.packet
-    };
-    let transport = Transport {
-        at: wrapped.transport.at - cut,
-        ..wrapped.transport
-    };
-    lb::deliver(frame, &inner, &transport, &wrapped.arrival)
+    let Wrapped {
+        inside,
+        transport,
+        arrival,
+    } = wrapped;
+    decap::leaving(inside.packet.traffic_class, outer.traffic_class)?;
+    // Nothing is changed before it is known that the packet gets there: its sender may have to be told.
+    let end = lb::deliver(frame, &inside.packet, transport, arrival);
+    if lb::is_sent(&end) {
+        decap::strip(frame, outer, inside)?;
+    }
+    end
 }

@@ -1,6 +1,6 @@
 //! Which path a packet takes.
 
-use fairlead_common::addr::{Addr, Cidr4};
+use fairlead_common::addr::{Addr, Cidr4, Proto};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::node_flags;
 use fairlead_common::service::scope;
@@ -45,9 +45,20 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
 #[inline(always)]
 pub fn from_tunnel(frame: &mut impl Resize) -> Result<Sent, Reason> {
     let network = parse::network(frame)?;
-    if let Some(wrapped) = arrival::find(frame, &network) {
-        return arrival::deliver(frame, &network, &wrapped);
+    match arrival::find(frame, &network) {
+        Ok(wrapped) => arrival::deliver(frame, &network, &wrapped),
+        Err(Reason::Wrapped) => foreign(frame),
+        Err(reason) => Err(reason),
     }
+}
+
+/// A packet that carries another one, for no backend of this node.
+///
+/// # Errors
+/// As [`from_uplink`].
+#[inline(always)]
+pub fn foreign(frame: &mut impl Resize) -> Result<Sent, Reason> {
+    let network = parse::network(frame)?;
     let transport = parse::transport(frame, &network);
     unserved(frame, &network, transport)
 }
@@ -95,7 +106,13 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
         return Err(Reason::Tagged);
     }
     let network = parse::network(frame)?;
-    let transport = parse::transport(frame, &network)?;
+    let transport = match parse::transport(frame, &network) {
+        Ok(transport) if network.proto == Proto::ICMPV6 || transport.kind == Kind::IcmpError => {
+            return Err(Reason::PodOdd);
+        }
+        Err(Reason::Fragment | Reason::IpOptions) => return Err(Reason::PodOdd),
+        transport => transport?,
+    };
     if transport.kind == Kind::Ports {
         if let Some(service) = lb::asked(&network, &transport) {
             return lb::answer(frame, &network, &transport, service);

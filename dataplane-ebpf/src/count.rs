@@ -32,10 +32,11 @@ pub fn connected(service: u32, backend: u32) {
     balanced(service, backend, &flow);
 }
 
-/// Counts a frame of a service that goes to no backend, or a socket, when it is refused for that.
+/// Counts a frame of a service that goes to no backend, or a socket, when it is refused for that. What another
+/// program takes on is not.
 #[inline(always)]
 pub fn refused(service: u32, reason: Reason) {
-    if reason.verdict() == Verdict::Drop {
+    if reason.verdict() == Verdict::Drop && reason != Reason::ServiceUntranslated {
         maps::count_service_drop(service, reason);
     }
 }

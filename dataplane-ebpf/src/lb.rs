@@ -52,11 +52,42 @@ pub fn balance(
 
 /// The backend of a flow.
 pub struct Choice {
-    id: u32,
-    backend: &'static Backend,
+    /// Its id.
+    pub id: u32,
+    /// Its row.
+    pub backend: &'static Backend,
     hash: u32,
     is_new: bool,
     in_transition: bool,
+}
+
+impl Choice {
+    /// The backend that another node has chosen.
+    ///
+    /// # Errors
+    /// [`Reason::ServiceNoBackend`].
+    #[inline(always)]
+    pub fn made(arrival: &Arrival, is_new: bool) -> Result<Self, Reason> {
+        Ok(Self {
+            id: arrival.backend,
+            backend: maps::backend(arrival.backend).ok_or(Reason::ServiceNoBackend)?,
+            hash: 0,
+            is_new,
+            in_transition: false,
+        })
+    }
+
+    /// Counts a packet that was sent there.
+    #[inline(always)]
+    pub fn count(&self, service: u32, bytes: u32) {
+        let packet = Traffic {
+            packets: 1,
+            bytes: bytes.into(),
+            new_flows: self.is_new.into(),
+            in_transition: self.in_transition.into(),
+        };
+        count::balanced(service, self.id, &packet);
+    }
 }
 
 /// Finds the backend that serves a flow of a service.
@@ -91,25 +122,19 @@ pub fn send(
     is_plain: bool,
 ) -> Result<Sent, Reason> {
     let backend = choice.backend;
-    let bytes = u64::from(frame.bytes());
+    let bytes = frame.bytes();
     let sent = match backend.forward {
         forwarding::L2 => by_l2(frame, network, transport, backend),
         forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash, Wrap::Plain),
         forwarding::GUE => by_tunnel(frame, network, backend, choice.hash, Wrap::Gue),
-        forwarding::HERE | forwarding::NAT if is_plain => {
+        forwarding::HERE | forwarding::NAT if is_plain && !network.is_tagged() => {
             by_name(frame, network, transport, backend)
         }
         forwarding::HERE | forwarding::NAT => Err(Reason::ServiceUntranslated),
         _ => Err(Reason::ServiceNoBackend),
     };
     if is_sent(&sent) {
-        let packet = Traffic {
-            packets: 1,
-            bytes,
-            new_flows: u64::from(choice.is_new),
-            in_transition: u64::from(choice.in_transition),
-        };
-        count::balanced(service.id, choice.id, &packet);
+        choice.count(service.id, bytes);
     }
     sent
 }
@@ -125,27 +150,27 @@ pub fn deliver(
     transport: &Transport,
     arrival: &Arrival,
 ) -> Result<Sent, Reason> {
-    let bytes = frame.bytes().into();
-    let sent = match maps::backend(arrival.backend) {
-        _ if network.ttl <= 1 => Err(Reason::ServiceTtl),
-        Some(backend) => by_name(frame, network, transport, backend),
-        None => Err(Reason::ServiceNoBackend),
+    let bytes = frame.bytes();
+    let sent = if network.ttl <= 1 {
+        Err(Reason::ServiceTtl)
+    } else {
+        match Choice::made(arrival, transport.opens()) {
+            Ok(choice) => {
+                let sent = by_name(frame, network, transport, choice.backend);
+                if is_sent(&sent) {
+                    choice.count(arrival.service, bytes);
+                }
+                sent
+            }
+            Err(reason) => Err(reason),
+        }
     };
-    if is_sent(&sent) {
-        let packet = Traffic {
-            packets: 1,
-            bytes,
-            new_flows: u64::from(transport.opens()),
-            in_transition: 0,
-        };
-        count::balanced(arrival.service, arrival.backend, &packet);
-    }
     sent.inspect_err(|reason| count::refused(arrival.service, *reason))
 }
 
 /// Whether a packet is on its way to its backend. What a tail call leads on ends by a reason of its own.
 #[inline(always)]
-const fn is_sent(sent: &Result<Sent, Reason>) -> bool {
+pub const fn is_sent(sent: &Result<Sent, Reason>) -> bool {
     matches!(
         sent,
         Ok(_) | Err(Reason::ServiceToStack | Reason::ServiceRelay)
@@ -160,7 +185,8 @@ fn by_l2(
     transport: &Transport,
     backend: &Backend,
 ) -> Result<Sent, Reason> {
-    let hop = way(frame, backend, &to_link(network, transport, backend))?;
+    let ports = (transport.src_port, transport.dst_port);
+    let hop = way(frame, backend, &Question::to(backend.addr, network, ports))?;
     rewrite::macs(frame, &hop)?;
     Ok(Sent::by(&hop, Reason::ServiceL2))
 }
@@ -178,15 +204,6 @@ fn by_tunnel(
     let hop = way(frame, backend, &through(network, &tunnel))?;
     rewrite::encapsulate(frame, network, &tunnel, &hop)?;
     Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
-}
-
-/// The way to a backend on the link.
-#[inline(always)]
-fn to_link(network: &Network, transport: &Transport, backend: &Backend) -> Question {
-    Question {
-        dst: backend.addr,
-        ..Question::about(network, transport)
-    }
 }
 
 #[inline(always)]
@@ -234,7 +251,7 @@ fn through(network: &Network, tunnel: &Tunnel) -> Question {
 pub fn limit(
     frame: &impl Frame,
     network: &Network,
-    transport: &Transport,
+    flow: &FlowKey,
     choice: &Choice,
 ) -> Result<u32, Reason> {
     let backend = choice.backend;
@@ -246,7 +263,7 @@ pub fn limit(
     };
     let question = match wrap {
         Some(wrap) => through(network, &tunnel(backend, choice.hash, wrap)?),
-        None => to_link(network, transport, backend),
+        None => Question::to(backend.addr, network, (flow.src_port, flow.dst_port)),
     };
     let mtu = match maps::next_hop(backend.next_hop) {
         Some(row) => row.mtu(),
@@ -283,11 +300,7 @@ fn by_name<F: Resize>(
         rewrite::name(frame, network, transport, End::Destination, to, port)?;
         return Err(Reason::ServiceToStack);
     }
-    let question = Question {
-        dst: to,
-        ports: (src_port.wire(), port.wire()),
-        ..Question::about(network, transport)
-    };
+    let question = Question::to(to, network, (src_port, port));
     let hop = way(frame, backend, &question)?;
     remember()?;
     rewrite::name(frame, network, transport, End::Destination, to, port)?;
@@ -356,8 +369,12 @@ pub fn answer<F: Frame>(
     }
 }
 
+/// The way to a backend.
+///
+/// # Errors
+/// Why there is none, or [`Reason::ServiceTooBig`].
 #[inline(always)]
-fn way(frame: &impl Frame, backend: &Backend, question: &Question) -> Result<Hop, Reason> {
+pub fn way(frame: &impl Frame, backend: &Backend, question: &Question) -> Result<Hop, Reason> {
     if let Some(row) = maps::next_hop(backend.next_hop) {
         if u32::from(frame.length_to_fit(question.total)) > row.mtu() {
             return Err(Reason::ServiceTooBig);

@@ -11,6 +11,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use fairlead_common::detour;
 use fairlead_common::reason::{Reason, Verdict};
+use fairlead_common::service::scope;
 use fairlead_ebpf::forward::Sent;
 use fairlead_ebpf::packet::{Frame, Skb, Xdp};
 use fairlead_ebpf::sockaddr::{Address, V4, V6};
@@ -25,6 +26,7 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
     let end = classify::from_uplink(&mut frame);
     match end {
         Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
+        Err(Reason::ServiceUntranslated) => maps::enter(detour::HERE, frame.context()),
         Err(Reason::Wrapped) => maps::enter(detour::ARRIVAL, frame.context()),
         Err(Reason::ServiceRelay) => maps::enter(detour::RELAY, frame.context()),
         Err(Reason::ServiceTooBig | Reason::ServiceNoBackend | Reason::ServiceTtl) => {
@@ -45,6 +47,10 @@ pub fn xdp_arrival(context: XdpContext) -> u32 {
     match end {
         Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
         Err(Reason::ServiceRelay) => maps::enter(detour::RELAY, frame.context()),
+        Err(Reason::ServiceUntranslated) => maps::enter(detour::HERE, frame.context()),
+        Err(Reason::ServiceTooBig | Reason::ServiceTtl) => {
+            maps::enter(detour::ANSWER, frame.context());
+        }
         Ok(_) | Err(_) => {}
     }
     xdp_end(&frame, bytes, end)
@@ -80,6 +86,9 @@ pub fn xdp_odd(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
     let end = odd::take(&mut frame).map_err(|refusal| {
+        if refusal.reason == Reason::ServiceUntranslated {
+            maps::enter(detour::HERE, frame.context());
+        }
         if refusal.is_to_be_told {
             maps::enter(detour::ANSWER, frame.context());
         }
@@ -88,12 +97,31 @@ pub fn xdp_odd(context: XdpContext) -> u32 {
     xdp_end(&frame, bytes, end)
 }
 
-/// Where both turn off for packets that no service takes: tells their senders.
+/// Where all turn off for packets that are not plain, to backends that this node translates for.
+#[xdp]
+#[inline(always)]
+pub fn xdp_here(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = match odd::translate(&mut frame, scope::OUTSIDE) {
+        Ok(sent) => Ok(sent),
+        Err(refusal) if refusal.reason == Reason::Wrapped => classify::foreign(&mut frame),
+        Err(refusal) => {
+            if refusal.is_to_be_told {
+                maps::enter(detour::ANSWER, frame.context());
+            }
+            Err(refusal.reason)
+        }
+    };
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where all turn off for packets that no service takes: tells their senders.
 #[xdp]
 pub fn xdp_answer(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
-    let end = odd::answer(&mut frame);
+    let end = odd::answer(&mut frame, scope::OUTSIDE);
     xdp_end(&frame, bytes, end)
 }
 
@@ -121,8 +149,11 @@ pub fn tc_ingress(context: TcContext) -> i32 {
     let mut frame = Skb::new(context);
     let bytes = frame.bytes();
     let end = classify::from_pod(&mut frame);
-    if let Err(Reason::ServiceRelay) = end {
-        maps::enter_from_pod(detour::POD_RELAY, frame.context());
+    match end {
+        Err(Reason::PodOdd) => maps::enter(detour::POD_ODD, frame.context()),
+        Err(Reason::ServiceTooBig) => maps::enter(detour::POD_ANSWER, frame.context()),
+        Err(Reason::ServiceRelay) => maps::enter(detour::POD_RELAY, frame.context()),
+        Ok(_) | Err(_) => {}
     }
     tc_end(bytes, end)
 }
@@ -134,6 +165,26 @@ pub fn tc_relay(context: TcContext) -> i32 {
     let mut frame = Skb::new(context);
     let bytes = frame.bytes();
     let end = relay::ask(&mut frame);
+    tc_end(bytes, end)
+}
+
+/// Where `tc_ingress` turns off for what pods send that is not plain.
+#[classifier]
+#[inline(always)]
+pub fn tc_odd(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
+    let bytes = frame.bytes();
+    let end = odd::from_pod(&mut frame);
+    tc_end(bytes, end)
+}
+
+/// Where `tc_ingress` turns off for packets of pods that no service takes: tells the pods.
+#[classifier]
+#[inline(always)]
+pub fn tc_answer(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
+    let bytes = frame.bytes();
+    let end = odd::answer(&mut frame, scope::INSIDE);
     tc_end(bytes, end)
 }
 

@@ -19,7 +19,7 @@ use aya_ebpf::maps::{
 use aya_ebpf::programs::SockAddrContext;
 use fairlead_common::addr::{Addr, Port};
 use fairlead_common::answer;
-use fairlead_common::detour::Detour;
+use fairlead_common::detour::{Detour, Hook};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::fragment::{FragmentKey, Ports};
 use fairlead_common::reason::Reason;
@@ -145,15 +145,12 @@ pub fn redirect(ifindex: u32) -> u32 {
 /// Ends this program and begins the detour's; returns when there is none.
 #[inline(always)]
 pub fn enter(detour: Detour, context: &impl EbpfContext) {
+    let rows = match detour.hook {
+        Hook::Xdp => &DETOURS,
+        Hook::Tc => &POD_DETOURS,
+    };
     // SAFETY: the context is the kernel's, and the kernel sees to it that the program is of its kind.
-    unsafe { DETOURS.tail_call(context, detour.row) };
-}
-
-/// As [`enter`], for a pod's packet.
-#[inline(always)]
-pub fn enter_from_pod(detour: Detour, context: &impl EbpfContext) {
-    // SAFETY: as in `enter`.
-    unsafe { POD_DETOURS.tail_call(context, detour.row) };
+    unsafe { rows.tail_call(context, detour.row) };
 }
 
 /// The flags of a service's address ([`served::flags`]); none for any other address.

@@ -131,6 +131,20 @@ pub fn answered(answer: &FlowKey, tcp_flags: u8) -> Option<(Addr, Port)> {
     Some((binding.inside, binding.inside_port))
 }
 
+/// The service of a flow, by its answers: for what speaks of the flow and is none of its packets.
+#[inline(always)]
+pub fn known(answer: &FlowKey) -> Option<(Addr, Port)> {
+    let row = match maps::nat_flow(answer) {
+        Some(row) => row,
+        None => maps::recent_nat_flow(answer)?,
+    };
+    let binding = row.load();
+    if snat::is_expired(&binding, answer.proto, clock::now_s()) {
+        return None;
+    }
+    Some((binding.inside, binding.inside_port))
+}
+
 /// Whether an answer shows that the backend goes on with the flow.
 #[inline(always)]
 const fn is_taken_up(proto: Proto, before: State, tcp_flags: u8) -> bool {

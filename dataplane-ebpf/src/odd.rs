@@ -1,14 +1,17 @@
-//! Packets to the addresses of services that are not plain packets of a service (`xdp_odd`), and what no service
-//! takes (`xdp_answer`): where `xdp_ingress` turns off by a tail call.
+//! Packets of services that are not plain, and what no service takes: where the programs that every packet runs
+//! through turn off by tail calls.
 //!
 //! ```text
-//!   options, extension headers   -> the transport header behind them -> lb
-//!   fragments                    -> the ports of the first one       -> lb
-//!   ICMP errors                  -> the flow that they quote         -> lb
-//!   echo                         -> answered
-//!   neighbour discovery          -> the stack
-//!   too big, no backend, no TTL  -> answered by an ICMP error
-//!   anything else                -> the stack where the address is the host's own, refused or dropped elsewhere
+//!   to a service's address (xdp_odd)
+//!     options, extension headers   -> the transport header behind them -> lb
+//!     fragments                    -> the ports of the first one       -> lb
+//!     ICMP errors                  -> the flow that they quote         -> lb
+//!     echo                         -> answered
+//!     neighbour discovery          -> the stack
+//!     anything else                -> the stack where the address is the host's own, refused or dropped elsewhere
+//!   the same to a backend that this node translates for, and tagged frames (xdp_here)
+//!   from such a backend (tc_odd)   fragments, options, extension headers, ICMP errors -> the client
+//!   too big, no backend, no TTL (xdp_answer) -> answered by an ICMP error
 //! ```
 //!
 //! # Why
@@ -21,18 +24,23 @@ use fairlead_common::addr::Proto;
 use fairlead_common::reason::Reason;
 use fairlead_common::service::scope;
 
-use crate::forward::Sent;
+use crate::forward::{Hop, Sent};
 use crate::packet::{Frame, Resize};
 use crate::parse::chain::{self, Chain, Part};
 use crate::parse::{self, Family, Network, Transport};
 use crate::route::{self, NoWay, Question};
-use crate::{lb, maps};
+use crate::{lb, maps, rewrite};
 
 mod answer;
 mod fragments;
+mod here;
 mod icmp;
+mod pod;
+mod subject;
 
 pub use answer::answer;
+pub use here::translate;
+pub use pod::from_pod;
 
 /// Why a packet goes no further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,4 +127,18 @@ fn unserved(frame: &impl Frame, network: &Network, reason: Reason) -> Reason {
         Err(NoWay::Local) => Reason::Local,
         Ok(_) | Err(NoWay::Refused | NoWay::Unresolved | NoWay::TooBig(_)) => reason,
     }
+}
+
+/// Sends a translated packet on by a device that has no VLANs and no tunnel.
+#[inline(always)]
+fn go(
+    frame: &mut impl Resize,
+    network: &Network,
+    hop: &Hop,
+    reason: Reason,
+) -> Result<Sent, Reason> {
+    rewrite::decrement_ttl_anywhere(frame, network)?;
+    rewrite::lay_bare(frame, network)?;
+    rewrite::macs(frame, hop)?;
+    Ok(Sent::by(hop, reason))
 }

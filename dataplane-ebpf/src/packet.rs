@@ -14,9 +14,11 @@ use fairlead_common::addr::{Addr, Port};
 use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 
+mod anywhere;
 mod tc;
 mod xdp;
 
+pub use anywhere::{half, readdress, sum};
 pub use tc::Skb;
 pub use xdp::Xdp;
 
@@ -37,6 +39,10 @@ pub trait Frame {
     /// The index of the device it came in by (at egress: goes out by).
     fn ifindex(&self) -> u32;
 
+    /// The same place in the frame, of which the verifier knows nothing any more: it does not walk on for each place
+    /// that it could be. Only helpers read and write there.
+    fn anywhere(&self, at: usize) -> usize;
+
     /// The length of an IP packet of `total` bytes that must fit into the way out in one piece; 0 when it
     /// will be cut into segments that fit.
     fn length_to_fit(&self, total: u32) -> u16;
@@ -50,6 +56,12 @@ pub trait Frame {
     /// # Errors
     /// [`Reason::Malformed`] when the frame ends before.
     fn load<const N: usize>(&self, at: usize) -> Result<[u64; N], Reason>;
+
+    /// Writes a word to any place, in the order of memory: a helper writes it, as [`Frame::load`] reads.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`] when the frame is shorter.
+    fn store<T: Word>(&mut self, at: usize, word: T) -> Result<(), Reason>;
 
     /// Writes a byte that is not covered by a checksum of its own header.
     ///
@@ -67,6 +79,18 @@ pub trait Frame {
         Self: Sized,
     {
         rename_directly(self, end)
+    }
+
+    /// As [`Frame::rename`], wherever the headers stand.
+    ///
+    /// # Errors
+    /// As [`Frame::rename`].
+    #[inline(always)]
+    fn rename_anywhere(&mut self, end: &Renaming) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        anywhere::rename(self, end)
     }
 }
 
@@ -180,44 +204,6 @@ pub trait Shorten: Frame {
     /// # Errors
     /// [`Reason::HelperFailed`] when it is shorter already, or too little would be left.
     fn shorten(&mut self, bytes: u32) -> Result<(), Reason>;
-}
-
-/// The one's complement sum of `bytes` of a frame from `at` on, of at least 8 and at most 1280.
-///
-/// # Errors
-/// [`Reason::Malformed`] when the frame ends before.
-#[inline(always)]
-pub fn sum(frame: &impl Frame, mut at: usize, bytes: usize) -> Result<u64, Reason> {
-    const CHUNK: usize = 32;
-    let mut sum = 0;
-    let mut left = bytes;
-    for _ in 0..1280 / CHUNK {
-        if left < CHUNK {
-            break;
-        }
-        let words: [u64; CHUNK / 8] = frame.load(at)?;
-        for word in words {
-            sum += (word & 0xffff_ffff) + (word >> 32);
-        }
-        at += CHUNK;
-        left -= CHUNK;
-    }
-    for _ in 0..CHUNK / 8 {
-        if left < 8 {
-            break;
-        }
-        let [word] = frame.load(at)?;
-        sum += (word & 0xffff_ffff) + (word >> 32);
-        at += 8;
-        left -= 8;
-    }
-    if left != 0 {
-        // The eight bytes that end where the message does, without those that were summed already.
-        let [word] = frame.load(at + left - 8)?;
-        let word = word >> (64 - 8 * left);
-        sum += (word & 0xffff_ffff) + (word >> 32);
-    }
-    Ok(sum)
 }
 
 /// `struct bpf_fib_lookup`, with the unions of the kernel's header as we use them.
@@ -347,7 +333,7 @@ pub mod buffer {
     extern crate std;
     use std::vec::Vec;
 
-    use super::{FibLookup, Frame, Outer, Reason, Resize, Shorten};
+    use super::{FibLookup, Frame, Outer, Reason, Resize, Shorten, Word};
 
     /// The bytes of a frame.
     pub struct Buffer(pub Vec<u8>);
@@ -367,6 +353,9 @@ pub mod buffer {
         fn ifindex(&self) -> u32 {
             1
         }
+        fn anywhere(&self, at: usize) -> usize {
+            at
+        }
         fn length_to_fit(&self, total: u32) -> u16 {
             total as u16
         }
@@ -377,6 +366,13 @@ pub mod buffer {
             let bytes = self.0.get(at..at + N * 8).ok_or(Reason::Malformed)?;
             let (words, _) = bytes.as_chunks::<8>();
             Ok(core::array::from_fn(|i| u64::from_ne_bytes(words[i])))
+        }
+        fn store<T: Word>(&mut self, at: usize, word: T) -> Result<(), Reason> {
+            let place = self.0.get_mut(at..at + size_of::<T>());
+            let place = place.ok_or(Reason::HelperFailed)?.as_mut_ptr();
+            // SAFETY: as many bytes as the word has.
+            unsafe { place.cast::<T>().write_unaligned(word) };
+            Ok(())
         }
         fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
             *self.0.get_mut(at).ok_or(Reason::HelperFailed)? = byte;

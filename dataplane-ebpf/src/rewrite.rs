@@ -14,8 +14,10 @@ use crate::parse::{
 };
 
 mod answer;
+mod anywhere;
 
 pub use answer::{IcmpError, echo_reply, icmp_error};
+pub use anywhere::{decrement_ttl_anywhere, lay_bare, name_anywhere, quoted, traffic_class};
 
 /// The TTL or hop limit of headers of our own: RFC 1700's.
 const OWN_TTL: u8 = 64;
@@ -163,7 +165,7 @@ pub fn encapsulate(
 ) -> Result<(), Reason> {
     let inner = tunnel.proto(network.family);
     let outer = tunnel.family();
-    let tags = vlan_tags(frame, network)?;
+    let tags = vlan_tags(frame, network.at)?;
     let wrap = tunnel.wrap.bytes() as u32;
     match (outer, tunnel.wrap) {
         (Family::V4, Wrap::Plain) => frame.push(Outer::V4)?,
@@ -172,7 +174,7 @@ pub fn encapsulate(
         (Family::V6, Wrap::Gue) => frame.push(Outer::V6Udp)?,
     }
     macs(frame, hop)?;
-    set_vlan_tags(frame, network, tags)?;
+    set_vlan_tags(frame, network.at, tags)?;
     set_ether_type(frame, network.at, outer)?;
     match outer {
         Family::V4 => {
@@ -239,55 +241,26 @@ const fn ipv4_words(src: Addr, dst: Addr, proto: Proto, traffic_class: u8, total
     [first, second, third, src, dst]
 }
 
-/// Takes `outer` and what it wraps the packet in off the frame; what is inside is of this family. VLAN tags stay.
+/// Takes a tunnel's header off, of `bytes` at `at`; what is inside is of this family. VLAN tags stay.
 ///
 /// # Errors
 /// [`Reason::HelperFailed`] when the kernel refuses.
 #[inline(always)]
 pub fn decapsulate(
     frame: &mut impl Resize,
-    outer: &Network,
-    wrap: Wrap,
+    at: usize,
+    bytes: usize,
     inner: Family,
 ) -> Result<(), Reason> {
     let ethernet = view::<ETHERNET_BYTES>(frame, 0)?;
     let (first, second) = (ethernet.get::<u64, 0>(), ethernet.get::<u32, 8>());
-    let tags = vlan_tags(frame, outer)?;
-    let wrap = wrap.bytes() as u32;
-    match outer.family {
-        Family::V4 => frame.pull(IPV4_BYTES as u32 + wrap)?,
-        Family::V6 => frame.pull(IPV6_BYTES as u32 + wrap)?,
-    }
+    let tags = vlan_tags(frame, at)?;
+    frame.pull(bytes as u32)?;
     let mut ethernet = view_mut::<ETHERNET_BYTES>(frame, 0)?;
     ethernet.set::<u64, 0>(first);
     ethernet.set::<u32, 8>(second);
-    set_vlan_tags(frame, outer, tags)?;
-    set_ether_type(frame, outer.at, inner)
-}
-
-/// Sets DSCP and ECN.
-///
-/// # Errors
-/// [`Reason::HelperFailed`] when the frame is too short.
-#[inline(always)]
-pub fn traffic_class(frame: &mut impl Frame, network: &Network, new: u8) -> Result<(), Reason> {
-    match network.family {
-        Family::V4 => {
-            let mut header = view_mut::<IPV4_BYTES>(frame, network.at)?;
-            let old = header.get::<u16, 0>();
-            let word = old & 0x00ff | u16::from(new) << 8;
-            let sum = Delta::NONE.half(old, word).apply(header.get::<u16, 10>());
-            header.set::<u16, 0>(word);
-            header.set::<u16, 10>(sum);
-        }
-        Family::V6 => {
-            let mut header = view_mut::<4>(frame, network.at)?;
-            let word = u32::from_be(header.get::<u32, 0>());
-            let word = word & 0xf00f_ffff | u32::from(new) << 20;
-            header.set::<u32, 0>(word.to_be());
-        }
-    }
-    Ok(())
+    set_vlan_tags(frame, at, tags)?;
+    set_ether_type(frame, at, inner)
 }
 
 /// Which end of a flow is given another name.
@@ -312,10 +285,17 @@ pub fn name(
     addr: Addr,
     port: Port,
 ) -> Result<(), Reason> {
-    let (v4_header, source_at, address_bytes) = match network.family {
-        Family::V4 => (Some(network.at), network.at + 12, 4),
-        Family::V6 => (None, network.at + 8, 16),
-    };
+    frame.rename(&renaming(network, transport, end, addr, port))
+}
+
+#[inline(always)]
+fn renaming(
+    network: &Network,
+    transport: &Transport,
+    end: End,
+    addr: Addr,
+    port: Port,
+) -> Renaming {
     let at = transport.at;
     let (ports, checksum) = match network.proto {
         Proto::TCP => ((at, at + 2), (at + 16, false, true)),
@@ -323,20 +303,16 @@ pub fn name(
         // An echo's identifier stands in one place for both ends.
         _ => ((at + 4, at + 4), (at + 2, false, false)),
     };
-    let (address_at, old, port_at, old_port) = match end {
-        End::Source => (source_at, network.src, ports.0, transport.src_port),
-        End::Destination => (
-            source_at + address_bytes,
-            network.dst,
-            ports.1,
-            transport.dst_port,
-        ),
+    let (port_at, old_port) = match end {
+        End::Source => (ports.0, transport.src_port),
+        End::Destination => (ports.1, transport.dst_port),
     };
+    let address = address(network, end);
     let (checksum_at, optional, covers_addresses) = checksum;
-    frame.rename(&Renaming {
-        v4_header,
-        address_at,
-        addresses: (old, addr),
+    Renaming {
+        v4_header: address.v4_header,
+        address_at: address.at,
+        addresses: (address.held, addr),
         port_at,
         ports: (old_port, port),
         checksum: Checksum {
@@ -344,13 +320,40 @@ pub fn name(
             optional,
             covers_addresses,
         },
-    })
+    }
+}
+
+/// An address of a network header.
+struct AddressAt {
+    /// The header, where its checksum covers the address.
+    v4_header: Option<usize>,
+    /// Where it stands.
+    at: usize,
+    /// What it is.
+    held: Addr,
+}
+
+#[inline(always)]
+fn address(network: &Network, end: End) -> AddressAt {
+    let (v4_header, source_at, bytes) = match network.family {
+        Family::V4 => (Some(network.at), network.at + 12, 4),
+        Family::V6 => (None, network.at + 8, 16),
+    };
+    let (at, held) = match end {
+        End::Source => (source_at, network.src),
+        End::Destination => (source_at + bytes, network.dst),
+    };
+    AddressAt {
+        v4_header,
+        at,
+        held,
+    }
 }
 
 /// The VLAN tags between the MAC addresses and the EtherType.
 #[inline(always)]
-fn vlan_tags(frame: &impl Frame, network: &Network) -> Result<(u32, u32), Reason> {
-    Ok(match network.at - ETHERNET_BYTES {
+fn vlan_tags(frame: &impl Frame, network_at: usize) -> Result<(u32, u32), Reason> {
+    Ok(match network_at - ETHERNET_BYTES {
         0 => (0, 0),
         4 => (view::<16>(frame, 0)?.get::<u32, 12>(), 0),
         _ => {
@@ -363,10 +366,10 @@ fn vlan_tags(frame: &impl Frame, network: &Network) -> Result<(u32, u32), Reason
 #[inline(always)]
 fn set_vlan_tags(
     frame: &mut impl Frame,
-    network: &Network,
+    network_at: usize,
     tags: (u32, u32),
 ) -> Result<(), Reason> {
-    match network.at - ETHERNET_BYTES {
+    match network_at - ETHERNET_BYTES {
         0 => {}
         4 => view_mut::<16>(frame, 0)?.set::<u32, 12>(tags.0),
         _ => {

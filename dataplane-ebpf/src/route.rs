@@ -7,7 +7,7 @@
 //! to the stack, which counts and drops it. Balanced packets are not verified: they are delivered, not
 //! routed, the backend verifies them, and an incremental update keeps a wrong checksum wrong.
 
-use fairlead_common::addr::Addr;
+use fairlead_common::addr::{Addr, Port};
 use fairlead_common::reason::Reason;
 
 use crate::forward::{self, Hop, Sent};
@@ -68,11 +68,18 @@ impl Question {
     /// Asks for the way of a packet as it is.
     #[inline(always)]
     pub const fn about(network: &Network, transport: &Transport) -> Self {
+        let ports = (transport.src_port, transport.dst_port);
+        Self::to(network.dst, network, ports)
+    }
+
+    /// Asks for the way of a packet to another address, with these ports.
+    #[inline(always)]
+    pub const fn to(dst: Addr, network: &Network, ports: (Port, Port)) -> Self {
         Self {
             src: network.src,
-            dst: network.dst,
+            dst,
             l4_protocol: network.proto.0,
-            ports: (transport.src_port.wire(), transport.dst_port.wire()),
+            ports: (ports.0.wire(), ports.1.wire()),
             traffic_class: network.traffic_class,
             flow_info: network.flow_info,
             total: network.total,

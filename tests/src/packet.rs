@@ -25,6 +25,7 @@ enum Layer {
     V4(V4),
     V6(V6),
     Extension { kind: u8, body: Vec<u8> },
+    Next(u8),
     Tcp { ports: (u16, u16), flags: u8 },
     Udp { ports: (u16, u16), checksum: bool },
     Icmp { kind: u8, code: u8, rest: u32 },
@@ -139,6 +140,12 @@ impl Packet {
     pub fn fragment_header(self, id: u32, offset: u16, more: bool) -> Self {
         let field = (offset << 3 | u16::from(more)).to_be_bytes();
         self.extension(44, &[&[0], &field[..], &id.to_be_bytes()].concat())
+    }
+
+    /// Says what follows an extension header, when it is bytes.
+    #[must_use]
+    pub fn next(self, number: u8) -> Self {
+        self.with(Layer::Next(number))
     }
 
     /// Adds a TCP header, of a segment in the middle of a connection.
@@ -334,7 +341,7 @@ fn encode(layers: &[Layer], ends: Option<(IpAddr, IpAddr)>) -> Vec<u8> {
             &encode(rest, None),
         ]
         .concat(),
-        Layer::EtherType(_) => encode(rest, None),
+        Layer::EtherType(_) | Layer::Next(_) => encode(rest, ends),
         Layer::Extension { body, .. } => {
             [&[proto(rest, 58)], &body[..], &encode(rest, ends)].concat()
         }
@@ -390,7 +397,7 @@ fn ether_type(rest: &[Layer]) -> [u8; 2] {
 
 fn proto(rest: &[Layer], icmp: u8) -> u8 {
     match rest.first() {
-        Some(Layer::Extension { kind, .. }) => *kind,
+        Some(Layer::Extension { kind, .. } | Layer::Next(kind)) => *kind,
         // "No next header".
         Some(Layer::Payload(_)) if icmp == 58 => 59,
         Some(Layer::Tcp { .. }) => 6,

@@ -131,8 +131,8 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
         }
         Reason::ServiceUntranslated => {
             asked(node);
-            let packet = eth().ip(FAR, SERVICE).options(&[1, 1, 1, 1]);
-            node.arrives(UP0, &packet.tcp(40000, 80))
+            node.close_detours();
+            node.arrives(UP0, &eth().vlan(10).ip(FAR, SERVICE).tcp(40000, 80))
         }
         Reason::ServiceRelay => {
             node.close_detours();
@@ -183,6 +183,10 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
             node.arrives(UP0, &packet)
         }
         Reason::IpOptions => node.arrives(UP0, &to_pod().options(&[1, 1, 1, 1]).tcp(1, 2)),
+        Reason::PodOdd => {
+            node.close_detours();
+            node.pod_sends(&from_pod().fragment(9, false).udp(1, 2))
+        }
         Reason::Fragment => node.arrives(UP0, &to_pod().fragment(9, false).udp(1, 2)),
         Reason::Malformed => node.arrives(UP0, &to_pod().bad_header_checksum().tcp(1, 2)),
         Reason::Native => node.leaves(&eth().ip(POD_V4, "10.244.2.5").tcp(1, 2)),

@@ -14,7 +14,7 @@
 //!
 //! A table that was made anew is empty: fill it before attaching, so that no packet meets it so.
 //!
-//! Not for filling tables (`apply`), but for `DETOURS`, whose rows are programs; nor for attaching.
+//! Not for filling tables (`apply`), but for those of detours, whose rows are programs; nor for attaching.
 
 use std::fmt;
 use std::fs;
@@ -26,7 +26,7 @@ use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::{CapSet, Capability};
-use fairlead_common::detour::{self, Detour};
+use fairlead_common::detour;
 use fairlead_common::tables::{
     self, DecapAddrs, Declaration, Detours, Kind, Layout, PodDetours, Reasons, Table as _,
 };
@@ -298,9 +298,7 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
 /// # Errors
 /// The object lacks one of them, or the kernel refuses.
 pub fn fill_detours(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let of = |table: &'static str, all: &'static [Detour]| all.iter().map(move |one| (table, one));
-    let rows = of(Detours::NAME, detour::ALL).chain(of(PodDetours::NAME, detour::OF_PODS));
-    for (table, detour) in rows {
+    for detour in detour::ALL {
         let wrong = |source| Error::Program {
             program: detour.program.to_owned(),
             source,
@@ -311,8 +309,12 @@ pub fn fill_detours(ebpf: &mut Ebpf) -> Result<(), Error> {
             .and_then(Program::fd)
             .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
             .map_err(wrong)?;
-        let table = ebpf.map_mut(table).ok_or(MapError::InvalidName {
-            name: table.to_owned(),
+        let name = match detour.hook {
+            detour::Hook::Xdp => Detours::NAME,
+            detour::Hook::Tc => PodDetours::NAME,
+        };
+        let table = ebpf.map_mut(name).ok_or(MapError::InvalidName {
+            name: name.to_owned(),
         });
         table
             .and_then(ProgramArray::try_from)

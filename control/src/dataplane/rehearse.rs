@@ -159,7 +159,7 @@ impl Rehearsal {
                 own: format!("{own:016x}"),
             });
         }
-        for detour in detour::ALL.iter().chain(detour::OF_PODS) {
+        for detour in detour::ALL {
             load(&mut ebpf, detour.program).map_err(|error| refused(error.into()))?;
         }
         fill_detours(&mut ebpf).map_err(|error| refused(error.into()))?;

@@ -11,11 +11,10 @@ use fairlead_common::answer::kind;
 use fairlead_common::reason::Reason;
 use fairlead_common::route::node_flags;
 
-use super::ports;
+use super::subject::{Message, Subject};
 use crate::forward::Sent;
 use crate::packet::{Frame, Resize, Shorten};
-use crate::parse::chain::{self, Part};
-use crate::parse::{self, Family, Network, Transport};
+use crate::parse::{Family, Network};
 use crate::rewrite::{self, IcmpError};
 use crate::{clock, lb, maps, route};
 
@@ -39,18 +38,14 @@ pub(super) const fn is_to_be_told(reason: Reason) -> bool {
 /// (RFC 1122 §3.2.2, RFC 4443 §2.4(e)), or one of a service here. [`Reason::ServiceAnswerLimited`] when too much
 /// was told already.
 #[inline(always)]
-pub fn answer(frame: &mut (impl Resize + Shorten)) -> Result<Sent, Reason> {
-    let outer = parse::network(frame)?;
-    let chain = chain::follow(frame, &outer)?;
-    let network = &Network {
-        proto: chain.proto,
-        ..outer
-    };
+pub fn answer(frame: &mut (impl Resize + Shorten), scope: u8) -> Result<Sent, Reason> {
+    let subject = Subject::find(frame)?;
+    let (network, chain) = (&subject.network, &subject.chain);
     if !matches!(chain.proto, Proto::TCP | Proto::UDP) {
         return Err(Reason::ServiceOther);
     }
-    let transport = ports(frame, network, &chain)?;
-    let (reason, mtu) = match obstacle(frame, network, &transport) {
+    let message = subject.message(frame)?;
+    let (reason, mtu) = match obstacle(frame, &subject, &message, scope) {
         Ok(mtu) => (Reason::ServiceTooBig, mtu),
         Err(reason) => (reason, 0),
     };
@@ -63,7 +58,7 @@ pub fn answer(frame: &mut (impl Resize + Shorten)) -> Result<Sent, Reason> {
     } else {
         return Err(reason);
     };
-    if matches!(chain.part, Part::Later(_))
+    if !chain.has_ports()
         || !route::is_wide(network.src)
         || maps::service_address(network.src).is_some()
     {
@@ -80,7 +75,14 @@ pub fn answer(frame: &mut (impl Resize + Shorten)) -> Result<Sent, Reason> {
     if !maps::may_answer(kind, clock::now_ns()) {
         return Err(Reason::ServiceAnswerLimited);
     }
-    rewrite::icmp_error(frame, network, &error)?;
+    let bare = Network {
+        at: subject.outer_at,
+        ..*network
+    };
+    if subject.is_wrapped {
+        rewrite::decapsulate(frame, bare.at, network.at - bare.at, bare.family)?;
+    }
+    rewrite::icmp_error(frame, &bare, &error)?;
     Ok(Sent {
         reason: told,
         ifindex: frame.ifindex(),
@@ -94,14 +96,24 @@ fn refuses() -> bool {
 
 /// Why no service takes the packet; or the largest that its flow's backend would have got.
 #[inline(always)]
-fn obstacle(frame: &impl Frame, network: &Network, transport: &Transport) -> Result<u32, Reason> {
-    let service = maps::service(&transport.service(network)).ok_or(Reason::ServiceOther)?;
+fn obstacle(
+    frame: &impl Frame,
+    subject: &Subject,
+    message: &Message,
+    scope: u8,
+) -> Result<u32, Reason> {
+    let network = &subject.network;
     if network.ttl <= 1 {
-        return Err(Reason::ServiceTtl);
+        let is_served = subject.is_wrapped || subject.service(message, scope).is_some();
+        return Err(if is_served {
+            Reason::ServiceTtl
+        } else {
+            Reason::ServiceOther
+        });
     }
     // As a packet in the middle of its flow: a SYN was remembered when it was found too big.
-    let choice = lb::choose(service, &transport.flow(network), false)?;
-    lb::limit(frame, network, transport, &choice)
+    let (_, choice) = subject.choose(message, scope)?;
+    lb::limit(frame, network, &message.flow(network), &choice)
 }
 
 /// RFC 1191 §4, RFC 4443 §3.2. From the service: no router on the way may be told apart from it.

@@ -1,5 +1,6 @@
 //! ICMP to the addresses of services.
 
+use fairlead_common::addr::Proto;
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::served;
@@ -7,7 +8,7 @@ use fairlead_common::service::{Service, ServiceKey};
 
 use super::unserved;
 use crate::forward::Sent;
-use crate::packet::Resize;
+use crate::packet::{Frame, Resize};
 use crate::parse::chain::{self, Chain};
 use crate::parse::{Family, Kind, Network, Transport};
 use crate::{lb, maps, rewrite, route};
@@ -27,6 +28,45 @@ mod icmp_type {
     pub const V6_LAST_NEIGHBOUR: u8 = 137;
 }
 
+/// Whether a packet is an ICMP error.
+///
+/// # Errors
+/// [`Reason::Malformed`].
+#[inline(always)]
+pub(super) fn is_error(
+    frame: &impl Frame,
+    network: &Network,
+    chain: &Chain,
+) -> Result<bool, Reason> {
+    let is_icmp = match network.family {
+        Family::V4 => chain.proto == Proto::ICMP,
+        Family::V6 => chain.proto == Proto::ICMPV6,
+    };
+    Ok(is_icmp && is_error_type(network.family, message_type(frame, chain)?))
+}
+
+#[inline(always)]
+fn message_type(frame: &impl Frame, chain: &Chain) -> Result<u8, Reason> {
+    if chain.at + 8 > chain.end {
+        return Err(Reason::Malformed);
+    }
+    let [header] = frame.load(chain.at)?;
+    Ok(header as u8)
+}
+
+#[inline(always)]
+const fn is_error_type(family: Family, number: u8) -> bool {
+    match family {
+        Family::V4 => matches!(
+            number,
+            icmp_type::DESTINATION_UNREACHABLE
+                | icmp_type::TIME_EXCEEDED
+                | icmp_type::PARAMETER_PROBLEM
+        ),
+        Family::V6 => matches!(number, icmp_type::V6_FIRST_ERROR..=icmp_type::V6_LAST_ERROR),
+    }
+}
+
 /// Takes an ICMP message to the address of a service; `plain` says whether nothing stands between its headers.
 ///
 /// # Errors
@@ -38,23 +78,12 @@ pub(super) fn take(
     chain: &Chain,
     plain: Result<(), Reason>,
 ) -> Result<Sent, Reason> {
-    if chain.at + 8 > chain.end {
-        return Err(Reason::Malformed);
-    }
-    let [header] = frame.load(chain.at)?;
-    match (network.family, header as u8) {
+    let number = message_type(frame, chain)?;
+    match (network.family, number) {
         (Family::V4, icmp_type::ECHO_REQUEST) | (Family::V6, icmp_type::V6_ECHO_REQUEST) => {
             echo(frame, network, plain)
         }
-        (
-            Family::V4,
-            icmp_type::DESTINATION_UNREACHABLE
-            | icmp_type::TIME_EXCEEDED
-            | icmp_type::PARAMETER_PROBLEM,
-        )
-        | (Family::V6, icmp_type::V6_FIRST_ERROR..=icmp_type::V6_LAST_ERROR) => {
-            error(frame, network, chain)
-        }
+        (family, number) if is_error_type(family, number) => error(frame, network, chain),
         (Family::V6, icmp_type::V6_FIRST_NEIGHBOUR..=icmp_type::V6_LAST_NEIGHBOUR) => {
             Err(Reason::Local)
         }
@@ -94,7 +123,7 @@ fn error(frame: &mut impl Resize, network: &Network, chain: &Chain) -> Result<Se
         Ok(quoted) => quoted,
         Err(reason) => return Err(unserved(frame, network, reason)),
     };
-    let flow = quoted.reversed();
+    let flow = quoted.flow.reversed();
     let Some(service) = serving(network, &flow) else {
         return Err(unserved(frame, network, Reason::ServiceIcmpForeign));
     };

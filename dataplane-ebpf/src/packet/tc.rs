@@ -10,13 +10,13 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 
-use super::{Checksum, FibLookup, Frame, Outer, Renaming, Resize};
+use super::{Checksum, FibLookup, Frame, Outer, Renaming, Resize, Shorten, Word};
 
 /// Bytes that must be directly readable: Ethernet, IPv6, TCP.
 const HEADERS: usize = 14 + 40 + 20;
@@ -48,7 +48,7 @@ impl Skb {
         Self { context, ifindex }
     }
 
-    /// The kernel's context, for a tail call.
+    /// The kernel's context, for a detour.
     #[inline(always)]
     pub const fn context(&self) -> &TcContext {
         &self.context
@@ -70,7 +70,7 @@ impl Skb {
 
     /// Writes bytes that the helpers know how to write where a checksum is not complete.
     #[inline(always)]
-    fn store<T>(&mut self, at: usize, word: &T, flags: u32) -> Result<(), Reason> {
+    fn write<T>(&mut self, at: usize, word: &T, flags: u32) -> Result<(), Reason> {
         // SAFETY: the helper compares the offset with the buffer's bounds; `word` lives through the call.
         refused(unsafe {
             bpf_skb_store_bytes(
@@ -142,6 +142,13 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn anywhere(&self, at: usize) -> usize {
+        // SAFETY: as in `new`.
+        let again = unsafe { (&raw const (*self.context.skb.skb).ifindex).read_volatile() };
+        at + (again ^ self.ifindex) as usize
+    }
+
+    #[inline(always)]
     fn length_to_fit(&self, total: u32) -> u16 {
         // SAFETY: as in `new`.
         match unsafe { (*self.context.skb.skb).gso_size } {
@@ -180,10 +187,15 @@ impl Frame for Skb {
         }
     }
 
+    /// A checksum that the device computed over the whole packet stays right.
+    #[inline(always)]
+    fn store<T: Word>(&mut self, at: usize, word: T) -> Result<(), Reason> {
+        self.write(at, &word, BPF_F_RECOMPUTE_CSUM)
+    }
+
     #[inline(always)]
     fn store_byte(&mut self, at: usize, byte: u8) -> Result<(), Reason> {
-        // A checksum that the device computed over the whole packet stays right.
-        self.store(at, &byte, BPF_F_RECOMPUTE_CSUM)
+        self.store(at, byte)
     }
 
     /// The helpers know what a driver or a segmenter still has to fill in, which we do not. What a device
@@ -208,15 +220,20 @@ impl Frame for Skb {
                     4,
                 )
             })?;
-            self.store(end.address_at, &change.1, 0)?;
+            self.write(end.address_at, &change.1, 0)?;
         } else {
             let sum = Delta::NONE.halves(old.halves(), new.halves()).sum();
             self.repair(checksum, (0, sum), 0, BPF_F_PSEUDO_HDR)?;
-            self.store(end.address_at, &new, BPF_F_RECOMPUTE_CSUM)?;
+            self.write(end.address_at, &new, BPF_F_RECOMPUTE_CSUM)?;
         }
         let (old, new) = end.ports;
         self.repair(checksum, (old.wire().into(), new.wire().into()), 2, 0)?;
-        self.store(end.port_at, &new, 0)
+        self.write(end.port_at, &new, 0)
+    }
+
+    #[inline(always)]
+    fn rename_anywhere(&mut self, end: &Renaming) -> Result<(), Reason> {
+        self.rename(end)
     }
 }
 
@@ -227,6 +244,15 @@ impl Skb {
         refused(unsafe {
             bpf_skb_adjust_room(self.context.skb.skb, by, BPF_ADJ_ROOM_MAC, flags.into())
         })
+    }
+}
+
+impl Shorten for Skb {
+    /// A frame that would be cut into segments is one frame afterwards.
+    #[inline(always)]
+    fn shorten(&mut self, bytes: u32) -> Result<(), Reason> {
+        // SAFETY: no memory is passed; views of the old bounds cannot outlive `&mut self`.
+        refused(unsafe { bpf_skb_change_tail(self.context.skb.skb, bytes, 0) })
     }
 }
 

@@ -3,12 +3,12 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
+use aya_ebpf::helpers::generated::{bpf_xdp_load_bytes, bpf_xdp_store_bytes};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use fairlead_common::reason::Reason;
 
-use super::{FibLookup, Frame, Outer, Resize, Shorten, view_mut};
+use super::{FibLookup, Frame, Outer, Resize, Shorten, Word, view_mut};
 
 /// The frame of an [`XdpContext`]. All of it is directly readable: we do not ask for multi-buffer frames.
 pub struct Xdp {
@@ -55,6 +55,13 @@ impl Frame for Xdp {
     }
 
     #[inline(always)]
+    fn anywhere(&self, at: usize) -> usize {
+        // SAFETY: the kernel's context; the field is always there.
+        let again = unsafe { (&raw const (*self.context.ctx).ingress_ifindex).read_volatile() };
+        at + (again ^ self.ifindex) as usize
+    }
+
+    #[inline(always)]
     fn length_to_fit(&self, total: u32) -> u16 {
         total as u16
     }
@@ -86,6 +93,22 @@ impl Frame for Xdp {
                 0 => Ok(words.assume_init()),
                 _ => Err(Reason::Malformed),
             }
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Word>(&mut self, at: usize, mut word: T) -> Result<(), Reason> {
+        // SAFETY: the helper compares the place with the frame's end; `word` lives through the call.
+        match unsafe {
+            bpf_xdp_store_bytes(
+                self.context.ctx,
+                at as u32,
+                core::ptr::from_mut(&mut word).cast(),
+                size_of::<T>() as u32,
+            )
+        } {
+            0 => Ok(()),
+            _ => Err(Reason::HelperFailed),
         }
     }
 

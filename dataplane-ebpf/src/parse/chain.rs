@@ -46,6 +46,14 @@ pub struct Chain {
     pub part: Part,
 }
 
+impl Chain {
+    /// Whether this part has the ports and the checksum of the packet.
+    #[inline(always)]
+    pub const fn has_ports(&self) -> bool {
+        !matches!(self.part, Part::Later(_))
+    }
+}
+
 /// Follows the chain of a packet.
 ///
 /// # Errors
@@ -170,18 +178,26 @@ pub fn transport(frame: &impl Frame, chain: &Chain) -> Result<Transport, Reason>
     Ok(transport)
 }
 
-/// Reads the flow of the packet that an ICMP error quotes from `at` to `end`: of TCP or UDP, and at least the
-/// eight bytes after its headers that RFC 792 asks for.
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// Where its network header begins, of the error's own family.
+    pub at: usize,
+    /// Where its transport header begins.
+    pub transport_at: usize,
+    /// Where what is quoted ends.
+    pub end: usize,
+    /// Its flow.
+    pub flow: FlowKey,
+}
+
+/// Reads the packet that an ICMP error quotes from `at` to `end`: of TCP or UDP, and at least the eight bytes
+/// after its headers that RFC 792 asks for.
 ///
 /// # Errors
 /// [`Reason::ServiceIcmpUnreadable`].
 #[inline(always)]
-pub fn quoted(
-    frame: &impl Frame,
-    family: Family,
-    at: usize,
-    end: usize,
-) -> Result<FlowKey, Reason> {
+pub fn quoted(frame: &impl Frame, family: Family, at: usize, end: usize) -> Result<Quoted, Reason> {
     read_quoted(frame, family, at, end).map_err(|_| Reason::ServiceIcmpUnreadable)
 }
 
@@ -191,47 +207,74 @@ fn read_quoted(
     family: Family,
     at: usize,
     end: usize,
-) -> Result<FlowKey, Reason> {
-    let unreadable = Reason::ServiceIcmpUnreadable;
-    let (src, dst, chain) = match family {
-        Family::V4 => {
-            let [first, second, third] = frame.load(at)?;
-            if first as u8 >> 4 != 4 {
-                return Err(unreadable);
-            }
-            (
-                Addr::from_v4_word((second >> 32) as u32),
-                Addr::from_v4_word(third as u32),
-                v4(frame, at, end)?,
-            )
-        }
-        Family::V6 => {
-            let [first, a, b, c, d] = frame.load(at)?;
-            if first as u8 >> 4 != 6 {
-                return Err(unreadable);
-            }
-            let proto = Proto((first >> 48) as u8);
-            (
-                Addr::from_v6_halves([a, b]),
-                Addr::from_v6_halves([c, d]),
-                v6(frame, at + IPV6_BYTES, proto, end)?,
-            )
-        }
-    };
+) -> Result<Quoted, Reason> {
+    let packet = network(frame, family, at)?;
+    let chain = match family {
+        Family::V4 => v4(frame, at, end),
+        Family::V6 => v6(frame, at + IPV6_BYTES, packet.proto, end),
+    }?;
     if !matches!(chain.proto, Proto::TCP | Proto::UDP)
         || matches!(chain.part, Part::Later(_))
         || chain.at + 8 > end
     {
-        return Err(unreadable);
+        return Err(Reason::ServiceIcmpUnreadable);
     }
     let [ports] = frame.load(chain.at)?;
-    Ok(FlowKey::new(
-        src,
-        Port::from_wire(ports as u16),
-        dst,
-        Port::from_wire((ports >> 16) as u16),
-        chain.proto,
-    ))
+    let (from, to) = (ports as u16, (ports >> 16) as u16);
+    let (from, to) = (Port::from_wire(from), Port::from_wire(to));
+    Ok(Quoted {
+        at,
+        transport_at: chain.at,
+        end,
+        flow: FlowKey::new(packet.src, from, packet.dst, to, chain.proto),
+    })
+}
+
+/// Reads the network header of a packet that may stand anywhere in the frame.
+///
+/// # Errors
+/// [`Reason::Malformed`] when it is cut short or of another version.
+#[inline(always)]
+pub fn network(frame: &impl Frame, family: Family, at: usize) -> Result<Network, Reason> {
+    match family {
+        Family::V4 => {
+            let [first, second, third] = frame.load(at)?;
+            if first as u8 >> 4 != 4 {
+                return Err(Reason::Malformed);
+            }
+            Ok(Network {
+                at,
+                family,
+                src: Addr::from_v4_word((second >> 32) as u32),
+                dst: Addr::from_v4_word(third as u32),
+                proto: Proto((second >> 8) as u8),
+                ttl: second as u8,
+                traffic_class: (first >> 8) as u8,
+                flow_info: 0,
+                total: u32::from(u16::from_be((first >> 16) as u16)),
+                whole: Ok(()),
+            })
+        }
+        Family::V6 => {
+            let [first, a, b, c, d] = frame.load(at)?;
+            let word = u32::from_be(first as u32);
+            if word >> 28 != 6 {
+                return Err(Reason::Malformed);
+            }
+            Ok(Network {
+                at,
+                family,
+                src: Addr::from_v6_halves([a, b]),
+                dst: Addr::from_v6_halves([c, d]),
+                proto: Proto((first >> 48) as u8),
+                ttl: (first >> 56) as u8,
+                traffic_class: (word >> 20) as u8,
+                flow_info: (word & 0x0fff_ffff).to_be(),
+                total: u32::from(u16::from_be((first >> 32) as u16)) + IPV6_BYTES as u32,
+                whole: Ok(()),
+            })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -349,7 +392,7 @@ mod tests {
             bytes.truncate(20 + kept);
             let end = bytes.len();
 
-            let flow = quoted(&Buffer(bytes), Family::V4, 0, end);
+            let flow = quoted(&Buffer(bytes), Family::V4, 0, end).map(|quoted| quoted.flow);
 
             let expected = FlowKey::new(
                 Addr::from_v4_word(u32::from_ne_bytes(src)),

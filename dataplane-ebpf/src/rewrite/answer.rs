@@ -69,7 +69,7 @@ pub fn icmp_error(
     let headers = (header_bytes + ICMP_BYTES) as u32;
     let quoted = network.total.min(largest - headers);
     let addresses = turned(frame)?;
-    let tags = vlan_tags(frame, network)?;
+    let tags = vlan_tags(frame, network.at)?;
     frame.shorten(network.at as u32 + quoted)?;
     match network.family {
         // An ICMP header is as long as a UDP header.
@@ -77,7 +77,7 @@ pub fn icmp_error(
         Family::V6 => frame.push(Outer::V6Udp)?,
     }
     set_addresses(frame, addresses)?;
-    set_vlan_tags(frame, network, tags)?;
+    set_vlan_tags(frame, network.at, tags)?;
     set_ether_type(frame, network.at, network.family)?;
     let icmp_bytes = ICMP_BYTES as u32 + quoted;
     let pseudo_header = match network.family {

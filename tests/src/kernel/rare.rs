@@ -1,7 +1,7 @@
 //! The programs for rare packets taken away, and what they may send used up.
 
 use aya::maps::ProgramArray;
-use fairlead_common::detour;
+use fairlead_common::detour::{self, Hook};
 use fairlead_common::tables::{Answers, Detours, PodDetours, Table};
 
 use super::Node;
@@ -16,15 +16,14 @@ impl Node {
 
     /// Empties the tables of programs for rare packets.
     pub fn close_detours(&mut self) {
-        for (table, detours) in [
-            (Detours::NAME, detour::ALL),
-            (PodDetours::NAME, detour::OF_PODS),
-        ] {
-            let rows = self.ebpf.map_mut(table).expect(table);
-            let mut rows: ProgramArray<_> = rows.try_into().expect(table);
-            for detour in detours {
-                rows.clear_index(&detour.row).expect(detour.program);
-            }
+        for detour in detour::ALL {
+            let name = match detour.hook {
+                Hook::Xdp => Detours::NAME,
+                Hook::Tc => PodDetours::NAME,
+            };
+            let rows = self.ebpf.map_mut(name).expect(name);
+            let mut rows: ProgramArray<_> = rows.try_into().expect(name);
+            rows.clear_index(&detour.row).expect(detour.program);
         }
     }
 }
