@@ -50,8 +50,9 @@ use crate::dataplane::load;
 use crate::dataplane::observe::{self, Translations};
 use crate::dataplane::pins::Pins;
 use crate::desired::drain::Drain;
-use crate::desired::{Condition, Desired};
+use crate::desired::{Condition, Desired, announce, merge};
 use crate::health::Prober;
+use crate::host::reach::Enquirer;
 use crate::host::{Netlink, links, namespace, sysctl, ways};
 use crate::plan::{Actual, Memory};
 use crate::source::Source;
@@ -73,7 +74,7 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 const DEFERRAL: Duration = Duration::from_secs(30);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long changes are collected before a round, so that a burst makes one.
+/// How long changes are collected before a round that follows another one, so that a burst makes two.
 const GATHER: Duration = Duration::from_millis(2);
 /// How often translations that have ended are cleared away, and how many are looked at each time.
 const CLEAR_EVERY: Duration = Duration::from_secs(1);
@@ -97,7 +98,10 @@ struct Agent {
     prober: Prober,
     drains: DrainBook,
     resources: Resources,
+    merged: merge::Memory,
+    offered: announce::Memory,
     desired: Arc<Desired>,
+    enquirer: Enquirer,
     paths: Paths,
     memory: Memory,
     /// What the tables hold; unknown at the start and after a step that failed.
@@ -170,7 +174,10 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
         drains: DrainBook::open(&document.state_dir),
         resources: Resources::default(),
+        merged: merge::Memory::default(),
+        offered: announce::Memory::default(),
         desired: Arc::default(),
+        enquirer: Enquirer::open()?,
         paths: Paths::default(),
         memory: Memory::default(),
         actual: None,
@@ -207,6 +214,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
 
     // A moment, not a time to wait: the loop turns for other reasons meanwhile.
     let mut next_look = moment_after(agent.round().await);
+    let mut round_ended = now();
     tell_service_manager(&agent.node_name);
     // Who gave an order is answered once a round has carried it out.
     let mut answers: Vec<(oneshot::Sender<Result<DrainOutcome>>, Result<DrainOutcome>)> =
@@ -228,7 +236,10 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
             }
             _ = learnt_changes.recv() => true,
             _ = verdict_changes.recv() => true,
-            () = tokio::time::sleep_until(next_look.into()) => true,
+            () = tokio::time::sleep_until(next_look.into()) => {
+                agent.paths.take_turn();
+                true
+            }
             _ = clear.tick() => {
                 agent.clear_translations();
                 ping_watchdog();
@@ -250,7 +261,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
             _ = interrupt.recv() => break withdraw_on_exit.then_some(FAREWELL),
         };
         if is_round_due {
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep_until((round_ended + GATHER).into()).await;
             // The round looks at everything: what was heard until now is in it.
             while links.next().now_or_never().flatten().is_some() {
                 agent.paths.doubt();
@@ -259,6 +270,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
                 agent.paths.doubt();
             }
             next_look = moment_after(agent.round().await);
+            round_ended = now();
             for (answer, outcome) in answers.drain(..) {
                 // Who asked may have gone.
                 let _ = answer.send(outcome);

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use fairlead_bgp::{BfdConfig, LargeCommunity, Password};
 use fairlead_common::addr::Proto;
+use imbl::OrdMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,7 @@ pub struct Desired {
     /// This node.
     pub node: NodeState,
     /// Services by where clients reach them; one that did not change is the same value as before.
-    pub services: BTreeMap<Frontend, Arc<Service>>,
+    pub services: OrdMap<Frontend, Arc<Service>>,
     /// What load balancers in front of the cluster ask this node, by TCP port.
     pub health_checks: BTreeMap<u16, HealthCheck>,
     /// How pods leave the cluster; `None`: untranslated.
@@ -38,20 +39,6 @@ pub struct Desired {
     pub routers: BTreeMap<String, VirtualRouter>,
     /// What was wrong with the sources' objects, or in conflict between them.
     pub conditions: Vec<Condition>,
-}
-
-impl Desired {
-    /// Makes services that are what they were before the same values, by which plans know that nothing has
-    /// changed.
-    pub fn keep(&mut self, before: &Self) {
-        for (frontend, service) in &mut self.services {
-            if let Some(known) = before.services.get(frontend)
-                && known == service
-            {
-                service.clone_from(known);
-            }
-        }
-    }
 }
 
 /// This node, as its `Node` object and configuration say.

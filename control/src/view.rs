@@ -33,7 +33,7 @@ use crate::bgp_io::{BgpHandle, Md5Drops};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::table::Pinned;
 use crate::dataplane::{apply, observe};
-use crate::desired::announce::Announcement;
+use crate::desired::announce::Prefixes;
 use crate::desired::drain::Drains;
 use crate::desired::readiness::Verdicts;
 use crate::desired::{Condition, Desired, Frontend};
@@ -52,7 +52,7 @@ pub struct State {
     /// Programs on devices.
     pub attachments: Vec<types::Attachment>,
     /// What is announced by each virtual router, and what is withheld and why.
-    pub announcements: BTreeMap<String, BTreeMap<IpNetwork, Announcement>>,
+    pub announcements: BTreeMap<String, Prefixes>,
     /// Learnt routes and what became of them.
     pub routes: Vec<types::Route>,
     /// Pods of this node.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fairlead_control::host::links::{Change, Watch};
-use fairlead_control::host::reach::Reach;
+use fairlead_control::host::reach::{Enquirer, Reach};
 use fairlead_control::host::sysctl;
 use fairlead_control::plan::routes::{NextHop, RouteStep, Routes};
 use fairlead_tests::netlink::on;
@@ -137,7 +137,7 @@ fn an_address_is_reached_on_the_link_by_a_router_or_not_at_all() {
 
     on(&node, async |netlink| {
         let device = netlink.link("eth0").await.unwrap().unwrap().index;
-        for (addr, reach) in [
+        let expected = [
             ("10.9.0.7", Reach::OnLink { device, mtu: None }),
             ("fd09::7", Reach::OnLink { device, mtu: None }),
             (
@@ -169,8 +169,14 @@ fn an_address_is_reached_on_the_link_by_a_router_or_not_at_all() {
             ("10.30.0.1", Reach::Unreachable),
             ("192.0.2.1", Reach::Unreachable),
             ("2001:db8::1", Reach::Unreachable),
-        ] {
-            assert_eq!(netlink.reach(ip(addr)).await.unwrap(), reach, "{addr}");
+        ];
+        // More than fit in one bundle.
+        let questions: Vec<_> = expected.iter().map(|(addr, _)| ip(addr)).collect();
+        let questions = questions.repeat(30);
+        let answers = Enquirer::open().unwrap().ask(&questions).unwrap();
+        assert_eq!(answers.len(), questions.len());
+        for (answer, (addr, reach)) in answers.iter().zip(expected.iter().cycle()) {
+            assert_eq!(answer, reach, "{addr}");
         }
     });
 }
@@ -259,10 +265,8 @@ fn learnt_routes_are_written_replaced_removed_and_flushed_and_others_stay() {
         );
         assert!(learnt.values().flatten().all(|hop| hop.dev.is_some()));
         // The host's own route for the same prefix wins.
-        assert!(matches!(
-            netlink.reach(ip("10.20.1.1")).await.unwrap(),
-            Reach::Routed { via, .. } if via == ip("10.9.0.2")
-        ));
+        let answers = Enquirer::open().unwrap().ask(&[ip("10.20.1.1")]).unwrap();
+        assert!(matches!(answers[..], [Reach::Routed { via, .. }] if via == ip("10.9.0.2")));
 
         for (prefix, via) in [("10.21.0.0/16", "10.9.0.4"), ("fd21::/48", "fd09::4")] {
             let step = RouteStep::Replace(prefix.parse().unwrap(), hops(&[via]));

@@ -21,6 +21,8 @@ pub struct Arguments {
 enum Name {
     /// What a balanced packet costs, beside programs that do less
     Lb,
+    /// How long services take from objects into the kernel, and off the wire
+    Plan,
     /// What a socket pays to reach a service, beside rules that translate
     Sock,
 }
@@ -38,8 +40,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let target = workspace::target()?;
     match arguments.name {
         Name::Lb => lb(&target),
+        Name::Plan => plan(&target),
         Name::Sock => sock(&target),
     }
+}
+
+/// The agent is measured as it is delivered.
+fn plan(target: &Path) -> Result<()> {
+    let mut build = workspace::cargo();
+    build.args(["build", "--quiet", "--release"]);
+    build.args(["--package", "fairlead-control", "--bin", "fairlead"]);
+    build.args(["--package", "fairlead-tests", "--bin", "bench_plan"]);
+    workspace::run(&mut build, "building the benchmark")?;
+    let mut bench = Command::new(target.join("release/bench_plan"));
+    bench.arg(target.join("bench/plan.json"));
+    workspace::run(&mut bench, "measuring")
 }
 
 fn sock(target: &Path) -> Result<()> {

@@ -66,6 +66,7 @@ const SUITES: [Suite; 5] = [
         choice: Choice::Kernel,
         files: &[
             "lb",
+            "lb_here",
             "lb_nat",
             "lb_relay",
             "lb_terms",
@@ -82,6 +83,7 @@ const SUITES: [Suite; 5] = [
             "registry",
             "budget",
             "consistency",
+            "scale",
         ],
         needs_root: true,
         threads: None,

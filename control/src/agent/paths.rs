@@ -1,8 +1,8 @@
 //! How packets get to backends: what the kernel answered, kept until it may answer otherwise.
 //!
-//! An answer costs the kernel and us thirty microseconds, so a hundred thousand backends are not asked for in
-//! every round: an address is asked for when it is new, when routes or links may have changed, and in its turn
-//! among a few at every look, because netlink may lose a message.
+//! A hundred thousand backends are not asked for in every round: an address is asked for when it is new, when routes
+//! or links may have changed, and in its turn among some when nothing else has happened for a while, because
+//! netlink may lose a message.
 //!
 //! Not for what the answers mean: that is `plan`'s.
 
@@ -12,11 +12,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::desired::{Condition, Desired};
 use crate::host::Netlink;
 use crate::host::links::Link;
-use crate::host::reach::Reach;
+use crate::host::neighbours::Next;
+use crate::host::reach::{Enquirer, Reach};
 use crate::plan;
 
 /// How many addresses are asked for in their turn at a look.
@@ -32,8 +34,12 @@ pub(super) struct Paths {
     desired: Arc<Desired>,
     /// Routes or links may have changed: every answer may be another one.
     is_stale: bool,
-    /// The kernel keeps the neighbours on these ways resolved, as far as we know.
-    are_kept: bool,
+    /// The neighbours that the kernel keeps resolved, as far as we know.
+    kept: Option<BTreeSet<Next>>,
+    /// Some addresses have their turn.
+    has_turn: bool,
+    /// Backends left: some addresses may be nobody's.
+    has_leavers: bool,
     /// The address whose turn it was last.
     turn: Option<IpAddr>,
 }
@@ -44,24 +50,44 @@ impl Paths {
         self.is_stale = true;
     }
 
+    /// Nothing has happened for a while: some addresses have their turn.
+    pub(super) const fn take_turn(&mut self) {
+        self.has_turn = true;
+    }
+
     /// Asks for what is new or in doubt; keeps the neighbours on these ways resolved.
     pub(super) async fn follow(
         &mut self,
+        enquirer: &mut Enquirer,
         netlink: &Netlink,
         desired: &Arc<Desired>,
         links: &BTreeMap<String, Link>,
         conditions: &mut Vec<Condition>,
     ) {
         let before = self.ways.clone();
-        // A link that went down and came back has lost its neighbours, though every answer is as before.
-        self.are_kept &= !self.is_stale;
-        for address in self.questions(desired) {
-            self.ask(netlink, address, links, conditions).await;
+        if self.is_stale {
+            // A link that went down and came back has lost its neighbours, though every answer is as before.
+            self.kept = None;
         }
-        if !self.are_kept || !self.ways.ptr_eq(&before) {
+        let questions: Vec<IpAddr> = self.questions(desired).into_iter().collect();
+        match enquirer.ask(&questions) {
+            Ok(answers) => {
+                let mtus = links.values().map(|link| (link.index, link.mtu)).collect();
+                for (address, answer) in questions.into_iter().zip(answers) {
+                    self.learn(address, answer, &mtus);
+                }
+            }
+            Err(error) => {
+                conditions.push(super::round::trouble("host", "RouteUnknown", &error));
+                // What was known goes on; everything is asked for again.
+                self.is_stale = true;
+            }
+        }
+        if !self.is_kept(&before) {
             let neighbours = self.ways.values().map(|way| (way.device, way.neighbour));
-            let kept = netlink.keep_neighbours(&neighbours.collect()).await;
-            self.are_kept = kept.is_ok();
+            let neighbours: BTreeSet<Next> = neighbours.collect();
+            let kept = netlink.keep_neighbours(&neighbours).await;
+            self.kept = kept.is_ok().then_some(neighbours);
             if let Err(error) = kept {
                 conditions.push(super::round::trouble("host", "NeighbourRefused", &error));
             }
@@ -75,7 +101,9 @@ impl Paths {
                     .collect();
                 if known != self.macs || !self.ways.ptr_eq(&before) {
                     // One that has gone may have been ours to keep.
-                    self.are_kept &= self.macs.keys().all(|one| known.contains_key(one));
+                    if self.macs.keys().any(|one| !known.contains_key(one)) {
+                        self.kept = None;
+                    }
                     self.macs = known;
                     self.resolve();
                 }
@@ -93,75 +121,94 @@ impl Paths {
         }
     }
 
+    /// Whether the neighbours on the ways that are others than before are kept.
+    fn is_kept(&self, before: &OrdMap<IpAddr, plan::Way>) -> bool {
+        let Some(kept) = &self.kept else {
+            return false;
+        };
+        before.diff(&self.ways).all(|change| match change {
+            DiffItem::Add(_, way) | DiffItem::Update { new: (_, way), .. } => {
+                kept.contains(&(way.device, way.neighbour))
+            }
+            DiffItem::Remove(..) => false,
+        })
+    }
+
     /// The addresses to ask for.
     fn questions(&mut self, desired: &Arc<Desired>) -> BTreeSet<IpAddr> {
         let before = std::mem::replace(&mut self.desired, Arc::clone(desired));
-        let addresses = |is_asked: &dyn Fn(&crate::desired::Frontend) -> bool| -> BTreeSet<IpAddr> {
-            let services = desired.services.iter().filter(|(of, _)| is_asked(of));
-            services
-                .flat_map(|(_, service)| service.backends.keys().map(|at| at.addr))
-                .collect()
-        };
-        if std::mem::take(&mut self.is_stale) {
-            let all = addresses(&|_| true);
-            let gone: Vec<_> = self
-                .reach
-                .keys()
-                .filter(|addr| !all.contains(addr))
-                .copied()
-                .collect();
-            for address in gone {
-                self.reach.remove(&address);
-                self.ways.remove(&address);
+        let has_turn = std::mem::take(&mut self.has_turn);
+        let is_stale = std::mem::take(&mut self.is_stale);
+        let mut asked = BTreeSet::new();
+        for change in before.services.diff(&desired.services) {
+            match change {
+                DiffItem::Add(_, service) => {
+                    asked.extend(service.backends.keys().map(|at| at.addr));
+                }
+                DiffItem::Update {
+                    new: (_, service), ..
+                } => {
+                    asked.extend(service.backends.keys().map(|at| at.addr));
+                    self.has_leavers = true;
+                }
+                DiffItem::Remove(..) => self.has_leavers = true,
             }
-            return all;
         }
-        let is_changed = |of: &crate::desired::Frontend| {
-            let known = before.services.get(of);
-            !known.is_some_and(|known| Arc::ptr_eq(known, &desired.services[of]))
-        };
-        let mut asked = addresses(&is_changed);
+        if is_stale || (has_turn && self.has_leavers) {
+            let services = desired.services.values();
+            let all: BTreeSet<IpAddr> = services
+                .flat_map(|service| service.backends.keys().map(|at| at.addr))
+                .collect();
+            self.forget_all_but(&all);
+            if is_stale {
+                return all;
+            }
+        }
         asked.retain(|address| !self.reach.contains_key(address));
-        let from = self.turn.map_or(Bound::Unbounded, Bound::Excluded);
-        let in_turn: Vec<_> = self
-            .reach
-            .range((from, Bound::Unbounded))
-            .take(IN_TURN)
-            .collect();
-        // At the end it begins anew.
-        self.turn = in_turn.get(IN_TURN - 1).map(|(address, _)| **address);
-        asked.extend(in_turn.into_iter().map(|(address, _)| *address));
+        if has_turn {
+            asked.extend(self.in_turn());
+        }
         asked
     }
 
-    async fn ask(
-        &mut self,
-        netlink: &Netlink,
-        address: IpAddr,
-        links: &BTreeMap<String, Link>,
-        conditions: &mut Vec<Condition>,
-    ) {
-        let answer = match netlink.reach(address).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                conditions.push(super::round::trouble("host", "RouteUnknown", &error));
-                self.reach.remove(&address);
-                self.ways.remove(&address);
-                // Without an answer it has no turn: everything is asked for again.
-                self.is_stale = true;
-                return;
-            }
-        };
-        let way = answer.neighbour(address).map(|(device, neighbour)| {
-            let link = links.values().find(|link| link.index == device);
-            let mtu = link.map(|link| link.mtu);
-            plan::Way {
+    fn forget_all_but(&mut self, wanted: &BTreeSet<IpAddr>) {
+        self.has_leavers = false;
+        let known = self.reach.keys();
+        let gone: Vec<_> = known
+            .filter(|addr| !wanted.contains(addr))
+            .copied()
+            .collect();
+        for address in gone {
+            self.reach.remove(&address);
+            self.ways.remove(&address);
+        }
+    }
+
+    /// The addresses whose turn it is.
+    fn in_turn(&mut self) -> Vec<IpAddr> {
+        let from = self.turn.map_or(Bound::Unbounded, Bound::Excluded);
+        let addresses = self.reach.range((from, Bound::Unbounded));
+        let addresses: Vec<_> = addresses.map(|(addr, _)| *addr).take(IN_TURN).collect();
+        // At the end it begins anew.
+        self.turn = addresses.get(IN_TURN - 1).copied();
+        addresses
+    }
+
+    /// Takes an answer; `mtus` are those of the links, by their index.
+    fn learn(&mut self, address: IpAddr, answer: Reach, mtus: &BTreeMap<u32, u32>) {
+        let way = answer
+            .neighbour(address)
+            .map(|(device, neighbour)| plan::Way {
                 device,
                 neighbour,
-                mtu: answer.mtu().into_iter().chain(mtu).min().unwrap_or(0),
+                mtu: answer
+                    .mtu()
+                    .into_iter()
+                    .chain(mtus.get(&device).copied())
+                    .min()
+                    .unwrap_or(0),
                 mac: self.macs.get(&(device, neighbour)).copied(),
-            }
-        });
+            });
         let reach = match answer {
             Reach::OnLink { .. } => plan::Reach::OnLink,
             Reach::Routed { .. } => plan::Reach::Routed,
@@ -253,15 +300,30 @@ mod tests {
         let desired = desired(1500);
         let mut paths = Paths::default();
         assert_eq!(look(&mut paths, &desired).len(), 1500);
+        assert_eq!(look(&mut paths, &desired).len(), 0, "known");
 
         let mut asked = BTreeSet::new();
         for _ in 0..3 {
+            paths.take_turn();
             let some = look(&mut paths, &desired);
             assert!(some.len() <= IN_TURN);
             asked.extend(some);
         }
 
         assert_eq!(asked.len(), 1500);
+    }
+
+    #[test]
+    fn what_nobody_wants_is_forgotten_in_a_turn() {
+        let mut paths = Paths::default();
+        look(&mut paths, &desired(1500));
+        look(&mut paths, &desired(1400));
+        assert_eq!(paths.reach.len(), 1500);
+
+        paths.take_turn();
+        look(&mut paths, &desired(1400));
+
+        assert_eq!(paths.reach.len(), 1400);
     }
 
     #[test]
@@ -274,6 +336,6 @@ mod tests {
 
         assert_eq!(look(&mut paths, &fewer).len(), 1400);
         assert_eq!(paths.reach.len(), 1400);
-        assert!(look(&mut paths, &fewer).len() <= IN_TURN, "once");
+        assert_eq!(look(&mut paths, &fewer).len(), 0, "once");
     }
 }

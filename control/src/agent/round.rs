@@ -16,8 +16,8 @@ use super::{Agent, DEFERRAL, LOOK_ANYWAY, RETRY, now};
 use crate::api::types;
 use crate::dataplane::affinity;
 use crate::dataplane::apply::{self, Outcome};
-use crate::desired::announce::{Programmed, aggregates, announcements};
-use crate::desired::merge::merge;
+use crate::desired::announce::{Programmed, aggregates, announcements_since};
+use crate::desired::merge::merge_since;
 use crate::desired::readiness::{self, Verdicts};
 use crate::desired::{BackendAddr, Condition, Desired, Frontend};
 use crate::host::links::Link;
@@ -47,12 +47,16 @@ impl Agent {
                 return RETRY;
             }
         };
-        let mut desired = merge(&self.resources, &self.document, &self.node_name);
+        let mut desired = merge_since(
+            &mut self.merged,
+            &self.resources,
+            &self.document,
+            &self.node_name,
+        );
         let mut conditions = desired.conditions.clone();
         let verdicts = self
             .judge(&mut desired, began - self.started, &mut conditions)
             .await;
-        desired.keep(&self.desired);
         let desired = Arc::new(desired);
         self.desired = Arc::clone(&desired);
         conditions.extend(self.exporter.follow().await);
@@ -83,7 +87,7 @@ impl Agent {
             services: tables.programmed,
             attached: found.uplink_attached,
         };
-        let announcements = announcements(&desired, &programmed);
+        let announcements = announcements_since(&mut self.offered, &desired, &programmed);
         // Before they are announced: what comes for them then finds its end.
         let wholes = announcements.values().flat_map(aggregates).collect();
         if let Err(error) = self.netlink.keep_blackholes(&wholes).await {
@@ -138,15 +142,13 @@ impl Agent {
         };
         let mut presumed: BTreeMap<_, bool> =
             targets.into_iter().map(|target| (target, false)).collect();
-        for service in desired.services.values() {
-            for (at, check) in service
-                .backends
-                .keys()
-                .zip(std::iter::repeat(&service.check))
-            {
-                if let (Some(check), true) = (check, in_use.contains(at)) {
-                    presumed.insert(check.target(at), true);
-                }
+        if !in_use.is_empty() {
+            for service in desired.services.values() {
+                let Some(check) = &service.check else {
+                    continue;
+                };
+                let used = service.backends.keys().filter(|at| in_use.contains(at));
+                presumed.extend(used.map(|at| (check.target(at), true)));
             }
         }
         self.prober.check(presumed).await;
@@ -155,7 +157,7 @@ impl Agent {
         }
         conditions.extend(self.drains.condition());
         let verdicts = self.prober.verdicts();
-        readiness::judge(desired, &verdicts, self.drains.drains());
+        readiness::judge(desired, &verdicts, self.drains.drains(), &self.desired);
         verdicts
     }
 
@@ -210,7 +212,13 @@ impl Agent {
         conditions: &mut Vec<Condition>,
     ) -> Tables {
         self.paths
-            .follow(&self.netlink, desired, links, conditions)
+            .follow(
+                &mut self.enquirer,
+                &self.netlink,
+                desired,
+                links,
+                conditions,
+            )
             .await;
         let configured = self
             .document

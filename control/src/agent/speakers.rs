@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::bgp_io::bfd::Bfd;
 use crate::bgp_io::{self, BgpHandle, LearntRoutes, Stopped};
 use crate::config::document::{Bgp, Import};
-use crate::desired::announce::Announcement;
+use crate::desired::announce::{Announcement, Prefixes};
 use crate::desired::{self, Condition, Desired, NodeState, PathAttributes, VirtualRouter};
 use crate::telemetry::cause;
 
@@ -49,6 +49,8 @@ struct Running {
     listen: Option<u16>,
     peers: Vec<PeerConfig>,
     told: Option<Announcements>,
+    /// What that was made from.
+    prefixes: Prefixes,
     /// What announcements carry towards each peer.
     export: BTreeMap<IpAddr, Vec<ExportRule>>,
     handle: BgpHandle,
@@ -196,6 +198,7 @@ impl Speakers {
             listen,
             peers: Vec::new(),
             told: None,
+            prefixes: Prefixes::new(),
             export: BTreeMap::new(),
             handle,
             complete,
@@ -245,12 +248,14 @@ impl Speakers {
     }
 
     /// Tells the peers what is announced.
-    pub async fn announce(&mut self, all: &BTreeMap<String, BTreeMap<IpNetwork, Announcement>>) {
+    pub async fn announce(&mut self, all: &BTreeMap<String, Prefixes>) {
         for (instance, running) in &mut self.running {
+            let all = all.get(instance).cloned().unwrap_or_default();
+            if running.told.is_some() && running.prefixes.ptr_eq(&all) {
+                continue;
+            }
             let announced: BTreeMap<_, _> = all
-                .get(instance)
-                .into_iter()
-                .flatten()
+                .iter()
                 .filter(|(_, announcement)| announcement.state.is_announced())
                 .collect();
             // Before the announcements, so that none is told without its attributes.
@@ -270,6 +275,7 @@ impl Speakers {
                 })
                 .collect();
             if running.told.as_ref() == Some(&told) {
+                running.prefixes = all;
                 continue;
             }
             let before = running.told.take().unwrap_or_default();
@@ -282,6 +288,7 @@ impl Speakers {
             // A speaker that has stopped is missed where it is asked.
             if running.handle.set_announcements(told.clone()).await.is_ok() {
                 running.told = Some(told);
+                running.prefixes = all;
             }
         }
     }

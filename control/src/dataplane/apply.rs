@@ -14,10 +14,10 @@
 use std::collections::BTreeSet;
 
 use fairlead_common::route::{DEVICE_MASK, Device};
-use fairlead_common::service::{self, Backend, NextHop, ServiceKey, Slot};
+use fairlead_common::service::{self, Backend, Counter, NextHop, ServiceKey, Slot};
 use fairlead_common::tables::{
     Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NextHops, NodeTable, ServiceDrops,
-    ServiceStats, Services, Serving, SieveTable, SourceRanges, TxPorts,
+    ServiceStats, Services, Serving, SieveTable, SourceRanges, Table, TxPorts,
 };
 
 use super::mapped::Access;
@@ -120,11 +120,10 @@ impl KernelStore {
         services: &BTreeSet<u32>,
         backends: &BTreeSet<u32>,
     ) -> Result<(), Error> {
-        for id in services {
-            self.service_stats.remove(id)?;
-        }
-        for id in backends {
-            self.backend_stats.remove(id)?;
+        clear(&mut self.service_stats, services)?;
+        clear(&mut self.backend_stats, backends)?;
+        if services.is_empty() {
+            return Ok(());
         }
         for (of, _) in self.service_drops.counts()? {
             if services.contains(&of.service) {
@@ -155,6 +154,27 @@ impl KernelStore {
         }
         Ok(())
     }
+}
+
+/// Sets counters to zero; of many, those that have counted something.
+fn clear<T>(table: &mut Pinned<T>, ids: &BTreeSet<u32>) -> Result<(), table::Error>
+where
+    T: Table<Key = u32, Value: Counter>,
+{
+    // A batch reads four thousand rows in the time of a few dozen writes.
+    const MANY: usize = 1000;
+    if ids.len() < MANY {
+        for id in ids {
+            table.remove(id)?;
+        }
+        return Ok(());
+    }
+    for (id, _) in table.counts()? {
+        if ids.contains(&id) {
+            table.remove(&id)?;
+        }
+    }
+    Ok(())
 }
 
 impl Store for KernelStore {

@@ -4,11 +4,13 @@
 //! ring is in the kernel, the program attached, and a backend ready. Not here: how it is told
 //! (`fairlead-bgp`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use ipnetwork::IpNetwork;
 
 use super::{
@@ -98,95 +100,245 @@ impl fmt::Display for State {
     }
 }
 
+/// Every prefix that a virtual router could announce.
+pub type Prefixes = OrdMap<IpNetwork, Announcement>;
+
 /// Every prefix that each virtual router could announce.
-pub fn announcements(
+pub fn announcements(desired: &Desired, programmed: &Programmed) -> BTreeMap<String, Prefixes> {
+    announcements_since(&mut Memory::default(), desired, programmed)
+}
+
+/// What was offered last, by which the next time looks at what has changed. It may be lost.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// All but the services.
+    around: Desired,
+    is_attached: bool,
+    services: OrdMap<Frontend, Arc<Service>>,
+    programmed: OrdMap<Frontend, u32>,
+    routers: BTreeMap<String, Offers>,
+}
+
+/// What is offered to the peers of a virtual router.
+#[derive(Debug, Default)]
+struct Offers {
+    by_prefix: BTreeMap<IpNetwork, Vec<(Offeror, Announcement)>>,
+    /// The prefixes that each service's frontend offers.
+    of_services: BTreeMap<Frontend, Vec<IpNetwork>>,
+    joined: Prefixes,
+}
+
+/// Who offers a prefix; of several the first counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Offeror {
+    Pods,
+    Service(Frontend),
+    Egress,
+}
+
+/// The same as [`announcements`], at the cost of what has changed since `memory` was used last.
+pub fn announcements_since(
+    memory: &mut Memory,
     desired: &Desired,
     programmed: &Programmed,
-) -> BTreeMap<String, BTreeMap<IpNetwork, Announcement>> {
-    desired
-        .routers
-        .iter()
-        .map(|(name, router)| (name.clone(), of_router(router, desired, programmed)))
+) -> BTreeMap<String, Prefixes> {
+    let around = Desired {
+        services: OrdMap::new(),
+        conditions: Vec::new(),
+        ..desired.clone()
+    };
+    if memory.around != around || memory.is_attached != programmed.attached {
+        let routers = desired.routers.iter();
+        *memory = Memory {
+            routers: routers
+                .map(|(name, router)| (name.clone(), Offers::of_node(router, desired, programmed)))
+                .collect(),
+            around,
+            is_attached: programmed.attached,
+            ..Memory::default()
+        };
+    }
+    let services = memory.services.diff(&desired.services).map(of_diff);
+    let rings = memory.programmed.diff(&programmed.services).map(of_diff);
+    for frontend in services.chain(rings).collect::<BTreeSet<_>>() {
+        for (name, offers) in &mut memory.routers {
+            offers.follow(frontend, &desired.routers[name], desired, programmed);
+        }
+    }
+    memory.services = desired.services.clone();
+    memory.programmed = programmed.services.clone();
+    let routers = memory.routers.iter();
+    routers
+        .map(|(name, offers)| (name.clone(), offers.joined.clone()))
         .collect()
 }
 
-fn of_router(
-    router: &VirtualRouter,
-    desired: &Desired,
-    programmed: &Programmed,
-) -> BTreeMap<IpNetwork, Announcement> {
-    let mut all = BTreeMap::new();
-    for prefix in &desired.node.pod_cidrs {
-        let peers = peers_told(router, Family::of(prefix), |what| {
-            matches!(what, What::PodCidrs).then_some(*prefix)
-        });
-        if peers.is_empty() {
-            withhold(&mut all, *prefix, Source::PodCidr, State::NotExported);
-        }
-        for (prefix, peers) in peers {
-            offer(&mut all, prefix, Source::PodCidr, State::Announced, peers);
-        }
+/// The key of a row that differs.
+const fn of_diff<K: Copy, V>(change: DiffItem<'_, '_, K, V>) -> K {
+    match change {
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) => *key,
+        DiffItem::Update { old: (key, _), .. } => *key,
     }
-    let services = desired.services.iter();
-    for (frontend, service) in services.filter(|(at, service)| service.is_announceable(at)) {
-        let source = Source::Service(service.object.clone());
-        let host = IpNetwork::from(frontend.addr);
-        let labels = service.selectable_labels();
-        let mut is_selected = false;
-        let peers = peers_told(router, Family::of(&host), |what| {
-            let What::Services {
-                selector,
-                kinds,
-                aggregate_v4,
-                aggregate_v6,
-            } = what
-            else {
-                return None;
-            };
-            let selects = selector.matches(&labels);
-            is_selected |= selects;
-            let is_told = selects && !kinds.is_disjoint(&service.address_kinds);
-            let length = match host {
-                IpNetwork::V4(_) => *aggregate_v4,
-                IpNetwork::V6(_) => *aggregate_v6,
-            };
-            // One that each node serves for itself must not draw what is for another node's.
-            let whole = length.filter(|_| !service.only_local);
-            let whole = whole.and_then(|length| within(frontend.addr, length));
-            is_told.then(|| whole.unwrap_or(host))
-        });
-        if peers.is_empty() {
-            let state = if is_selected {
-                State::KindNotAdvertised
+}
+
+impl Offers {
+    /// What the node offers beside its services.
+    fn of_node(router: &VirtualRouter, desired: &Desired, programmed: &Programmed) -> Self {
+        let mut offers = Self::default();
+        for prefix in &desired.node.pod_cidrs {
+            let peers = peers_told(router, Family::of(prefix), |what| {
+                matches!(what, What::PodCidrs).then_some(*prefix)
+            });
+            let mut state = State::Announced;
+            let mut told: Vec<_> = peers.into_iter().collect();
+            if told.is_empty() {
+                state = State::NotExported;
+                told.push((*prefix, BTreeMap::new()));
+            }
+            for (prefix, peers) in told {
+                offers.offer(Offeror::Pods, prefix, Source::PodCidr, state, peers);
+            }
+        }
+        if let Some(egress) = desired.egress.as_ref().filter(|e| !e.is_node_address) {
+            let state = if programmed.attached {
+                State::Announced
             } else {
-                State::NotSelected
+                State::NotAttached
             };
-            withhold(&mut all, host, source.clone(), state);
+            // Whoever is spoken to hears of it: what leaves must find its way back.
+            let peers = router.neighbors.keys();
+            let peers = peers.map(|(address, _)| (*address, PathAttributes::default()));
+            let prefix = IpNetwork::V4(egress.address.into());
+            offers.offer(
+                Offeror::Egress,
+                prefix,
+                Source::Egress,
+                state,
+                peers.collect(),
+            );
         }
-        let state = of_service(frontend, service, programmed);
-        for (prefix, peers) in peers {
-            offer(&mut all, prefix, source.clone(), state, peers);
-        }
+        let prefixes: Vec<_> = offers.by_prefix.keys().copied().collect();
+        prefixes.into_iter().for_each(|prefix| offers.join(prefix));
+        offers
     }
-    if let Some(egress) = desired.egress.as_ref().filter(|e| !e.is_node_address) {
-        let state = if programmed.attached {
-            State::Announced
-        } else {
-            State::NotAttached
+
+    /// Takes back what a frontend offered, and offers what it offers now.
+    fn follow(
+        &mut self,
+        frontend: Frontend,
+        router: &VirtualRouter,
+        desired: &Desired,
+        programmed: &Programmed,
+    ) {
+        let offeror = Offeror::Service(frontend);
+        let mut touched = BTreeSet::new();
+        for prefix in self.of_services.remove(&frontend).into_iter().flatten() {
+            if let Some(offers) = self.by_prefix.get_mut(&prefix) {
+                offers.retain(|(by, _)| *by != offeror);
+            }
+            touched.insert(prefix);
+        }
+        let service = desired.services.get(&frontend);
+        if let Some(service) = service.filter(|service| service.is_announceable(&frontend)) {
+            let source = Source::Service(service.object.clone());
+            let (state, told) = told_of(&frontend, service, router, programmed);
+            let prefixes = told.keys().copied().collect();
+            for (prefix, peers) in told {
+                self.offer(offeror, prefix, source.clone(), state, peers);
+                touched.insert(prefix);
+            }
+            self.of_services.insert(frontend, prefixes);
+        }
+        touched.into_iter().for_each(|prefix| self.join(prefix));
+    }
+
+    fn offer(
+        &mut self,
+        offeror: Offeror,
+        prefix: IpNetwork,
+        source: Source,
+        state: State,
+        peers: BTreeMap<IpAddr, PathAttributes>,
+    ) {
+        let offers = self.by_prefix.entry(prefix).or_default();
+        let place = offers.partition_point(|(by, _)| *by <= offeror);
+        let announcement = Announcement {
+            source,
+            state,
+            peers,
         };
-        // Whoever is spoken to hears of it: what leaves must find its way back.
-        let peers = router.neighbors.keys();
-        let peers = peers.map(|(address, _)| (*address, PathAttributes::default()));
-        let prefix = IpNetwork::V4(egress.address.into());
-        offer(&mut all, prefix, Source::Egress, state, peers.collect());
+        offers.insert(place, (offeror, announcement));
     }
-    all
+
+    /// Of several things with one prefix the one that comes closest to being announced counts; the peers of all that
+    /// are announced are told.
+    fn join(&mut self, prefix: IpNetwork) {
+        let offers = self.by_prefix.get(&prefix).map_or(&[][..], Vec::as_slice);
+        // Of equal ones the first.
+        let Some((_, best)) = offers.iter().min_by_key(|(_, one)| one.state) else {
+            self.by_prefix.remove(&prefix);
+            self.joined.remove(&prefix);
+            return;
+        };
+        let mut joined = best.clone();
+        if joined.state.is_announced() {
+            joined.peers.clear();
+            let announced = offers.iter().filter(|(_, one)| one.state.is_announced());
+            for (peer, attributes) in announced.flat_map(|(_, one)| &one.peers) {
+                joined.peers.entry(*peer).or_default().add(attributes);
+            }
+        }
+        if self.joined.get(&prefix) != Some(&joined) {
+            self.joined.insert(prefix, joined);
+        }
+    }
+}
+
+/// Who is told of a service's address, by prefix, and whether it is announced.
+fn told_of(
+    frontend: &Frontend,
+    service: &Service,
+    router: &VirtualRouter,
+    programmed: &Programmed,
+) -> (State, BTreeMap<IpNetwork, BTreeMap<IpAddr, PathAttributes>>) {
+    let host = IpNetwork::from(frontend.addr);
+    let labels = service.selectable_labels();
+    let mut is_selected = false;
+    let peers = peers_told(router, Family::of(&host), |what| {
+        let What::Services {
+            selector,
+            kinds,
+            aggregate_v4,
+            aggregate_v6,
+        } = what
+        else {
+            return None;
+        };
+        let selects = selector.matches(&labels);
+        is_selected |= selects;
+        let is_told = selects && !kinds.is_disjoint(&service.address_kinds);
+        let length = match host {
+            IpNetwork::V4(_) => *aggregate_v4,
+            IpNetwork::V6(_) => *aggregate_v6,
+        };
+        // One that each node serves for itself must not draw what is for another node's.
+        let whole = length.filter(|_| !service.only_local);
+        let whole = whole.and_then(|length| within(frontend.addr, length));
+        is_told.then(|| whole.unwrap_or(host))
+    });
+    if peers.is_empty() {
+        let state = if is_selected {
+            State::KindNotAdvertised
+        } else {
+            State::NotSelected
+        };
+        return (state, BTreeMap::from([(host, BTreeMap::new())]));
+    }
+    (of_service(frontend, service, programmed), peers)
 }
 
 /// The announced prefixes that hold addresses of services, and others that are nobody's.
-pub fn aggregates(
-    all: &BTreeMap<IpNetwork, Announcement>,
-) -> impl Iterator<Item = IpNetwork> + use<'_> {
+pub fn aggregates(all: &Prefixes) -> impl Iterator<Item = IpNetwork> + use<'_> {
     let is_host = |prefix: &IpNetwork| prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 };
     all.iter()
         .filter(|(_, announcement)| {
@@ -236,43 +388,6 @@ fn of_service(frontend: &Frontend, service: &Service, programmed: &Programmed) -
         None => State::NotProgrammed,
         Some(0) => State::NoReadyBackend,
         Some(_) => State::Announced,
-    }
-}
-
-fn withhold(
-    all: &mut BTreeMap<IpNetwork, Announcement>,
-    prefix: IpNetwork,
-    source: Source,
-    state: State,
-) {
-    offer(all, prefix, source, state, BTreeMap::new());
-}
-
-/// Of several things with one prefix the one that comes closest to being announced counts; the peers of
-/// all that are announced are told.
-fn offer(
-    all: &mut BTreeMap<IpNetwork, Announcement>,
-    prefix: IpNetwork,
-    source: Source,
-    state: State,
-    peers: BTreeMap<IpAddr, PathAttributes>,
-) {
-    let announcement = Announcement {
-        source,
-        state,
-        peers,
-    };
-    match all.get_mut(&prefix) {
-        Some(known) if known.state.is_announced() && state.is_announced() => {
-            for (peer, attributes) in announcement.peers {
-                known.peers.entry(peer).or_default().add(&attributes);
-            }
-        }
-        Some(known) if known.state <= state => {}
-        Some(known) => *known = announcement,
-        None => {
-            all.insert(prefix, announcement);
-        }
     }
 }
 

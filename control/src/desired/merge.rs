@@ -19,6 +19,23 @@ use crate::source::resource::{Origin, Resources, Sourced};
 
 /// What this node should be, by what the sources and the configuration say.
 pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desired {
+    merge_since(&mut Memory::default(), resources, config, node_name)
+}
+
+/// What a merge leaves to the next one, which then looks at what has changed. It may be lost.
+#[derive(Debug, Default)]
+pub struct Memory {
+    services: services::Register,
+}
+
+/// The same as [`merge`], at the cost of what has changed since `memory` was used last: services that have not
+/// changed are the same values as then.
+pub fn merge_since(
+    memory: &mut Memory,
+    resources: &Resources,
+    config: &Document,
+    node_name: &str,
+) -> Desired {
     let mut conditions = Conditions(resources.conditions.clone());
     let found = resources.nodes.get(&ObjectName {
         namespace: String::new(),
@@ -50,7 +67,9 @@ pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desir
         routers: &routers,
         config: &config.load_balancer,
     };
-    let (services, health_checks) = services::merge(resources, &around, &mut conditions);
+    let register = &mut memory.services;
+    let services = register.follow(resources, &around, &mut conditions);
+    let health_checks = register.health_checks();
     let egress = egress(config, &node, &mut conditions);
     let mut conditions = conditions.0;
     conditions.sort();

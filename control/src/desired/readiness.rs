@@ -83,21 +83,36 @@ pub fn standing(
     }
 }
 
-/// Takes away what health checks and operators take away.
-pub fn judge(desired: &mut Desired, verdicts: &Verdicts, drains: &Drains) {
-    for service in desired.services.values_mut().map(Arc::make_mut) {
+/// Takes away what health checks and operators take away. A service that comes to what it was `before` is that
+/// value, by which plans know that nothing has changed.
+pub fn judge(desired: &mut Desired, verdicts: &Verdicts, drains: &Drains, before: &Desired) {
+    for (frontend, service) in &desired.services.clone() {
         if service.check.is_none() && drains.is_empty() {
             continue;
         }
-        let mut backends = std::mem::take(&mut service.backends);
-        for (at, backend) in &mut backends {
-            match standing(service, at, *backend, verdicts, drains) {
-                Standing::Unhealthy => (backend.ready, backend.serving) = (false, false),
-                Standing::Drained => backend.ready = false,
-                Standing::Ready | Standing::Terminating | Standing::NotReady => {}
-            }
+        let mut judged = BTreeMap::new();
+        for (at, backend) in &service.backends {
+            let (ready, serving) = match standing(service, at, *backend, verdicts, drains) {
+                Standing::Unhealthy => (false, false),
+                Standing::Drained => (false, backend.serving),
+                Standing::Ready | Standing::Terminating | Standing::NotReady => continue,
+            };
+            let backend = Backend {
+                ready,
+                serving,
+                ..*backend
+            };
+            judged.insert(*at, backend);
         }
-        service.backends = backends;
+        if judged.is_empty() {
+            continue;
+        }
+        let mut service = Service::clone(service);
+        service.backends.extend(judged);
+        let known = before.services.get(frontend);
+        let known = known.filter(|known| ***known == service);
+        let service = known.map_or_else(|| Arc::new(service), Arc::clone);
+        desired.services.insert(*frontend, service);
     }
 }
 
@@ -159,9 +174,9 @@ mod tests {
             scope: crate::desired::Scope::Outside,
         };
         desired.services.insert(frontend, service.clone().into());
-        judge(&mut desired, &verdicts, drains);
+        judge(&mut desired, &verdicts, drains, &Desired::default());
         let once = desired.clone();
-        judge(&mut desired, &verdicts, drains);
+        judge(&mut desired, &verdicts, drains, &Desired::default());
         assert_eq!(desired, once, "judging twice says the same");
         let after = &desired.services[&frontend];
         for (at, backend) in &service.backends {

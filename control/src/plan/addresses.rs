@@ -79,6 +79,8 @@ fn hosts_own(desired: &Desired) -> BTreeSet<Addr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use fairlead_common::addr::{Port, Proto};
 
     use super::*;
@@ -111,7 +113,7 @@ mod tests {
                 address_kinds: kinds.iter().copied().collect(),
                 ..desired::Service::default()
             };
-            (frontend, service.into())
+            (frontend, Arc::new(service))
         });
         Desired {
             services: services.collect(),

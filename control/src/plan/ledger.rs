@@ -29,6 +29,7 @@ use imbl::{OrdMap, OrdSet};
 
 pub(super) use self::part::Part;
 use self::part::{Growing, Place};
+use super::services::here::node_flags;
 use super::services::{address, key};
 use super::{Actual, Memory, Reach, Step, Wanted, Way};
 use crate::desired::{BackendAddr, Condition, Desired, Frontend, Service};
@@ -55,6 +56,8 @@ pub(super) struct Ledger {
     behind: OrdSet<(u32, u32)>,
     /// (backend id, row of `ARRIVALS` that names it).
     arriving: OrdSet<(u32, ArrivalKey)>,
+    /// Backends of which the node's row says something, and what.
+    said: OrdMap<u32, u32>,
     pub(super) programmed: OrdMap<Frontend, u32>,
     conditions: OrdMap<Frontend, Vec<Condition>>,
     /// Services for whose rings there was no room.
@@ -80,8 +83,7 @@ impl Ledger {
             ..Self::default()
         };
         for (id, row) in &tables.backends {
-            ledger.ids.insert((address(row), *id));
-            ledger.behind.insert((row.next_hop, *id));
+            ledger.note_backend(*id, row);
         }
         for (ring, slots) in &tables.rings {
             let named = named(slots).into_iter();
@@ -104,12 +106,17 @@ impl Ledger {
             part: Part::default(),
             open: Vec::new(),
         };
-        self.changed_services(wanted.desired, |service| part.add(Place::Service(service)));
+        for change in self.services.diff(&wanted.desired.services) {
+            part.add(Place::Service(*of_diff(&change)));
+        }
         for service in &self.waiting {
             part.add(Place::Service(*service));
         }
-        let reach = self.reach.diff(wanted.reach).map(|change| of_diff(&change));
-        let ways = self.ways.diff(wanted.ways).map(|change| of_diff(&change));
+        let reach = self
+            .reach
+            .diff(wanted.reach)
+            .map(|change| *of_diff(&change));
+        let ways = self.ways.diff(wanted.ways).map(|change| *of_diff(&change));
         for addr in reach.chain(ways).collect::<BTreeSet<_>>() {
             let first = BackendAddr { addr, port: 0 };
             let rows = self.ids.range((first, 0)..);
@@ -161,21 +168,6 @@ impl Ledger {
             }
         }
         part.close()
-    }
-
-    /// Services that came, went, or are not the same value as before.
-    fn changed_services(&self, desired: &Desired, mut changed: impl FnMut(Frontend)) {
-        let mut before = self.services.iter().peekable();
-        for (frontend, service) in &desired.services {
-            while let Some((gone, _)) = before.next_if(|(known, _)| *known < frontend) {
-                changed(*gone);
-            }
-            let known = before.next_if(|(known, _)| *known == frontend);
-            if !known.is_some_and(|(_, known)| Arc::ptr_eq(known, service)) {
-                changed(*frontend);
-            }
-        }
-        before.for_each(|(gone, _)| changed(*gone));
     }
 
     /// What the tables hold of a part, for a plan of nothing else.
@@ -258,11 +250,10 @@ impl Ledger {
             .map(|(_, row)| row.backend)
     }
 
-    /// The rows of backends outside of a part.
-    pub(super) fn backends_outside(&self, part: &Part) -> impl Iterator<Item = &Backend> {
-        let rows = self.tables.backends.iter();
-        rows.filter(|(id, _)| !part.ids.contains(id))
-            .map(|(_, row)| row)
+    /// What the node's row must say of the backends outside of a part.
+    pub(super) fn node_flags_outside(&self, part: &Part) -> u32 {
+        let outside = self.said.iter().filter(|(id, _)| !part.ids.contains(id));
+        outside.fold(0, |said, (_, flags)| said | flags)
     }
 
     /// Whether a row, a slot or a backend's window has this id.
@@ -387,8 +378,7 @@ impl Ledger {
         match step {
             Step::PutBackend(id, row) => {
                 self.forget_backend(*id);
-                self.ids.insert((address(row), *id));
-                self.behind.insert((row.next_hop, *id));
+                self.note_backend(*id, row);
             }
             Step::RemoveBackend(id) => self.forget_backend(*id),
             Step::PutSlots { ring, .. } => {
@@ -429,10 +419,20 @@ impl Ledger {
         self.tables.carry_out(step);
     }
 
+    fn note_backend(&mut self, id: u32, row: &Backend) {
+        self.ids.insert((address(row), id));
+        self.behind.insert((row.next_hop, id));
+        let said = node_flags(row);
+        if said != 0 {
+            self.said.insert(id, said);
+        }
+    }
+
     fn forget_backend(&mut self, id: u32) {
         if let Some(row) = self.tables.backends.get(&id) {
             self.ids.remove(&(address(row), id));
             self.behind.remove(&(row.next_hop, id));
+            self.said.remove(&id);
         }
     }
 
@@ -497,9 +497,10 @@ pub(super) fn named(slots: &[Slot]) -> Vec<u32> {
     named
 }
 
-const fn of_diff<V>(change: &DiffItem<'_, '_, IpAddr, V>) -> IpAddr {
-    match change {
-        DiffItem::Add(addr, _) | DiffItem::Remove(addr, _) => **addr,
-        DiffItem::Update { old: (addr, _), .. } => **addr,
+/// The key of a row that differs.
+const fn of_diff<'a, K, V>(change: &DiffItem<'a, 'a, K, V>) -> &'a K {
+    match *change {
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) => key,
+        DiffItem::Update { old: (key, _), .. } => key,
     }
 }

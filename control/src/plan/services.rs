@@ -13,7 +13,7 @@
 //! Not here: how steps are ordered (`plan::order`).
 
 mod forwarding;
-mod here;
+pub(super) mod here;
 mod homes;
 mod ids;
 mod next_hops;
@@ -157,7 +157,7 @@ pub(super) fn plan(
         &backends,
         |at| ids.id(at),
         &mut steps,
-    ) | here::node_flags(rest.ledger.backends_outside(rest.part));
+    ) | rest.ledger.node_flags_outside(rest.part);
     if !(homes.forgotten.is_empty() && forgotten.is_empty()) {
         steps.push(Step::ForgetFlows {
             services: homes.forgotten,

@@ -15,10 +15,11 @@ pub mod peer_config;
 pub mod peer_profile;
 pub mod peering_policy;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
@@ -59,29 +60,33 @@ pub struct Sourced<T> {
     pub origin: Origin,
 }
 
+/// The objects of a kind, by name. A copy costs nothing and shares what has not changed, so that the difference of
+/// two costs what has changed.
+pub type Objects<T> = OrdMap<ObjectName, Arc<Sourced<T>>>;
+
 /// All objects of a source, by name, and what was wrong with it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resources {
     /// `v1 Node`.
-    pub nodes: BTreeMap<ObjectName, Sourced<Node>>,
+    pub nodes: Objects<Node>,
     /// `v1 Service`.
-    pub services: BTreeMap<ObjectName, Sourced<Service>>,
+    pub services: Objects<Service>,
     /// `discovery.k8s.io/v1 EndpointSlice`.
-    pub slices: BTreeMap<ObjectName, Sourced<EndpointSlice>>,
+    pub slices: Objects<EndpointSlice>,
     /// `v1 Secret`.
-    pub secrets: BTreeMap<ObjectName, Sourced<Secret>>,
+    pub secrets: Objects<Secret>,
     /// `cilium.io/v2alpha1 CiliumBGPPeeringPolicy`.
-    pub peering_policies: BTreeMap<ObjectName, Sourced<PeeringPolicy>>,
+    pub peering_policies: Objects<PeeringPolicy>,
     /// `cilium.io/v2 CiliumBGPClusterConfig`.
-    pub cluster_configs: BTreeMap<ObjectName, Sourced<ClusterConfig>>,
+    pub cluster_configs: Objects<ClusterConfig>,
     /// `cilium.io/v2 CiliumBGPPeerConfig`.
-    pub peer_configs: BTreeMap<ObjectName, Sourced<PeerConfig>>,
+    pub peer_configs: Objects<PeerConfig>,
     /// `cilium.io/v2 CiliumBGPAdvertisement`.
-    pub advertisements: BTreeMap<ObjectName, Sourced<Advertisement>>,
+    pub advertisements: Objects<Advertisement>,
     /// `cilium.io/v2 CiliumBGPNodeConfigOverride`.
-    pub config_overrides: BTreeMap<ObjectName, Sourced<ConfigOverride>>,
+    pub config_overrides: Objects<ConfigOverride>,
     /// `fairlead.io/v1alpha1 BGPPeerProfile`.
-    pub peer_profiles: BTreeMap<ObjectName, Sourced<PeerProfile>>,
+    pub peer_profiles: Objects<PeerProfile>,
     /// What was wrong.
     pub conditions: Vec<Condition>,
 }
@@ -129,13 +134,8 @@ impl Resources {
     }
 }
 
-fn put<T>(
-    objects: &mut BTreeMap<ObjectName, Sourced<T>>,
-    name: ObjectName,
-    object: T,
-    origin: Origin,
-) {
-    objects.insert(name, Sourced { object, origin });
+fn put<T>(objects: &mut Objects<T>, name: ObjectName, object: T, origin: Origin) {
+    objects.insert(name, Arc::new(Sourced { object, origin }));
 }
 
 /// One object of a kind that we understand.
@@ -305,7 +305,7 @@ pub fn join(readings: impl IntoIterator<Item = Reading>) -> Resources {
 
 /// Inserts unless the name is taken; then says by which.
 fn insert<T>(
-    objects: &mut BTreeMap<ObjectName, Sourced<T>>,
+    objects: &mut Objects<T>,
     name: &ObjectName,
     object: T,
     origin: &Origin,
@@ -314,7 +314,7 @@ fn insert<T>(
         Some(first) => Some(first.origin.clone()),
         None => {
             let origin = origin.clone();
-            objects.insert(name.clone(), Sourced { object, origin });
+            objects.insert(name.clone(), Arc::new(Sourced { object, origin }));
             None
         }
     }

@@ -1,3 +1,5 @@
+mod changes;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -100,7 +102,7 @@ fn desired() -> Desired {
             ]),
             ..NodeState::default()
         },
-        services: BTreeMap::from([(frontend(), Arc::new(service))]),
+        services: OrdMap::unit(frontend(), Arc::new(service)),
         health_checks: BTreeMap::new(),
         egress: Some(Egress {
             address: Ipv4Addr::new(192, 0, 2, 9),
@@ -213,12 +215,9 @@ fn a_service_is_withheld_for_the_first_thing_that_is_missing() {
         "withheld: no program is attached to an uplink"
     );
     let unready = |d: &mut Desired, _: &mut Programmed| {
-        for service in d.services.values_mut() {
-            Arc::make_mut(service)
-                .backends
-                .values_mut()
-                .for_each(|b| b.ready = false);
-        }
+        let service = d.services.get_mut(&frontend()).unwrap();
+        let backends = Arc::make_mut(service).backends.values_mut();
+        backends.for_each(|backend| backend.ready = false);
     };
     assert_eq!(service_state(unready), "withheld: no backend is ready");
     assert_eq!(
@@ -307,7 +306,7 @@ fn the_nodes_own_address_is_never_announced_for_egress() {
 
     let all = announcements(&desired, &programmed());
 
-    assert!(!all["65010"].contains_key(&"192.0.2.9/32".parse().unwrap()));
+    assert!(!all["65010"].contains_key(&"192.0.2.9/32".parse::<IpNetwork>().unwrap()));
 }
 
 #[test]
@@ -328,14 +327,14 @@ fn each_peer_is_told_its_own_and_what_several_say_of_a_path_is_joined() {
 
     let all = &announcements(&desired, &programmed())["65010"];
 
-    let service = &all[&"192.0.2.10/32".parse().unwrap()];
+    let service = &all[&"192.0.2.10/32".parse::<IpNetwork>().unwrap()];
     assert_eq!(service.peers.keys().collect::<Vec<_>>(), [&PEER]);
     let attributes = &service.peers[&PEER];
     assert_eq!(attributes.communities, BTreeSet::from([1, 2]));
     assert_eq!(attributes.local_preference, Some(300));
-    let pods = &all[&"10.1.1.0/24".parse().unwrap()];
+    let pods = &all[&"10.1.1.0/24".parse::<IpNetwork>().unwrap()];
     assert_eq!(pods.peers.keys().collect::<Vec<_>>(), [&OTHER]);
-    let egress = &all[&"192.0.2.9/32".parse().unwrap()];
+    let egress = &all[&"192.0.2.9/32".parse::<IpNetwork>().unwrap()];
     assert_eq!(egress.peers.len(), 2);
 }
 
@@ -357,17 +356,21 @@ fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
 
     let all = &announcements(&desired, &programmed())["65010"];
 
-    let whole = "192.0.2.0/24".parse().unwrap();
+    let whole: IpNetwork = "192.0.2.0/24".parse().unwrap();
     // One of the two is ready: that is enough.
     assert!(all[&whole].state.is_announced());
-    assert!(!all.contains_key(&"192.0.2.10/32".parse().unwrap()));
+    assert!(!all.contains_key(&"192.0.2.10/32".parse::<IpNetwork>().unwrap()));
     assert_eq!(aggregates(all).collect::<Vec<_>>(), [whole]);
 
     // Where each node serves it by its own backends, the whole would draw what is for other nodes.
     let mut local = desired.clone();
     Arc::make_mut(local.services.get_mut(&frontend()).unwrap()).only_local = true;
     let all = &announcements(&local, &programmed())["65010"];
-    assert!(all[&"192.0.2.10/32".parse().unwrap()].state.is_announced());
+    assert!(
+        all[&"192.0.2.10/32".parse::<IpNetwork>().unwrap()]
+            .state
+            .is_announced()
+    );
     assert!(!all[&whole].state.is_announced());
 
     let nothing = Programmed {
@@ -391,5 +394,5 @@ fn what_a_node_serves_to_its_own_pods_alone_is_not_announced() {
 
     let all = &announcements(&desired, &programmed())["65010"];
 
-    assert!(!all.contains_key(&"192.0.2.10/32".parse().unwrap()));
+    assert!(!all.contains_key(&"192.0.2.10/32".parse::<IpNetwork>().unwrap()));
 }

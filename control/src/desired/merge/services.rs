@@ -6,7 +6,7 @@
 //! every node decides alike.
 //!
 //! ```text
-//!   places (addresses x ports) -> scopes (who may come) -> endpoints (who serves it) -> Service
+//!   places (addresses x ports) -> scopes (who may come) -> endpoints (who serves it) -> Service -> register
 //!                                      ▲                        ▲
 //!                                      └──────── policy ────────┘
 //! ```
@@ -14,16 +14,17 @@
 mod endpoints;
 mod places;
 mod policy;
+mod register;
 mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use fairlead_common::addr::Proto;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::policy::Policy;
+pub(super) use self::register::Register;
 use super::Conditions;
 use crate::config::document::LoadBalancer;
 use crate::desired::check::{self, Check};
@@ -31,7 +32,7 @@ use crate::desired::{
     AddressKind, Backend, BackendAddr, Frontend, HealthCheck, Home, NodeState, ObjectName, Scope,
     Service, VirtualRouter,
 };
-use crate::source::resource::{Resources, Sourced};
+use crate::source::resource::Sourced;
 
 const KIND: &str = "Service";
 const SLICE_KIND: &str = "EndpointSlice";
@@ -50,107 +51,6 @@ pub(super) struct Around<'a> {
     pub(super) routers: &'a BTreeMap<String, VirtualRouter>,
     /// How services are balanced.
     pub(super) config: &'a LoadBalancer,
-}
-
-/// All services of the sources that are ours, and what is asked of their health.
-pub(super) fn merge(
-    resources: &Resources,
-    around: &Around<'_>,
-    conditions: &mut Conditions,
-) -> (BTreeMap<Frontend, Arc<Service>>, BTreeMap<u16, HealthCheck>) {
-    let slices = slices_by_service(resources, conditions);
-    let mut by_age: Vec<_> = resources.services.iter().collect();
-    by_age.sort_by_key(|(name, sourced)| {
-        let created = sourced.object.metadata.creation_timestamp.clone();
-        (created.is_none(), created, *name)
-    });
-    let mut services = BTreeMap::<Frontend, Arc<Service>>::new();
-    let mut health_checks: BTreeMap<u16, HealthCheck> = BTreeMap::new();
-    for (name, sourced) in by_age {
-        let Some(spec) = ours(sourced) else {
-            continue;
-        };
-        let one = One {
-            name,
-            sourced,
-            spec,
-            slices: slices.get(name).map_or(&[], Vec::as_slice),
-            around,
-        };
-        let found = one.frontends(conditions);
-        if let Some((port, check)) = one.health_check(&found) {
-            if let Some(winner) = health_checks.get(&port) {
-                let message = format!(
-                    "spec.healthCheckNodePort {port} is Service {}'s, which is older or comes first by name; give one of them another port",
-                    winner.object
-                );
-                one.say(conditions, "HealthCheckConflict", message);
-            } else {
-                health_checks.insert(port, check);
-            }
-        }
-        let mut refused = BTreeSet::new();
-        for (frontend, service) in found {
-            match services.get(&frontend) {
-                None => {
-                    services.insert(frontend, Arc::new(service));
-                }
-                Some(winner) => {
-                    let place = Frontend {
-                        scope: Scope::Outside,
-                        ..frontend
-                    };
-                    // Said once for both scopes, and of a node port not at its loopback address too.
-                    if !frontend.addr.is_loopback() && refused.insert(place) {
-                        let message = format!(
-                            "{place} belongs to Service {}, which is older or comes first by name; give one of them another address or port",
-                            winner.object
-                        );
-                        one.say(conditions, "AddressConflict", message);
-                    }
-                }
-            }
-        }
-    }
-    (services, health_checks)
-}
-
-/// The slices of each service.
-fn slices_by_service<'a>(
-    resources: &'a Resources,
-    conditions: &mut Conditions,
-) -> BTreeMap<ObjectName, Vec<(&'a ObjectName, &'a Sourced<EndpointSlice>)>> {
-    let mut slices = BTreeMap::<_, Vec<_>>::new();
-    for (name, sourced) in &resources.slices {
-        let slice = &sourced.object;
-        let labels = slice.metadata.labels.as_ref();
-        let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else {
-            conditions.add(
-                SLICE_KIND,
-                name,
-                &sourced.origin,
-                "NoService",
-                format!("the label {SERVICE_NAME} is missing, so it belongs to no service; add it"),
-            );
-            continue;
-        };
-        if slice.address_type == "FQDN" {
-            conditions.add(
-                SLICE_KIND,
-                name,
-                &sourced.origin,
-                "AddressTypeUnsupported",
-                "addressType FQDN names no addresses; use IPv4 or IPv6".to_owned(),
-            );
-            continue;
-        }
-        let service = ObjectName {
-            namespace: name.namespace.clone(),
-            name: service.clone(),
-        };
-        slices.entry(service).or_default().push((name, sourced));
-    }
-    slices
 }
 
 /// The specification of a service that is ours to balance.

@@ -1,3 +1,4 @@
+mod changes;
 mod endpoints;
 mod instances;
 mod places;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::service::{self as rows, ServiceKey};
+use imbl::OrdMap;
 
 use super::{Ledger, named};
 use crate::desired::{BackendAddr, Desired, Frontend, Service};
@@ -25,7 +26,7 @@ pub(in crate::plan) struct Part {
 
 impl Part {
     /// The services of a part that are wanted.
-    pub(in crate::plan) fn wanted(&self, desired: &Desired) -> BTreeMap<Frontend, Arc<Service>> {
+    pub(in crate::plan) fn wanted(&self, desired: &Desired) -> OrdMap<Frontend, Arc<Service>> {
         let services = self.services.iter();
         let wanted = services.filter_map(|of| Some((*of, Arc::clone(desired.services.get(of)?))));
         wanted.collect()

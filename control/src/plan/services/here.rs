@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairlead_common::route;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
 };
@@ -28,7 +27,8 @@ pub(super) fn homes(desired: &Desired) -> BTreeMap<BackendAddr, Home> {
     homes
 }
 
-/// The steps for the rows that these backends and services ask for, and what the node's row must say of them.
+/// The steps for the rows that these backends and services ask for, and whether packets get to one of the backends
+/// through the stack.
 ///
 /// `backends` are all rows as they will be, those that retire included: their flows go on, so their answers are
 /// looked for, and packets out of tunnels still reach them.
@@ -91,19 +91,19 @@ pub(super) fn steps(
     let gone = known.keys().filter(|key| !arrivals.contains_key(*key));
     steps.extend(gone.map(|key| Step::RemoveArrival(*key)));
 
-    node_flags(backends.values())
+    backends
+        .values()
+        .fold(0, |said, row| said | node_flags(row))
 }
 
-/// What the node's row must say of these backends.
-pub(super) fn node_flags<'a>(backends: impl Iterator<Item = &'a Backend>) -> u32 {
+/// What the node's row must say of a backend.
+pub(in crate::plan) const fn node_flags(row: &Backend) -> u32 {
     let mut said = 0;
-    for row in backends {
-        if row.flags & flags::STACK != 0 {
-            said |= route::node_flags::ANSWERS_LEAVE;
-        }
-        if row.forward == forward::NAT {
-            said |= route::node_flags::ANSWERS_RETURN;
-        }
+    if row.flags & flags::STACK != 0 {
+        said |= route::node_flags::ANSWERS_LEAVE;
+    }
+    if row.forward == forward::NAT {
+        said |= route::node_flags::ANSWERS_RETURN;
     }
     said
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Conditions, Sourced};
@@ -285,7 +286,7 @@ impl Merge<'_, '_> {
     fn families(
         &mut self,
         spec: &peer_config::Spec,
-        config: Option<(&ObjectName, &Sourced<PeerConfig>)>,
+        config: Option<(&ObjectName, &Arc<Sourced<PeerConfig>>)>,
     ) -> BTreeMap<Family, Vec<Advertised>> {
         let named = spec
             .families
