@@ -551,7 +551,7 @@ mod tests {
             prop_assert_eq!(header.total as usize, buffer.0.len() - header.at);
             prop_assert_eq!(header.whole, Ok(()));
             prop_assert_eq!(header.proto, tunnel.proto(inner));
-            decapsulate(&mut buffer, &header, wrap, inner).unwrap();
+            decapsulate(&mut buffer, header.at, tunnel.bytes(), inner).unwrap();
 
             prop_assert_eq!(&buffer.0[..12], &HOP_MACS);
             prop_assert_eq!(&buffer.0[12..], &before[12..]);
