@@ -74,6 +74,9 @@ pub struct Wanted<'a> {
 pub enum Reach {
     /// It is on a link of this node.
     OnLink,
+    /// It is on a link that we do not send by: a pod that another CNI plugin has joined, for one. The kernel's
+    /// stack gets there.
+    ByStack,
     /// It is behind a router.
     Routed,
     /// It is an address of this node.

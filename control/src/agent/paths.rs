@@ -55,13 +55,15 @@ impl Paths {
         self.has_turn = true;
     }
 
-    /// Asks for what is new or in doubt; keeps the neighbours on these ways resolved.
+    /// Asks for what is new or in doubt; keeps the neighbours on these ways resolved. `ports` are the devices that
+    /// the datapath sends by; one that comes or goes is a link that has changed.
     pub(super) async fn follow(
         &mut self,
         enquirer: &mut Enquirer,
         netlink: &Netlink,
         desired: &Arc<Desired>,
         links: &BTreeMap<String, Link>,
+        ports: &BTreeSet<u32>,
         conditions: &mut Vec<Condition>,
     ) {
         let before = self.ways.clone();
@@ -74,7 +76,7 @@ impl Paths {
             Ok(answers) => {
                 let mtus = links.values().map(|link| (link.index, link.mtu)).collect();
                 for (address, answer) in questions.into_iter().zip(answers) {
-                    self.learn(address, answer, &mtus);
+                    self.learn(address, answer, &mtus, ports);
                 }
             }
             Err(error) => {
@@ -195,7 +197,13 @@ impl Paths {
     }
 
     /// Takes an answer; `mtus` are those of the links, by their index.
-    fn learn(&mut self, address: IpAddr, answer: Reach, mtus: &BTreeMap<u32, u32>) {
+    fn learn(
+        &mut self,
+        address: IpAddr,
+        answer: Reach,
+        mtus: &BTreeMap<u32, u32>,
+        ports: &BTreeSet<u32>,
+    ) {
         let way = answer
             .neighbour(address)
             .map(|(device, neighbour)| plan::Way {
@@ -210,6 +218,7 @@ impl Paths {
                 mac: self.macs.get(&(device, neighbour)).copied(),
             });
         let reach = match answer {
+            Reach::OnLink { device, .. } if !ports.contains(&device) => plan::Reach::ByStack,
             Reach::OnLink { .. } => plan::Reach::OnLink,
             Reach::Routed { .. } => plan::Reach::Routed,
             Reach::Local => plan::Reach::Local,

@@ -211,15 +211,6 @@ impl Agent {
         now: Duration,
         conditions: &mut Vec<Condition>,
     ) -> Tables {
-        self.paths
-            .follow(
-                &mut self.enquirer,
-                &self.netlink,
-                desired,
-                links,
-                conditions,
-            )
-            .await;
         let configured = self
             .document
             .devices
@@ -228,6 +219,16 @@ impl Agent {
         let pods = links.values().filter(|link| pods::name_of(link).is_some());
         let managed: Vec<&Link> = configured.chain(pods).collect();
         let ports = managed.iter().map(|link| link.index).collect();
+        self.paths
+            .follow(
+                &mut self.enquirer,
+                &self.netlink,
+                desired,
+                links,
+                &ports,
+                conditions,
+            )
+            .await;
         if let Err(error) = apply::set_tx_ports(&self.pins, &ports) {
             conditions.push(trouble("table TX_PORTS", "TableRefused", &error));
         }

@@ -405,17 +405,19 @@ impl Backends<'_> {
         let reach = reach(self.wanted, at);
         let home = self.homes.get(&at);
         let (forward, mut flags) = match (reach, home) {
-            (Reach::Local, _) => (forward::HERE, flags::STACK),
+            (Reach::Local, _) | (Reach::ByStack, Some(desired::Home::Here)) => {
+                (forward::HERE, flags::STACK)
+            }
             (Reach::OnLink | Reach::Routed, Some(desired::Home::Here)) => (forward::HERE, 0),
-            (Reach::OnLink | Reach::Routed, Some(desired::Home::Elsewhere)) => {
+            (Reach::OnLink | Reach::ByStack | Reach::Routed, Some(desired::Home::Elsewhere)) => {
                 (forward::ENCAPSULATE, 0)
             }
-            (Reach::OnLink | Reach::Routed, Some(desired::Home::Bare)) => {
+            (Reach::OnLink | Reach::ByStack | Reach::Routed, Some(desired::Home::Bare)) => {
                 let asked = self.forwarding.get(&at).copied();
                 (forwarding::of_host(asked.unwrap_or_default(), reach), 0)
             }
             // It is nobody's any more, or no way leads to it for the moment: its flows go on as they did.
-            (Reach::OnLink | Reach::Routed | Reach::Unreachable, _) => (
+            (Reach::OnLink | Reach::ByStack | Reach::Routed | Reach::Unreachable, _) => (
                 known.map_or(forward::ENCAPSULATE, |row| row.forward),
                 known.map_or(0, |row| row.flags & flags::STACK),
             ),
@@ -429,11 +431,15 @@ impl Backends<'_> {
             forward,
             flags,
             next_hop: match reach {
-                Reach::OnLink | Reach::Routed if flags & flags::STACK == 0 => {
+                Reach::OnLink | Reach::ByStack | Reach::Routed if flags & flags::STACK == 0 => {
                     let way = self.wanted.ways.get(&at.addr);
                     way.map_or(0, |way| next_hops.assign(way))
                 }
-                Reach::OnLink | Reach::Routed | Reach::Local | Reach::Unreachable => 0,
+                Reach::OnLink
+                | Reach::ByStack
+                | Reach::Routed
+                | Reach::Local
+                | Reach::Unreachable => 0,
             },
         }
     }

@@ -47,7 +47,12 @@ impl Story {
                 prop_assert_eq!(at, members[member as usize].0);
                 prop_assert_ne!(backend.flags & flags::ALIVE, 0);
                 let reach = self.world.reach[&at.addr];
-                prop_assert_eq!(backend.flags & flags::STACK != 0, reach == Reach::Local);
+                let by_stack = match reach {
+                    Reach::Local => true,
+                    Reach::ByStack => self.world.is_here(at),
+                    Reach::OnLink | Reach::Routed | Reach::Unreachable => false,
+                };
+                prop_assert_eq!(backend.flags & flags::STACK != 0, by_stack);
                 prop_assert_eq!(backend.forward, self.world.forward(at));
                 if slot.previous != 0 {
                     let (previous, _) = tables.backend(slot.previous).unwrap();

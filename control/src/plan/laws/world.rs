@@ -44,16 +44,27 @@ impl World {
             .is_some_and(|reach| *reach != Reach::Unreachable)
     }
 
+    fn homes(&self, at: BackendAddr) -> BTreeSet<Home> {
+        let services = self.desired.services.values();
+        services
+            .filter_map(|service| Some(service.backends.get(&at)?.home))
+            .collect()
+    }
+
+    /// Whether it is a pod or process of this node.
+    pub(super) fn is_here(&self, at: BackendAddr) -> bool {
+        self.homes(at).contains(&Home::Here)
+    }
+
     /// How packets get to a backend that is within reach.
     pub(super) fn forward(&self, at: BackendAddr) -> u8 {
-        let services = self.desired.services.values();
-        let homes: BTreeSet<_> = services
-            .filter_map(|service| Some(service.backends.get(&at)?.home))
-            .collect();
+        let homes = self.homes(at);
         match self.reach.get(&at.addr) {
             Some(Reach::Local) => forward::HERE,
             _ if homes.contains(&Home::Here) => forward::HERE,
-            Some(Reach::OnLink) if !homes.contains(&Home::Elsewhere) => forward::L2,
+            Some(Reach::OnLink | Reach::ByStack) if !homes.contains(&Home::Elsewhere) => {
+                forward::L2
+            }
             _ => forward::ENCAPSULATE,
         }
     }
@@ -163,6 +174,7 @@ pub(super) fn world() -> impl Strategy<Value = World> {
     let services = proptest::collection::btree_map(0_u8..5, (backends, terms()), 0..5);
     let reach = prop_oneof![
         5 => Just(Reach::OnLink),
+        2 => Just(Reach::ByStack),
         3 => Just(Reach::Routed),
         1 => Just(Reach::Local),
         1 => Just(Reach::Unreachable),

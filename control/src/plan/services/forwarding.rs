@@ -48,7 +48,7 @@ pub(super) const fn of_host(asked: Forwarding, reach: Reach) -> u8 {
         (Forwarding::DsrGue, _) => forward::GUE,
         (Forwarding::Nat, _) => forward::NAT,
         (Forwarding::DsrIpip, _) => forward::ENCAPSULATE,
-        (Forwarding::Auto | Forwarding::DsrL2, Reach::OnLink) => forward::L2,
+        (Forwarding::Auto | Forwarding::DsrL2, Reach::OnLink | Reach::ByStack) => forward::L2,
         (Forwarding::Auto | Forwarding::DsrL2, _) => forward::ENCAPSULATE,
     }
 }
