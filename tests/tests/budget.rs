@@ -2,17 +2,21 @@
 //! visible decision.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::EbpfLoader;
 use aya::maps::Map;
 use aya_obj::Object;
+use fairlead_common::service::{Backend, RingPage, Slot, Traffic};
 use fairlead_common::tables;
 use fairlead_control::dataplane::load::OBJECT;
+use fairlead_control::desired::BackendAddr;
+use fairlead_control::plan::maglev::Sizes;
 use fairlead_tests::kernel::on_a_node;
 
 /// Instructions that the verifier walks through, of its one million.
-const VERIFIED: [(&str, u32); 19] = [
+const VERIFIED: [(&str, u32); 22] = [
     ("connect4", 15_000),
     ("connect6", 15_000),
     ("getpeername4", 100),
@@ -158,6 +162,40 @@ fn all_tables_at_their_full_size_fit_into_their_share_of_memory() {
     let ceiling = MAP_BYTES + cpus * MAP_BYTES_PER_CPU;
     println!("{total} of {ceiling}: {found:#?}");
     assert!(total <= ceiling, "{total} of {ceiling}: {found:#?}");
+}
+
+#[test]
+fn a_ring_and_a_backend_take_what_the_documentation_says() {
+    let members = |count: u32| -> Vec<_> {
+        let at = |number| BackendAddr {
+            addr: IpAddr::from(Ipv4Addr::from(0x0a00_0000 + number)),
+            port: 80,
+        };
+        (0..count).map(|number| (at(number), 1)).collect()
+    };
+    let ring_bytes = |count| Sizes::FLEET.of(&members(count)) as usize * size_of::<Slot>();
+
+    assert_eq!(ring_bytes(1), 4096);
+    assert_eq!(ring_bytes(10), 4096);
+    assert_eq!(ring_bytes(20), 8192);
+    for count in 6..=1310 {
+        let share = ring_bytes(count) / count as usize;
+        assert!(
+            (400..=820).contains(&share),
+            "{count} backends: {share} bytes each"
+        );
+    }
+    assert_eq!(size_of::<Backend>(), 24);
+    assert_eq!(
+        size_of::<Traffic>(),
+        32,
+        "on each CPU, for a backend and for a service"
+    );
+    // Ten thousand services with ten backends each, and five thousand with twenty, none of them in common.
+    let pages = 10_000 * ring_bytes(10) / size_of::<RingPage>();
+    assert!(pages <= tables::RING_PAGES as usize, "{pages} pages");
+    let pages = 5_000 * ring_bytes(20) / size_of::<RingPage>();
+    assert!(pages <= tables::RING_PAGES as usize, "{pages} pages");
 }
 
 /// What the kernel says that a map's memory is.

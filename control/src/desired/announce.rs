@@ -158,8 +158,10 @@ pub fn announcements_since(
             ..Memory::default()
         };
     }
-    let services = memory.services.diff(&desired.services).map(of_diff);
-    let rings = memory.programmed.diff(&programmed.services).map(of_diff);
+    let services = memory.services.diff(&desired.services);
+    let services = services.map(|change| of_diff(&change));
+    let rings = memory.programmed.diff(&programmed.services);
+    let rings = rings.map(|change| of_diff(&change));
     for frontend in services.chain(rings).collect::<BTreeSet<_>>() {
         for (name, offers) in &mut memory.routers {
             offers.follow(frontend, &desired.routers[name], desired, programmed);
@@ -174,10 +176,10 @@ pub fn announcements_since(
 }
 
 /// The key of a row that differs.
-const fn of_diff<K: Copy, V>(change: DiffItem<'_, '_, K, V>) -> K {
+const fn of_diff<K: Copy, V>(change: &DiffItem<'_, '_, K, V>) -> K {
     match change {
-        DiffItem::Add(key, _) | DiffItem::Remove(key, _) => *key,
-        DiffItem::Update { old: (key, _), .. } => *key,
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) => **key,
+        DiffItem::Update { old: (key, _), .. } => **key,
     }
 }
 
@@ -218,7 +220,9 @@ impl Offers {
             );
         }
         let prefixes: Vec<_> = offers.by_prefix.keys().copied().collect();
-        prefixes.into_iter().for_each(|prefix| offers.join(prefix));
+        for prefix in prefixes {
+            offers.join(prefix);
+        }
         offers
     }
 
@@ -249,7 +253,9 @@ impl Offers {
             }
             self.of_services.insert(frontend, prefixes);
         }
-        touched.into_iter().for_each(|prefix| self.join(prefix));
+        for prefix in touched {
+            self.join(prefix);
+        }
     }
 
     fn offer(

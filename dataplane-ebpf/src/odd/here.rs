@@ -59,6 +59,7 @@ fn hand_over(
     if network.ttl <= 1 {
         return Err(Reason::ServiceTtl);
     }
+    let traffic_class = subject.traffic_class()?;
     let flow = message.flow(network);
     let (to, port) = (backend.addr, backend.port);
     let hop = if backend.flags & flags::STACK == 0 {
@@ -79,8 +80,8 @@ fn hand_over(
             rewrite::quoted(frame, network, at, quoted, End::Destination, to, port)?;
         }
     }
-    if subject.traffic_class != network.traffic_class {
-        rewrite::traffic_class(frame, network, subject.traffic_class)?;
+    if traffic_class != network.traffic_class {
+        rewrite::traffic_class(frame, network, traffic_class)?;
     }
     let reason = match message {
         Message::Part(_) => Reason::ServiceTranslated,

@@ -20,7 +20,10 @@ use crate::{lb, nat};
 #[inline(always)]
 pub fn from_pod(frame: &mut impl Resize) -> Result<Sent, Reason> {
     let network = parse::network(frame)?;
-    if let Ok(chain) = chain::follow(frame, &network) {
+    // A pod that speaks to itself by a service does so plainly.
+    if nat::client(&network) == network.dst
+        && let Ok(chain) = chain::follow(frame, &network)
+    {
         let packet = Network {
             proto: chain.proto,
             ..network

@@ -24,8 +24,8 @@ pub(super) struct Subject {
     outer_dst: Addr,
     /// Whether it is in a tunnel.
     pub is_wrapped: bool,
-    /// The traffic class that the packet leaves its tunnel with.
-    pub traffic_class: u8,
+    /// Its traffic class.
+    outer_traffic_class: u8,
 }
 
 /// What a packet of a service is.
@@ -77,18 +77,14 @@ impl Subject {
         } else {
             (outer.family, outer.at)
         };
+        let foreign = |reason| if is_wrapped { Reason::Wrapped } else { reason };
         // Read once more where it was read already: of two networks, one would be chosen by copying bytes. And from
         // here on the verifier walks once, not for each number of tags and kind of tunnel.
-        let packet = chain::network(frame, family, frame.anywhere(at))?;
+        let packet = chain::network(frame, family, frame.anywhere(at)).map_err(foreign)?;
         if packet.at + packet.total as usize > outer.at + outer.total as usize {
-            return Err(Reason::Malformed);
+            return Err(foreign(Reason::Malformed));
         }
-        let traffic_class = if is_wrapped {
-            decap::leaving(packet.traffic_class, outer.traffic_class)?
-        } else {
-            packet.traffic_class
-        };
-        let chain = chain::follow(frame, &packet)?;
+        let chain = chain::follow(frame, &packet).map_err(foreign)?;
         Ok(Self {
             network: Network {
                 proto: chain.proto,
@@ -98,16 +94,41 @@ impl Subject {
             outer_at: outer.at,
             outer_dst: outer.dst,
             is_wrapped,
-            traffic_class,
+            outer_traffic_class: outer.traffic_class,
         })
+    }
+
+    /// The traffic class that the packet goes on with.
+    ///
+    /// # Errors
+    /// [`Reason::CongestionLost`].
+    #[inline(always)]
+    pub fn traffic_class(&self) -> Result<u8, Reason> {
+        if self.is_wrapped {
+            decap::leaving(self.network.traffic_class, self.outer_traffic_class)
+        } else {
+            Ok(self.network.traffic_class)
+        }
     }
 
     /// What the packet is.
     ///
     /// # Errors
-    /// Why it is none of a service.
+    /// Why it is none of a service. What is in a tunnel is [`Reason::Wrapped`] then: it may be on its way to
+    /// another node.
     #[inline(always)]
     pub fn message(&self, frame: &impl Frame) -> Result<Message, Reason> {
+        self.read(frame).map_err(|reason| {
+            if self.is_wrapped {
+                Reason::Wrapped
+            } else {
+                reason
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn read(&self, frame: &impl Frame) -> Result<Message, Reason> {
         let (network, chain) = (&self.network, &self.chain);
         if matches!(chain.proto, Proto::TCP | Proto::UDP) {
             return Ok(Message::Part(ports(frame, network, chain)?));

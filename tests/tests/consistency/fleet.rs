@@ -18,6 +18,7 @@ use fairlead_control::desired::{
 };
 use fairlead_control::plan::maglev::{Member, Sizes};
 use fairlead_control::plan::{Host, Memory, Reach, Wanted, Way, plan};
+use imbl::OrdMap;
 
 use fairlead_tests::kernel::{ROUTER, UP0};
 
@@ -102,8 +103,8 @@ pub struct Connection {
 
 /// What every node's host says.
 struct Place {
-    reach: BTreeMap<IpAddr, Reach>,
-    ways: BTreeMap<IpAddr, Way>,
+    reach: OrdMap<IpAddr, Reach>,
+    ways: OrdMap<IpAddr, Way>,
     host: Host,
 }
 

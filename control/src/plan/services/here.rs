@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fairlead_common::route;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
 };

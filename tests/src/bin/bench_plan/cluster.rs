@@ -30,7 +30,7 @@ pub struct Size {
 
 impl Size {
     /// The address of a service.
-    pub fn address(self, service: u32) -> IpAddr {
+    pub fn address(service: u32) -> IpAddr {
         family(service, 0xcb00_0000 + service)
     }
 
@@ -44,13 +44,13 @@ impl Size {
     }
 
     /// A `Service` as JSON.
-    pub fn service(self, service: u32) -> String {
+    pub fn service(service: u32) -> String {
         let family = if service.is_multiple_of(2) {
             "IPv4"
         } else {
             "IPv6"
         };
-        let address = self.address(service);
+        let address = Self::address(service);
         format!(
             r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{service}","namespace":"default","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"type":"LoadBalancer","ipFamilies":["{family}"],"ports":[{{"port":80,"protocol":"TCP"}}]}},"status":{{"loadBalancer":{{"ingress":[{{"ip":"{address}"}}]}}}}}}"#
         )
@@ -128,7 +128,7 @@ impl Agent {
         }
         let mut objects = around();
         let of = |object: &dyn Fn(u32) -> String| (0..size.services).map(object).collect();
-        objects.insert("services", of(&|service| size.service(service)));
+        objects.insert("services", of(&|service| Size::service(service)));
         let slice = |service| size.slice(service, size.backends, 0);
         objects.insert("endpointslices", of(&slice));
         let listener = node.enter(|| TcpListener::bind("127.0.0.1:6443"))??;
@@ -177,7 +177,7 @@ impl Agent {
     /// Waits until the last row of services has a ring; rows are written in the order of their keys, those for
     /// clients inside after the others of an address.
     pub fn wait_for_all(&self) -> Result<()> {
-        let all = (0..self.size.services).map(|service| self.key(service).inside());
+        let all = (0..self.size.services).map(|service| Self::key(service).inside());
         let last = all.max().context("there are no services")?;
         let done = super::wait(|| {
             let row = self.services.get(&last);
@@ -200,7 +200,7 @@ impl Agent {
 
     /// The first slot of a service's ring, and how many it has.
     pub fn ring_of(&self, service: u32) -> Result<(u32, u32)> {
-        let row = self.services.get(&self.key(service))?;
+        let row = self.services.get(&Self::key(service))?;
         let row = row.filter(|row| row.slots > 0);
         row.map(|row| (row.ring, row.slots))
             .with_context(|| format!("service {service} has no ring: {}", self.process.printed()))
@@ -228,9 +228,9 @@ impl Agent {
         kib.context("the kernel does not say how much memory the agent has")
     }
 
-    fn key(&self, service: u32) -> ServiceKey {
+    fn key(service: u32) -> ServiceKey {
         ServiceKey::new(
-            Addr::from(self.size.address(service)),
+            Addr::from(Size::address(service)),
             Port::new(80),
             Proto::TCP,
         )

@@ -170,7 +170,10 @@ pub fn rounds(size: Size, report: &mut Report) -> Result<()> {
         }
         let mut read = 0.0;
         for service in 0..size.services {
-            let objects = [size.service(service), size.slice(service, size.backends, 0)];
+            let objects = [
+                Size::service(service),
+                size.slice(service, size.backends, 0),
+            ];
             let began = Instant::now();
             for object in &objects {
                 node.read(object)?;

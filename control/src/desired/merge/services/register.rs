@@ -84,9 +84,9 @@ impl Register {
             touched.extend(self.enter(&name, around));
         }
         // Once all have had their say: a service that has a frontend before and after is not another in between.
-        touched
-            .into_iter()
-            .for_each(|frontend| self.settle(frontend));
+        for frontend in touched {
+            self.settle(frontend);
+        }
         self.say(conditions);
         self.services.clone()
     }
