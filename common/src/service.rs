@@ -247,7 +247,8 @@ pub mod flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct ArrivalKey {
-    /// The service address, the inner destination.
+    /// The service address, the inner destination; [`Addr::NONE`] for a node port, which is at the addresses of
+    /// whatever node has wrapped the packet.
     pub service: Addr,
     /// The backend's address, the outer destination.
     pub backend: Addr,
@@ -272,6 +273,16 @@ impl ArrivalKey {
             proto: service.proto,
             pad: 0,
             pad_word: 0,
+        }
+    }
+
+    /// The key of the same port at any node's address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn at_any_node(self) -> Self {
+        Self {
+            service: Addr::NONE,
+            ..self
         }
     }
 }

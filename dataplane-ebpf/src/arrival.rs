@@ -5,6 +5,8 @@
 //! does for packets that come to it directly. `xdp_ingress` turns off to here (`xdp_arrival`) by a tail call.
 //!
 //! # Why
+//! A node port is one number in the whole cluster and is at every node's address: it is known by the number, so
+//! that a node need not know all others.
 //! As in [`decap`], outer sources are not checked, nor are the source ranges of a service: whoever can send to the
 //! backend's own address reaches it without a tunnel too. What is for no backend of ours stays as it is: pods may
 //! have tunnels of their own.
@@ -44,8 +46,9 @@ pub fn find(frame: &impl Frame, outer: &Network) -> Result<Wrapped, Reason> {
         });
     };
     let key = ArrivalKey::new(&transport.service(&inside.packet), outer.dst);
+    let arrival = maps::arrival(&key).or_else(|| maps::arrival(&key.at_any_node()));
     Ok(Wrapped {
-        arrival: maps::arrival(&key).ok_or(Reason::Wrapped)?,
+        arrival: arrival.ok_or(Reason::Wrapped)?,
         inside,
         transport,
     })

@@ -278,6 +278,7 @@ pub fn getpeername6(context: SockAddrContext) -> i32 {
 const PROCEED: i32 = 1;
 /// The system call fails.
 const REFUSE: i32 = 0;
+const EPERM: i32 = 1;
 const ENOMEM: i32 = 12;
 const ECONNREFUSED: i32 = 111;
 
@@ -290,8 +291,16 @@ fn sock_end(address: &impl Address, end: Option<Reason>) -> i32 {
     match reason.verdict() {
         Verdict::Pass | Verdict::Forward => PROCEED,
         Verdict::Drop => {
+            let is_denied = reason == Reason::ServiceSourceDenied;
             let is_refused = reason == Reason::ServiceSocketRefused;
-            address.set_errno(if is_refused { ECONNREFUSED } else { ENOMEM });
+            address.set_errno(if is_refused {
+                ECONNREFUSED
+            } else if is_denied {
+                // As a firewall of the host says it.
+                EPERM
+            } else {
+                ENOMEM
+            });
             REFUSE
         }
     }

@@ -9,13 +9,15 @@
 //! The slot is drawn, not hashed: there are no packets of the flow that must find it again. So shares follow
 //! weights, and a backend that drains gets nothing new. All hooks run with the socket locked.
 //!
-//! Not for packets of pods whose sockets are out of reach (virtual machines): `lb` balances these.
+//! Not for packets of pods whose sockets are out of reach (virtual machines): `lb` balances these. Nor for what
+//! pods send to a service that lets in only some sources: which address a pod will use is not known before it
+//! sends, so its packets are judged, and balanced, where they leave it.
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::Flow;
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Backend, Service, ServiceKey, flags};
+use fairlead_common::service::{Backend, Service, ServiceKey, flags, service_flags};
 use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
 
 use crate::sockaddr::Address;
@@ -36,8 +38,11 @@ pub fn connect(address: &mut impl Address) -> Option<Reason> {
         }
         return None;
     };
+    if !lets_host_in(service, addr.is_v4()) {
+        return Some(refused(service, Reason::ServiceSourceDenied));
+    }
     let Some((id, backend)) = choose(address, service, addr.is_v4()) else {
-        return Some(refused(service));
+        return Some(refused(service, Reason::ServiceSocketRefused));
     };
     let Some(row) = maps::socket_or_new(address.context()) else {
         return Some(Reason::HelperFailed);
@@ -62,6 +67,9 @@ pub fn send(address: &mut impl Address) -> Option<Reason> {
         }
         return None;
     };
+    if !lets_host_in(service, addr.is_v4()) {
+        return Some(refused(service, Reason::ServiceSourceDenied));
+    }
     let Some(rows) = maps::datagrams_or_new(address.context()) else {
         return Some(Reason::HelperFailed);
     };
@@ -75,7 +83,7 @@ pub fn send(address: &mut impl Address) -> Option<Reason> {
         }
     }
     let Some((id, backend)) = choose(address, service, addr.is_v4()) else {
-        return Some(refused(service));
+        return Some(refused(service, Reason::ServiceSocketRefused));
     };
     if known.is_none() {
         rows.written = rows.written.wrapping_add(1);
@@ -123,7 +131,32 @@ fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
     if addr.is_loopback() && maps::node()?.namespace != address.namespace() {
         return None;
     }
-    maps::service(&ServiceKey::new(addr, address.port(), proto).inside())
+    let service = maps::service(&ServiceKey::new(addr, address.port(), proto).inside())?;
+    if has_ranges(service) && maps::node()?.namespace != address.namespace() {
+        return None;
+    }
+    Some(service)
+}
+
+#[inline(always)]
+const fn has_ranges(service: &Service) -> bool {
+    service.flags & service_flags::SOURCE_RANGES != 0
+}
+
+/// Whether a service lets the node itself in: by its address, as kube-proxy has it, whatever the socket is bound to.
+#[inline(always)]
+fn lets_host_in(service: &Service, is_v4: bool) -> bool {
+    if !has_ranges(service) {
+        return true;
+    }
+    maps::node().is_some_and(|node| {
+        let own = if is_v4 {
+            node.tunnel_v4
+        } else {
+            node.tunnel_v6
+        };
+        maps::admits(service.id, own)
+    })
 }
 
 /// The backend of a new connection.
@@ -159,9 +192,9 @@ fn choose(
 }
 
 #[inline(always)]
-fn refused(service: &Service) -> Reason {
-    count::refused(service.id, Reason::ServiceSocketRefused);
-    Reason::ServiceSocketRefused
+fn refused(service: &Service, reason: Reason) -> Reason {
+    count::refused(service.id, reason);
+    reason
 }
 
 #[inline(always)]

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Service, ServiceKey, Slot, flags, forward};
+use fairlead_common::service::{
+    Service, ServiceKey, Slot, SourceRange, flags, forward, service_flags,
+};
 use fairlead_common::socket::{Client, TRANSLATIONS};
 use fairlead_common::tables::{
-    Affinity, BackendStats, Backends, NodeTable, ServiceStats, Services,
+    Affinity, BackendStats, Backends, NodeTable, ServiceStats, Services, SourceRanges,
 };
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::kernel::{Node, addr_of, on_a_node};
@@ -403,6 +405,64 @@ fn a_service_without_a_backend_refuses_connections(
         }
         assert_eq!(counted(node, Reason::ServiceSocketRefused), 3);
         assert_eq!(counted(node, Reason::ServiceSocket), 0);
+    });
+}
+
+#[rstest]
+#[case::ipv4(V4, ["10.1.0.0/24", "10.9.0.0/24"])]
+#[case::ipv6(V6, ["fd00:1::/64", "fd00:9::/64"])]
+#[case::ipv4_by_ipv6(MAPPED, ["10.1.0.0/24", "10.9.0.0/24"])]
+fn a_service_with_source_ranges_lets_the_host_in_by_the_nodes_address(
+    #[case] family: Family,
+    #[case] ranges: [&str; 2],
+) {
+    let range_of = |service: &Service, text: &str| {
+        let (addr, length) = text.split_once('/').expect("a prefix");
+        SourceRange::new(service.id, addr_of(addr), length.parse().expect("a length"))
+    };
+    on_a_node_with_sockets(|node| {
+        let (_, service) = serve(node, family, Proto::UDP, [1, 0]);
+        node.change_inside(family.service, PORT, Proto::UDP, |row| {
+            row.flags = service_flags::SOURCE_RANGES;
+        });
+        let [own, other] = ranges;
+        node.set::<SourceRanges>(&range_of(&service, other), &1);
+        let socket = udp(family.any);
+
+        for outcome in [
+            socket.connect(family.service()),
+            udp(family.any)
+                .send_to(b"question", family.service())
+                .map(drop),
+        ] {
+            let error = outcome.expect_err("not let in");
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        }
+        assert_eq!(counted(node, Reason::ServiceSourceDenied), 2);
+
+        node.set::<SourceRanges>(&range_of(&service, own), &1);
+        socket.connect(family.service()).expect("let in");
+
+        assert_eq!(counted(node, Reason::ServiceSocket), 1);
+    });
+}
+
+#[test]
+fn a_pods_packets_are_judged_where_they_leave_it() {
+    on_a_node_with_sockets(|node| {
+        serve(node, V4, Proto::UDP, [1, 0]);
+        node.change_inside(V4.service, PORT, Proto::UDP, |row| {
+            row.flags = service_flags::SOURCE_RANGES;
+        });
+        // Of another namespace than the node's own.
+        node.change(|row| row.namespace += 1);
+        let before = node.reasons();
+        let socket = udp(V4.any);
+
+        socket.connect(V4.service()).expect("a way");
+
+        assert_eq!(socket.peer_addr().expect("a peer"), V4.service());
+        assert_eq!(node.reasons(), before);
     });
 }
 

@@ -49,6 +49,20 @@ impl Node {
         row
     }
 
+    /// Changes the row of a service that [`Node::inside_service`] made.
+    pub fn change_inside(
+        &mut self,
+        addr: &str,
+        port: u16,
+        proto: Proto,
+        change: impl FnOnce(&mut Service),
+    ) {
+        let key = ServiceKey::new(addr_of(addr), Port::new(port), proto).inside();
+        let mut row = self.get::<Services>(&key).expect("a row");
+        change(&mut row);
+        self.set::<Services>(&key, &row);
+    }
+
     /// What a connected socket keeps.
     pub fn kept_by(&mut self, socket: &impl AsRawFd) -> Translation {
         let map = self.ebpf.map_mut(Sockets::NAME).expect(Sockets::NAME);

@@ -103,9 +103,11 @@ impl One<'_> {
                 };
                 let backends = self.backends(outside, port, &policy, conditions);
                 let is_node_or_balancer = kinds.iter().any(|kind| *kind != AddressKind::Cluster);
+                let is_balancers = kinds.contains(&AddressKind::LoadBalancer);
                 let service = Service {
                     address_kinds: kinds,
                     forwarding: policy.forwarding(number, &backends),
+                    source_ranges: policy.source_ranges.clone().filter(|_| is_balancers),
                     ..template.clone()
                 };
                 // No packet comes in to a loopback address.
@@ -116,14 +118,9 @@ impl One<'_> {
                     } else {
                         policy.internal_local
                     };
-                    let source_ranges = policy
-                        .source_ranges
-                        .clone()
-                        .filter(|_| service.address_kinds.contains(&AddressKind::LoadBalancer));
                     let service = Service {
                         backends: only_here(is_local, &backends),
                         only_local: is_local,
-                        source_ranges,
                         ..service.clone()
                     };
                     all.push((outside, service));

@@ -6,6 +6,7 @@ use fairlead_common::service::{ArrivalKey, flags, forward, next_hop_flags};
 use proptest::prelude::*;
 
 use super::Story;
+use crate::desired::AddressKind;
 use crate::plan::services::{address, key};
 
 impl Story {
@@ -28,6 +29,13 @@ impl Story {
                 prop_assert_eq!(row.service, self.tables.services[&key(frontend)].id);
                 prop_assert_eq!(self.tables.backend(row.backend).unwrap().1, *at);
                 named.insert(row.backend);
+                let is_node_port = service.address_kinds.contains(&AddressKind::Node);
+                let by_number = self.tables.arrivals.get(&arrival.at_any_node());
+                prop_assert!(
+                    !is_node_port || by_number.is_some(),
+                    "{} by its number",
+                    frontend
+                );
             }
         }
         Ok(named)

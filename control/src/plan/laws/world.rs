@@ -209,7 +209,13 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                             (backend_at(at), backend)
                         })
                         .collect();
+                    // One of them is a node port.
+                    let kind = match number {
+                        4 => desired::AddressKind::Node,
+                        _ => desired::AddressKind::LoadBalancer,
+                    };
                     let service = desired::Service {
+                        address_kinds: BTreeSet::from([kind]),
                         affinity,
                         source_ranges,
                         backends,

@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fairlead_common::addr::Addr;
 use fairlead_common::route;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
 };
 
 use super::key;
-use crate::desired::{Backend as Wish, BackendAddr, Desired, Home};
+use crate::desired::{AddressKind, Backend as Wish, BackendAddr, Desired, Home};
 use crate::plan::{Actual, Reach, Step, Wanted};
 
 /// Whose work the last step to each backend is. Where services disagree, the one that knows more counts.
@@ -59,6 +60,13 @@ pub(super) fn steps(
             .get(&id)
             .is_some_and(|row| row.forward == forward::HERE)
     };
+    let node_ports: BTreeSet<_> = wanted
+        .desired
+        .services
+        .iter()
+        .filter(|(_, service)| service.address_kinds.contains(&AddressKind::Node))
+        .map(|(frontend, _)| key(frontend))
+        .collect();
     let mut arrivals = BTreeMap::new();
     for (service_key, at) in arriving(wanted, homes) {
         let id = id_of(at);
@@ -68,14 +76,21 @@ pub(super) fn steps(
                 backend: id,
                 service: row.id,
             };
-            arrivals
-                .entry(ArrivalKey::new(&service_key, at.addr.into()))
-                .or_insert(arrival);
+            let key = ArrivalKey::new(&service_key, at.addr.into());
+            arrivals.entry(key).or_insert(arrival);
+            if node_ports.contains(&service_key) {
+                arrivals.entry(key.at_any_node()).or_insert(arrival);
+            }
         }
     }
     let known_services: BTreeSet<_> = services
         .keys()
         .map(|key| (key.addr, key.port, key.proto))
+        .chain(
+            node_ports
+                .iter()
+                .map(|key| (Addr::NONE, key.port, key.proto)),
+        )
         .collect();
     for (key, row) in &actual.arrivals {
         // Another node may send for as long as a backend that has left its rings retires here.
