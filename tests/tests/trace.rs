@@ -14,7 +14,8 @@ use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::{self, Device};
 use fairlead_common::service::{
-    Backend, NextHop, Service, ServiceKey, Slot, flags, forward, next_hop_flags,
+    Arrival, ArrivalKey, Backend, NextHop, Service, ServiceKey, ServingKey, Slot, flags, forward,
+    next_hop_flags,
 };
 use fairlead_common::tables::{BackendStats, Flows, ServiceDrops, ServiceStats};
 use fairlead_control::api::types::{Trace, TraceQuestion};
@@ -42,6 +43,8 @@ const SLOTS: u32 = 251;
 const SERVICES: u8 = 6;
 const BACKENDS: u32 = 8;
 const CLIENTS: u8 = 5;
+/// A backend of the node itself.
+const OWN: &str = "10.1.0.99";
 
 /// A node's tables in a namespace of their own.
 struct Node {
@@ -148,6 +151,29 @@ fn fill(pins: &Pins) {
             },
         ));
     }
+    // One of this node's own, which no ring names: other nodes' rings do.
+    let own = Addr::new(OWN.parse().unwrap());
+    steps.push(Step::PutServing(ServingKey::new(own, Port::new(8080))));
+    steps.push(Step::PutBackend(
+        BACKENDS + 1,
+        Backend {
+            addr: own,
+            port: Port::new(8080),
+            forward: forward::HERE,
+            flags: flags::ALIVE,
+            next_hop: 1,
+        },
+    ));
+    for number in [0, 2] {
+        let row = Arrival {
+            backend: BACKENDS + 1,
+            service: u32::from(number) + 100,
+        };
+        steps.push(Step::PutArrival(
+            ArrivalKey::new(&service_key(number), own),
+            row,
+        ));
+    }
     for number in 0..SERVICES {
         let slots = (0..SLOTS).map(|offset| {
             let mixed = offset * 7 + u32::from(number);
@@ -171,16 +197,19 @@ fn fill(pins: &Pins) {
             ring,
             slots: slots.collect(),
         });
-        steps.push(Step::PutService(
-            service_key(number),
-            Service {
-                id: u32::from(number) + 100,
-                ring,
-                // The last one has no backend.
-                slots: if number + 1 == SERVICES { 0 } else { SLOTS },
-                ..Service::default()
-            },
-        ));
+        let row = Service {
+            id: u32::from(number) + 100,
+            ring,
+            // The last one has no backend.
+            slots: if number + 1 == SERVICES { 0 } else { SLOTS },
+            ..Service::default()
+        };
+        steps.push(Step::PutService(service_key(number), row));
+        let inside = Service {
+            id: row.id + 100,
+            ..row
+        };
+        steps.push(Step::PutService(service_key(number).inside(), inside));
     }
     let mut store = KernelStore::open(pins).unwrap();
     for step in &steps {
@@ -212,6 +241,8 @@ fn question(src: (IpAddr, u16), dst: (IpAddr, u16), proto: &str) -> TraceQuestio
         flags: "syn".to_owned(),
         ttl: 64,
         size: 0,
+        wrapped_by: None,
+        wrapped_for: None,
     }
 }
 
@@ -230,18 +261,34 @@ fn questions() -> impl Strategy<Value = TraceQuestion> {
     ];
     let ttl = prop_oneof![9 => Just(64_u8), 1 => 0_u8..3];
     let size = prop_oneof![8 => Just(0_u16), 1 => 40_u16..200, 1 => 1400_u16..2000];
-    (service, source, any::<bool>(), flags, ttl, size).prop_map(
-        |((number, port), (from, src_port), tcp, flags, ttl, size)| {
-            let dst = service_addr(number);
-            let proto = if tcp { "tcp" } else { "udp" };
-            TraceQuestion {
-                flags: flags.to_owned(),
-                ttl,
-                size,
-                ..question((client(from, dst.is_ipv4()), src_port), (dst, port), proto)
-            }
-        },
+    let wrapped_for = prop_oneof![
+        5 => Just(None),
+        1 => Just(Some(OWN.parse().unwrap())),
+        1 => Just(Some(IpAddr::from([10, 1, 0, 98]))),
+    ];
+    (
+        service,
+        source,
+        any::<bool>(),
+        flags,
+        ttl,
+        size,
+        wrapped_for,
     )
+        .prop_map(
+            |((number, port), (from, src_port), tcp, flags, ttl, size, wrapped_for)| {
+                let dst = service_addr(number);
+                let proto = if tcp { "tcp" } else { "udp" };
+                TraceQuestion {
+                    flags: flags.to_owned(),
+                    ttl,
+                    size,
+                    wrapped_by: wrapped_for.map(|_| IpAddr::from([10, 9, 0, 1])),
+                    wrapped_for,
+                    ..question((client(from, dst.is_ipv4()), src_port), (dst, port), proto)
+                }
+            },
+        )
 }
 
 /// Every row of the tables that packets write.
@@ -305,10 +352,88 @@ fn the_explanation_agrees_with_the_program_on_any_packet_and_the_tables_stay_as_
             "service-no-backend",
             "service-ttl-told",
             "service-too-big-told",
+            "service-translated",
         ] {
             assert!(met.contains(reason), "no packet met {reason}: {met:?}");
         }
         assert_eq!(written(&node.pins), before, "a trace is seen by nobody");
+    });
+}
+
+#[test]
+fn the_explanation_agrees_with_the_program_on_any_packet_of_a_pod() {
+    on_a_node(|node| {
+        fill(&node.pins);
+        let state = state(&node.pins);
+        let before = written(&node.pins);
+        let mut rehearsal = Rehearsal::open(&node.pins, Hook::TcIngress).unwrap();
+        let met = RefCell::new(BTreeSet::new());
+        let tracer = RefCell::new(Tracer {
+            state: &state,
+            hook: Hook::TcIngress,
+            rehearsal: &mut rehearsal,
+        });
+
+        TestRunner::new(Config {
+            failure_persistence: None,
+            ..Config::with_cases(300)
+        })
+        .run(&questions(), |question| {
+            let question = TraceQuestion {
+                wrapped_by: None,
+                wrapped_for: None,
+                ..question
+            };
+            let trace = tracer.borrow_mut().trace(&question).unwrap();
+            prop_assert_eq!(&trace.disagreement, &None, "{:#?}", trace);
+            met.borrow_mut().insert(trace.reason);
+            Ok(())
+        })
+        .unwrap();
+
+        let met = met.into_inner();
+        for reason in ["service-l2", "service-encapsulated", "service-no-backend"] {
+            assert!(met.contains(reason), "no packet met {reason}: {met:?}");
+        }
+        assert_eq!(written(&node.pins), before, "a trace is seen by nobody");
+    });
+}
+
+#[test]
+fn a_packet_that_another_node_has_wrapped_is_explained_by_its_choice() {
+    on_a_node(|node| {
+        fill(&node.pins);
+        let state = state(&node.pins);
+        let mut rehearsal = Rehearsal::open(&node.pins, Hook::XdpIngress).unwrap();
+        let mut tracer = Tracer {
+            state: &state,
+            hook: Hook::XdpIngress,
+            rehearsal: &mut rehearsal,
+        };
+        let mut asked = question((client(9, true), 1), (service_addr(0), 80), "tcp");
+        asked.wrapped_by = Some(IpAddr::from([10, 9, 0, 1]));
+        asked.wrapped_for = Some(OWN.parse().unwrap());
+
+        let trace = tracer.trace(&asked).unwrap();
+
+        assert_eq!(trace.reason, "service-translated", "{trace:#?}");
+        assert!(
+            stage(&trace, "tunnel").starts_with("wrapped by 10.9.0.1, which has chosen 10.1.0.99"),
+            "{trace:#?}"
+        );
+        assert!(
+            stage(&trace, "backend").starts_with("10.1.0.99:8080"),
+            "{trace:#?}"
+        );
+
+        asked.wrapped_for = Some(IpAddr::from([10, 1, 0, 98]));
+        let trace = tracer.trace(&asked).unwrap();
+        assert!(
+            stage(&trace, "tunnel").ends_with("routed or passed as it is"),
+            "{trace:#?}"
+        );
+        asked.wrapped_by = None;
+        assert!(tracer.trace(&asked).is_err());
     });
 }
 

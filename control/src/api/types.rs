@@ -3,7 +3,7 @@
 //! Only plain values; `view` fills them, `dpctl` prints them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -393,6 +393,12 @@ pub struct TraceQuestion {
     pub ttl: u8,
     /// Bytes of the IP packet; 0: its headers alone.
     pub size: u16,
+    /// The node whose balancer has wrapped it.
+    #[serde(default)]
+    pub wrapped_by: Option<IpAddr>,
+    /// The backend that this node has wrapped it for.
+    #[serde(default)]
+    pub wrapped_for: Option<IpAddr>,
 }
 
 /// The answer: what would become of the packet, and why.

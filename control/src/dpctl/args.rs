@@ -214,6 +214,12 @@ pub struct TraceArgs {
     /// Bytes of the IP packet; 0: its headers alone
     #[arg(long, default_value_t = 0, value_name = "BYTES")]
     pub size: u16,
+    /// The node that has wrapped it in IP for a backend of this one
+    #[arg(long, value_name = "ADDRESS", requires = "wrapped_for")]
+    pub wrapped_by: Option<IpAddr>,
+    /// That backend
+    #[arg(long, value_name = "ADDRESS", requires = "wrapped_by")]
+    pub wrapped_for: Option<IpAddr>,
 }
 
 /// Of which service.

@@ -20,6 +20,8 @@ pub async fn run(global: &Global, typed: TraceArgs) -> Result<Outcome> {
         flags: typed.flags,
         ttl: typed.ttl,
         size: typed.size,
+        wrapped_by: typed.wrapped_by,
+        wrapped_for: typed.wrapped_for,
     };
     let trace = if client::is_there(&global.socket).await {
         client::ask(&global.socket, &path(&question)).await?
@@ -43,7 +45,7 @@ pub async fn run(global: &Global, typed: TraceArgs) -> Result<Outcome> {
 }
 
 fn path(question: &TraceQuestion) -> String {
-    format!(
+    let mut path = format!(
         "/v1/trace?device={}&src={}&dst={}&proto={}&flags={}&ttl={}&size={}",
         question.device,
         question.src,
@@ -52,7 +54,14 @@ fn path(question: &TraceQuestion) -> String {
         question.flags,
         question.ttl,
         question.size
-    )
+    );
+    for (name, addr) in [
+        ("wrappedBy", question.wrapped_by),
+        ("wrappedFor", question.wrapped_for),
+    ] {
+        path.extend(addr.map(|addr| format!("&{name}={addr}")));
+    }
+    path
 }
 
 fn text(trace: &Trace) -> String {

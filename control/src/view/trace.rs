@@ -7,7 +7,7 @@
 mod choice;
 mod packet;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fairlead_common::addr::{Addr, Port, Proto};
@@ -15,7 +15,9 @@ use fairlead_common::choice::{Because, Choice};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::DEVICE_MASK;
-use fairlead_common::service::{NextHop, ServiceKey, forward, next_hop_flags};
+use fairlead_common::service::{
+    ArrivalKey, NextHop, ServiceKey, ServingKey, forward, next_hop_flags,
+};
 use fairlead_common::snat::tcp;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
@@ -99,36 +101,26 @@ impl Tracer<'_> {
         let remembered = self.rehearsal.flow(&flow)?;
         let now_s = observe::now_s()?;
         let course = course(&self.state.actual, key, &flow, begins, remembered, now_s);
+        let tunnel = self.tunnel(question)?;
         let frame = packet::frame(&wish);
+        let frame = match tunnel {
+            Some((by, at)) => packet::wrapped(&frame, by, at),
+            None => frame,
+        };
         let ran = self.rehearsal.run(ifindex, &frame)?;
 
-        let mut stages = vec![
-            stage(
-                "device",
-                format!(
-                    "{} (index {ifindex}), met by {}",
-                    question.device,
-                    self.hook.program()
-                ),
+        let mut stages = vec![stage(
+            "device",
+            format!(
+                "{} (index {ifindex}), met by {}",
+                question.device,
+                self.hook.program()
             ),
-            self.service_stage(&course),
-        ];
-        match course.choice {
-            Some(Ok(choice)) => {
-                stages.push(slot_stage(&course, &choice));
-                stages.extend(memory_stage(&course, &choice, now_s));
-                stages.push(self.backend_stage(&course, choice.backend));
-                stages.extend(self.way_stage(choice.backend));
-            }
-            Some(Err(Reason::ServiceSourceDenied)) => stages.push(stage(
-                "source",
-                format!(
-                    "{} is in none of the ranges that the service lets in",
-                    wish.src.ip()
-                ),
-            )),
-            Some(Err(_)) | None => {}
-        }
+        )];
+        let expected = match tunnel {
+            Some(tunnel) => self.arrival(&course, tunnel, &mut stages),
+            None => self.balanced(&course, &flow, now_s, &mut stages),
+        };
         stages.push(stage(
             "verdict",
             format!(
@@ -139,7 +131,7 @@ impl Tracer<'_> {
                 ran.action
             ),
         ));
-        let disagreement = disagreement(&course, &ran);
+        let disagreement = disagreement(&expected, &ran);
         Ok(Trace {
             device: question.device.clone(),
             program: self.hook.program().to_owned(),
@@ -151,6 +143,107 @@ impl Tracer<'_> {
             result: packet::describe(&ran.frame),
             disagreement,
         })
+    }
+
+    /// The stages of a packet that this node chooses a backend for, if it is a service's.
+    fn balanced(
+        &self,
+        course: &Course,
+        flow: &FlowKey,
+        now_s: u32,
+        stages: &mut Vec<Stage>,
+    ) -> Expected {
+        stages.push(self.service_stage(course));
+        let from = ServingKey::new(flow.src, flow.src_port);
+        if self.hook == Hook::TcIngress && self.state.actual.serving.contains(&from) {
+            stages.push(stage(
+                "answer",
+                format!(
+                    "{}:{} is a backend of this node: what answers a flow that was translated to it leaves from the service's address",
+                    flow.src,
+                    flow.src_port.number()
+                ),
+            ));
+        }
+        match course.choice {
+            Some(Ok(choice)) => {
+                stages.push(slot_stage(course, &choice));
+                stages.extend(memory_stage(course, &choice, now_s));
+                stages.push(self.backend_stage(course, choice.backend));
+                stages.extend(self.way_stage(choice.backend));
+            }
+            Some(Err(Reason::ServiceSourceDenied)) => stages.push(stage(
+                "source",
+                format!(
+                    "{} is in none of the ranges that the service lets in",
+                    flow.src
+                ),
+            )),
+            Some(Err(_)) | None => {}
+        }
+        Expected {
+            service: course.service.map(|row| row.id),
+            backend: course.chosen().map(|choice| choice.backend),
+        }
+    }
+
+    /// The stages of a packet that another node's balancer has wrapped for a backend.
+    fn arrival(
+        &self,
+        course: &Course,
+        (by, at): (IpAddr, IpAddr),
+        stages: &mut Vec<Stage>,
+    ) -> Expected {
+        let arrivals = &self.state.actual.arrivals;
+        let key = ArrivalKey::new(&course.key, at.into());
+        let found = arrivals
+            .get(&key)
+            .or_else(|| arrivals.get(&key.at_any_node()));
+        let inner = SocketAddr::new(course.key.addr.ip(), course.key.port.number());
+        let Some(row) = found else {
+            let text = format!(
+                "wrapped by {by} for {at}, where no backend of this node serves {inner}/{}: routed or passed as it is",
+                course.key.proto
+            );
+            stages.push(stage("tunnel", text));
+            return Expected::default();
+        };
+        let text = format!("wrapped by {by}, which has chosen {at}: this node's ring is not asked");
+        stages.push(stage("tunnel", text));
+        let services = self.state.actual.services.iter();
+        let mut of_id = services.filter(|(_, service)| service.id == row.service);
+        let name = of_id.find_map(|(key, _)| self.desired(key)).map_or_else(
+            || "a service".to_owned(),
+            |(_, service)| format!("service {}", service.object),
+        );
+        let text = format!("{inner}/{} is {name}, id {}", course.key.proto, row.service);
+        stages.push(stage("service", text));
+        stages.push(self.backend_stage(course, row.backend));
+        stages.extend(self.way_stage(row.backend));
+        Expected {
+            service: Some(row.service),
+            backend: Some(row.backend),
+        }
+    }
+
+    /// Who has wrapped the packet, and for whom.
+    fn tunnel(&self, question: &TraceQuestion) -> Result<Option<(IpAddr, IpAddr)>> {
+        match (question.wrapped_by, question.wrapped_for) {
+            (None, None) => Ok(None),
+            (Some(by), Some(at)) if by.is_ipv4() != at.is_ipv4() => {
+                bail!("--wrapped-by and --wrapped-for must be of one address family")
+            }
+            (Some(_), Some(_)) if self.hook != Hook::XdpIngress => {
+                bail!(
+                    "--wrapped-for is for devices that other nodes are behind; this one is met by {}",
+                    self.hook.program()
+                )
+            }
+            (Some(by), Some(at)) => Ok(Some((by, at))),
+            (Some(_), None) | (None, Some(_)) => {
+                bail!("--wrapped-by and --wrapped-for are given together")
+            }
+        }
     }
 
     fn wish(&self, question: &TraceQuestion) -> Result<Wish> {
@@ -344,10 +437,15 @@ fn memory_stage(course: &Course, choice: &Choice, now_s: u32) -> Option<Stage> {
     Some(stage("flow memory", text))
 }
 
+/// What the program must have counted, by the tables.
+#[derive(Clone, Copy, Debug, Default)]
+struct Expected {
+    service: Option<u32>,
+    backend: Option<u32>,
+}
+
 /// In which point the program did something else than the tables say.
-fn disagreement(course: &Course, ran: &Ran) -> Option<String> {
-    let service = course.service.map(|row| row.id);
-    let backend = course.chosen().map(|choice| choice.backend);
+fn disagreement(&Expected { service, backend }: &Expected, ran: &Ran) -> Option<String> {
     let id = |id: Option<u32>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
     if ran.service != service {
         return Some(format!(

@@ -55,31 +55,52 @@ pub(super) fn tcp_flags(text: &str) -> Result<u8, String> {
 /// The frame, its checksums right.
 pub(super) fn frame(wish: &Wish) -> Vec<u8> {
     let transport = transport(wish);
-    let mut frame = [wish.to_mac, SENDER].concat();
-    let total = transport.len();
-    match (wish.src.ip(), wish.dst.ip()) {
+    let (src, dst) = (wish.src.ip(), wish.dst.ip());
+    let (kind, header) = ip_header(src, dst, wish.proto.0, wish.ttl, transport.len());
+    [
+        &wish.to_mac[..],
+        &SENDER,
+        &kind.to_be_bytes(),
+        &header,
+        &transport,
+    ]
+    .concat()
+}
+
+/// The frame's packet wrapped in IP, as another node's balancer sends it.
+pub(super) fn wrapped(frame: &[u8], src: IpAddr, dst: IpAddr) -> Vec<u8> {
+    let (ethernet, inner) = frame.split_at(ETHERNET_BYTES);
+    let proto = if inner.first().is_some_and(|first| first >> 4 == 4) {
+        IPIP
+    } else {
+        IP6
+    };
+    let (kind, header) = ip_header(src, dst, proto, 64, inner.len());
+    [&ethernet[..12], &kind.to_be_bytes(), &header, inner].concat()
+}
+
+/// An IP header and its EtherType.
+fn ip_header(src: IpAddr, dst: IpAddr, proto: u8, ttl: u8, payload: usize) -> (u16, Vec<u8>) {
+    match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            frame.extend(IPV4.to_be_bytes());
             let mut header = vec![0x45, 0];
-            header.extend((total as u16 + 20).to_be_bytes());
+            header.extend((payload as u16 + 20).to_be_bytes());
             // Identification 0, may not be fragmented.
-            header.extend([0, 0, 0x40, 0, wish.ttl, wish.proto.0, 0, 0]);
+            header.extend([0, 0, 0x40, 0, ttl, proto, 0, 0]);
             header.extend(src.octets());
             header.extend(dst.octets());
             let sum = checksum_of(&[&header]);
             header[10..12].copy_from_slice(&sum.to_be_bytes());
-            frame.extend(header);
+            (IPV4, header)
         }
         (src, dst) => {
-            frame.extend(IPV6.to_be_bytes());
-            frame.extend([0x60, 0, 0, 0]);
-            frame.extend((total as u16).to_be_bytes());
-            frame.extend([wish.proto.0, wish.ttl]);
-            frame.extend(octets(src).into_iter().chain(octets(dst)));
+            let mut header = vec![0x60, 0, 0, 0];
+            header.extend((payload as u16).to_be_bytes());
+            header.extend([proto, ttl]);
+            header.extend(octets(src).into_iter().chain(octets(dst)));
+            (IPV6, header)
         }
     }
-    frame.extend(transport);
-    frame
 }
 
 fn transport(wish: &Wish) -> Vec<u8> {
