@@ -218,12 +218,12 @@ impl Agent {
         self.server.modify("endpointslices", &slice);
     }
 
-    /// What the agent's process takes.
+    /// What the agent's process takes for itself; the tables that it has mapped are the kernel's.
     pub fn memory_kib(&self) -> Result<f64> {
         // `ip netns exec` has become the agent.
         let path = format!("/proc/{}/status", self.process.id());
         let status = std::fs::read_to_string(&path).context(path)?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let line = status.lines().find(|line| line.starts_with("RssAnon:"));
         let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
         kib.context("the kernel does not say how much memory the agent has")
     }
