@@ -106,7 +106,7 @@ const READY: [(u8, bool, bool); 2] = [(1, true, true), (2, true, true)];
 
 /// What answers in the pods, until dropped.
 struct Servers {
-    _tcp: Vec<Process>,
+    tcp: Vec<Process>,
     stop: Arc<AtomicBool>,
     udp: Vec<JoinHandle<()>>,
 }
@@ -114,7 +114,7 @@ struct Servers {
 impl Servers {
     fn start(lab: &Lab) -> Result<Self> {
         let mut servers = Self {
-            _tcp: Vec::new(),
+            tcp: Vec::new(),
             stop: Arc::default(),
             udp: Vec::new(),
         };
@@ -122,7 +122,7 @@ impl Servers {
             let name = format!("web{}", node.plan.0);
             let log = lab.dir().join(format!("{name}-{TCP}.log"));
             servers
-                ._tcp
+                .tcp
                 .push(traffic::serve(&node.web, &name, TCP, &log)?);
             let socket = node.web.enter(|| UdpSocket::bind(("::", UDP)))??;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -241,7 +241,7 @@ fn node_ports_and_cluster_addresses_are_served_as_their_policies_say() {
             let found = ask_udp(&node.pod, BOTH.cluster[family], PORT).unwrap();
             assert_eq!(found.len(), 2, "{found:?}");
             let (servers, _) = ask(&node.pod, LOCAL.cluster[family], PORT).unwrap();
-            assert_eq!(servers, [own.clone()]);
+            assert_eq!(servers, std::slice::from_ref(&own));
         }
     }
     // Nobody announces a cluster address, and nobody outside reaches one.
