@@ -135,7 +135,8 @@ reasons! {
     TranslationOff = Pass "translation-off",
     /// Not encapsulated, or encapsulated and on its way to another host.
     NotEncapsulated = Pass "not-encapsulated",
-    /// Encapsulated, while the program for packets out of other nodes' tunnels is missing.
+    /// Encapsulated, and what is inside is to a service but not plain, and for no backend of this node; or the program
+    /// for packets out of other nodes' tunnels is missing.
     Wrapped = Pass "wrapped",
     /// Encapsulated, but the packet inside is not for a service address of this backend.
     InnerForeign = Pass "inner-foreign",

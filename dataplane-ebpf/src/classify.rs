@@ -47,20 +47,12 @@ pub fn from_tunnel(frame: &mut impl Resize) -> Result<Sent, Reason> {
     let network = parse::network(frame)?;
     match arrival::find(frame, &network) {
         Ok(wrapped) => arrival::deliver(frame, &network, &wrapped),
-        Err(Reason::Wrapped) => foreign(frame),
+        Err(Reason::Wrapped) => {
+            let transport = parse::transport(frame, &network);
+            unserved(frame, &network, transport)
+        }
         Err(reason) => Err(reason),
     }
-}
-
-/// A packet that carries another one, for no backend of this node.
-///
-/// # Errors
-/// As [`from_uplink`].
-#[inline(always)]
-pub fn foreign(frame: &mut impl Resize) -> Result<Sent, Reason> {
-    let network = parse::network(frame)?;
-    let transport = parse::transport(frame, &network);
-    unserved(frame, &network, transport)
 }
 
 /// A packet by an uplink that is to no service.

@@ -103,16 +103,12 @@ pub fn xdp_odd(context: XdpContext) -> u32 {
 pub fn xdp_here(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
-    let end = match odd::translate(&mut frame, scope::OUTSIDE) {
-        Ok(sent) => Ok(sent),
-        Err(refusal) if refusal.reason == Reason::Wrapped => classify::foreign(&mut frame),
-        Err(refusal) => {
-            if refusal.is_to_be_told {
-                maps::enter(detour::ANSWER, frame.context());
-            }
-            Err(refusal.reason)
+    let end = odd::translate(&mut frame, scope::OUTSIDE).map_err(|refusal| {
+        if refusal.is_to_be_told {
+            maps::enter(detour::ANSWER, frame.context());
         }
-    };
+        refusal.reason
+    });
     xdp_end(&frame, bytes, end)
 }
 

@@ -363,22 +363,25 @@ fn a_tunnels_odd_packet_that_is_for_no_backend_of_ours_is_left_alone(
 ) {
     on_a_node(|node| {
         serve(node, family);
-        // To a service of ours, but to a pod that is none of its backends; and to no service of ours.
-        for (pod, service) in [
-            (["10.244.1.6", "fd00:244:1::6"][family], SERVICE[family]),
-            (POD_ADDR[family], ["192.0.2.81", "2001:db8::81"][family]),
+        // To a service of ours, but to a pod that is none of its backends: the stack routes it. And to no service.
+        for (pod, service, reason) in [
+            (
+                ["10.244.1.6", "fd00:244:1::6"][family],
+                SERVICE[family],
+                Reason::Wrapped,
+            ),
+            (
+                POD_ADDR[family],
+                ["192.0.2.81", "2001:db8::81"][family],
+                Reason::Routed,
+            ),
         ] {
-            node.ip(&format!(
-                "route replace {pod} via {}\n",
-                ["10.1.0.254", "fd00:1::fe"][family]
-            ));
-            let outer = eth().ip(OTHER_NODE[family], pod);
             let packet = options(family, eth(), (CLIENT[family], service), (40000, 80));
-            let packet = outer.inside(&packet);
+            let packet = eth().ip(OTHER_NODE[family], pod).inside(&packet);
 
             let ran = node.arrives(UP0, &packet);
 
-            assert_eq!(ran.reason, Reason::Routed);
+            assert_eq!(ran.reason, reason);
             assert_eq!(ran.frame[40..], packet.bytes()[40..]);
         }
     });
