@@ -247,7 +247,7 @@ pub mod flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct ArrivalKey {
-    /// The service address, the inner destination; [`Addr::NONE`] for a node port, which is at the addresses of
+    /// The service address, the inner destination; `backend` for a node port, which is at the addresses of
     /// whatever node has wrapped the packet.
     pub service: Addr,
     /// The backend's address, the outer destination.
@@ -281,7 +281,7 @@ impl ArrivalKey {
     #[must_use]
     pub const fn at_any_node(self) -> Self {
         Self {
-            service: Addr::NONE,
+            service: self.backend,
             ..self
         }
     }

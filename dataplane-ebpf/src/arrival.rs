@@ -45,10 +45,17 @@ pub fn find(frame: &impl Frame, outer: &Network) -> Result<Wrapped, Reason> {
             None => Reason::Wrapped,
         });
     };
-    let key = ArrivalKey::new(&transport.service(&inside.packet), outer.dst);
-    let arrival = maps::arrival(&key).or_else(|| maps::arrival(&key.at_any_node()));
+    let mut key = ArrivalKey::new(&transport.service(&inside.packet), outer.dst);
+    let arrival = match maps::arrival(&key) {
+        Some(arrival) => arrival,
+        None => {
+            // `at_any_node` in place: a copy of the key would be a call.
+            key.service = key.backend;
+            maps::arrival(&key).ok_or(Reason::Wrapped)?
+        }
+    };
     Ok(Wrapped {
-        arrival: arrival.ok_or(Reason::Wrapped)?,
+        arrival,
         inside,
         transport,
     })

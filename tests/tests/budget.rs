@@ -32,7 +32,7 @@ const VERIFIED: [(&str, u32); 22] = [
     ("tc_relay", 200_000),
     ("tc_to_pod", 10_000),
     ("xdp_answer", 130_000),
-    ("xdp_arrival", 160_000),
+    ("xdp_arrival", 200_000),
     ("xdp_decap", 20_000),
     ("xdp_here", 400_000),
     ("xdp_ingress", 130_000),

@@ -13,6 +13,7 @@ use bytemuck::Zeroable as _;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::route::{self, Device};
+use fairlead_common::served;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, NextHop, Service, ServiceKey, ServingKey, Slot, flags, forward,
     next_hop_flags,
@@ -63,6 +64,8 @@ fn on_a_node(work: impl FnOnce(&Node) + Send) {
         Netns::unique("fl-tra").unwrap(),
     );
     veth((&near, "eth0"), (&far, "eth0")).unwrap();
+    let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
+    near.ip(&format!("link set eth0 address {mac}")).unwrap();
     let bpffs = BpfFs::mount().unwrap();
     near.enter(|| {
         let pins = Pins::new(bpffs.path().join("fairlead"));
@@ -210,7 +213,11 @@ fn fill(pins: &Pins) {
             ..row
         };
         steps.push(Step::PutService(service_key(number).inside(), inside));
+        let served = u32::from(row.slots > 0) * served::flags::SERVED;
+        steps.push(Step::PutAddress(service_key(number).addr, served));
     }
+    let addresses = (0..SERVICES).map(|number| service_key(number).addr);
+    steps.push(Step::PutSieve(Box::new(addresses.collect())));
     let mut store = KernelStore::open(pins).unwrap();
     for step in &steps {
         store.apply(step).unwrap();

@@ -71,12 +71,13 @@ impl Subject {
     #[inline(always)]
     pub fn find(frame: &impl Frame) -> Result<Self, Reason> {
         let outer = parse::network(frame)?;
-        let is_wrapped = maps::service_address(outer.dst).is_none();
-        let (family, at) = if is_wrapped {
-            decap::place(frame, &outer).map_err(|_| Reason::Wrapped)?
-        } else {
-            (outer.family, outer.at)
+        // The node's own addresses are no service's, though node ports are there.
+        let inside = match maps::service_address(outer.dst) {
+            Some(_) => None,
+            None => decap::place(frame, &outer).ok(),
         };
+        let is_wrapped = inside.is_some();
+        let (family, at) = inside.unwrap_or((outer.family, outer.at));
         let foreign = |reason| if is_wrapped { Reason::Wrapped } else { reason };
         // Read once more where it was read already: of two networks, one would be chosen by copying bytes. And from
         // here on the verifier walks once, not for each number of tags and kind of tunnel.
