@@ -285,6 +285,11 @@ impl ArrivalKey {
             ..self
         }
     }
+
+    /// Whether it is one of those.
+    pub fn is_at_any_node(&self) -> bool {
+        self.service == self.backend
+    }
 }
 
 /// Whom a packet out of a tunnel is for.

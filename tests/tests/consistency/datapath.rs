@@ -67,9 +67,12 @@ impl Model {
         }
     }
 
-    fn make_room(&mut self) {
+    /// Forgets the oldest, but not the one that has just been seen: of those that a second does not tell apart it
+    /// is the youngest.
+    fn make_room(&mut self, seen: &FlowKey) {
         while self.flows.len() > self.capacity {
-            let oldest = self.flows.iter().min_by_key(|(_, known)| known.last_seen_s);
+            let others = self.flows.iter().filter(|(flow, _)| *flow != seen);
+            let oldest = others.min_by_key(|(_, known)| known.last_seen_s);
             if let Some((&oldest, _)) = oldest {
                 self.flows.remove(&oldest);
                 self.forgotten.insert(oldest);
@@ -111,7 +114,7 @@ impl Datapath for Model {
         };
         let choice = choice::choose(&mut tables, row, flow, opens).ok()?;
         let at = self.actual.backends.get(&choice.backend).map(address)?;
-        self.make_room();
+        self.make_room(flow);
         if self.design != Design::TablePerNode {
             return Some(at);
         }

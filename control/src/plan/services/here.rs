@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairlead_common::addr::Addr;
 use fairlead_common::route;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
@@ -86,15 +85,12 @@ pub(super) fn steps(
     let known_services: BTreeSet<_> = services
         .keys()
         .map(|key| (key.addr, key.port, key.proto))
-        .chain(
-            node_ports
-                .iter()
-                .map(|key| (Addr::NONE, key.port, key.proto)),
-        )
         .collect();
+    let numbers: BTreeSet<_> = node_ports.iter().map(|key| (key.port, key.proto)).collect();
     for (key, row) in &actual.arrivals {
         // Another node may send for as long as a backend that has left its rings retires here.
-        let is_served = known_services.contains(&(key.service, key.port, key.proto));
+        let is_served = known_services.contains(&(key.service, key.port, key.proto))
+            || (key.is_at_any_node() && numbers.contains(&(key.port, key.proto)));
         if is_served && is_here(row.backend) && backends[&row.backend].addr == key.backend {
             arrivals.entry(*key).or_insert(*row);
         }
