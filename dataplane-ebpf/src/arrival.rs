@@ -55,9 +55,9 @@ pub fn find(frame: &impl Frame, outer: &Network) -> Result<Wrapped, Reason> {
         }
     };
     Ok(Wrapped {
-        arrival,
         inside,
         transport,
+        arrival,
     })
 }
 

@@ -1,6 +1,9 @@
 //! Services for sockets: real sockets in a cgroup of the test's own, and rows as userspace writes them.
 //!
 //! Every address is one of the node's loopback device: clients and backends are threads of the test.
+//!
+//! # Size
+//! Each hook is asked the same questions with the same sockets; apart, the questions would stand twice.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
