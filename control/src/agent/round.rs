@@ -3,7 +3,6 @@
 //! A part that fails becomes a condition and leaves the other parts in force.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;

@@ -81,13 +81,7 @@ impl Node {
 
     fn round(&mut self, now: Duration) -> Result<Took> {
         let began = Instant::now();
-        self.desired = merge_since(
-            &mut self.merged,
-            &self.resources,
-            &self.document,
-            "node1",
-            None,
-        );
+        self.desired = merge_since(&mut self.merged, &self.resources, &self.document, "node1");
         let merge = ms(began);
 
         let began = Instant::now();

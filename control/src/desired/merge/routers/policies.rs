@@ -3,7 +3,7 @@
 //! When two policies select a node Cilium applies neither, and so do we: which of them was meant is not
 //! ours to guess.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
