@@ -13,6 +13,7 @@ use std::sync::PoisonError;
 
 use anyhow::{Context, Result};
 use fairlead_control::host::cgroup;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{getpid, gettid};
 
 use crate::netns::wait_for;
@@ -63,6 +64,45 @@ impl Cgroup {
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// The unified hierarchy at a place of its own: `ip netns exec` hides `/sys/fs/cgroup`. Gone when dropped.
+#[derive(Debug)]
+pub struct Hierarchy {
+    folder: PathBuf,
+}
+
+impl Hierarchy {
+    /// Mounts it.
+    ///
+    /// # Errors
+    /// This process may not.
+    pub fn mount() -> Result<Self> {
+        let folder = PathBuf::from(format!("/run/fairlead-cgroups-{}", gettid()));
+        fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+        let hierarchy = Self { folder };
+        let [kind, options] = [Some("cgroup2"), None];
+        mount(kind, &hierarchy.folder, kind, MsFlags::empty(), options)
+            .with_context(|| format!("mounting cgroups at {}", hierarchy.folder.display()))?;
+        Ok(hierarchy)
+    }
+
+    /// Where a cgroup is seen here.
+    ///
+    /// # Errors
+    /// No unified hierarchy is mounted elsewhere.
+    pub fn path(&self, cgroup: &Cgroup) -> Result<PathBuf> {
+        let root = cgroup::root()?.context("no cgroup2 is mounted")?;
+        Ok(self.folder.join(cgroup.path.strip_prefix(root)?))
+    }
+}
+
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        let _ = umount2(&self.folder, MntFlags::MNT_DETACH);
+        // Never what is in it: that would be everybody's cgroups.
+        let _ = fs::remove_dir(&self.folder);
     }
 }
 

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_tests::cgroup::Cgroup;
+use fairlead_tests::cgroup::{Cgroup, Hierarchy};
 use fairlead_tests::lab::traffic::{self, fetch, fetch_many};
 use fairlead_tests::lab::{CLIENT, Lab, Node, Plan};
 use fairlead_tests::netns::{Netns, wait_for};
@@ -181,9 +181,11 @@ fn put(lab: &Lab, name: &str, text: &str) -> Result<()> {
     lab.nodes.iter().try_for_each(|node| node.put(name, text))
 }
 
-/// Waits until both nodes balance to so many backends at all places of a service.
+/// Waits until a service is at so many places at least, and no backend is left out.
 fn balances(node: &Node, service: &str, places: usize) -> Result<()> {
     wait_for(&format!("{service} on {}", node.plan.name()), 20, || {
+        let left_out = node.ask(&["status"])?["conditions"].to_string();
+        ensure!(!left_out.contains("BackendUnreachable"), "{left_out}");
         let all = node.ask(&["services"])?;
         let of = all.as_array().into_iter().flatten();
         let of = of.filter(|one| {
@@ -201,10 +203,11 @@ fn lab(prefix: &str, prepare: impl FnOnce(&Lab) -> Result<()>) -> Result<(Lab, S
     let mut lab = Lab::up(prefix)?;
     prepare(&lab)?;
     lab.start_agents()?;
+    // Once there is a way to all backends: one that joins a ring gets UDP's new flows when the drain window ends.
+    lab.wait_until_settled()?;
     put(&lab, "both.yaml", &BOTH.documents(&READY))?;
     put(&lab, "local.yaml", &LOCAL.documents(&READY))?;
     let servers = Servers::start(&lab)?;
-    lab.wait_until_settled()?;
     for node in &lab.nodes {
         for places in [&BOTH, &LOCAL] {
             balances(node, places.name, 8)?;
@@ -286,12 +289,13 @@ fn the_nodes_sockets_and_its_pods_reach_services_as_kube_proxy_lets_them() {
     }
     // This thread is node 1's: its sockets meet that agent's programs.
     let cgroup = Cgroup::enter().unwrap();
+    let hierarchy = Hierarchy::mount().unwrap();
     let (lab, _servers) = lab("fl-pos", |lab| {
         let config = lab.nodes[0].config();
         let mut text = std::fs::read_to_string(&config)?;
         text += &format!(
             "socketLoadBalancing: {{enabled: true, cgroup: {}}}\n",
-            cgroup.path().display()
+            hierarchy.path(&cgroup)?.display()
         );
         Ok(std::fs::write(config, text)?)
     })
