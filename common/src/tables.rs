@@ -146,6 +146,10 @@ macro_rules! tables {
     };
 }
 
+/// The rows of `LAYOUT` that hold the digest of the object that all pinned programs are from: its upper half, its
+/// lower half. 0: of no one object.
+pub const OBJECT_ROWS: [u32; 2] = [Layout::CAPACITY - 2, Layout::CAPACITY - 1];
+
 tables! {
     /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
     NodeTable = "NODE" v 3 Array<u32, Node>[1],
@@ -173,7 +177,7 @@ tables! {
     BackendStats = "BACKEND_STATS" v 2 PerCpuArray<u32, Traffic>[131_072],
     /// Packets and bytes by reason.
     Reasons = "REASONS" v 1 PerCpuArray<u32, Count>[Reason::COUNT],
-    /// The version of each table's layout, by its place in the registry.
+    /// The version of each table's layout, by its place in the registry, and of which object all pinned programs are.
     Layout = "LAYOUT" v 1 Array<u32, u32>[32],
     /// The neighbours that packets to backends are sent to, by id.
     NextHops = "NEXT_HOPS" v 1 Array<u32, NextHop>[65536],
@@ -226,7 +230,8 @@ mod tests {
 
     #[test]
     fn the_layout_table_has_a_row_for_every_table() {
-        assert!(ALL.len() <= Layout::CAPACITY as usize);
+        assert!(ALL.len() <= OBJECT_ROWS[0] as usize);
+        assert!(OBJECT_ROWS.iter().all(|row| *row < Layout::CAPACITY));
     }
 
     #[test]

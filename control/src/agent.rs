@@ -140,12 +140,17 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     for table in loaded.fresh.iter().filter(|table| table.replaced.is_some()) {
         info!("{table}");
     }
+    let loaded_how = if loaded.reused {
+        "used again"
+    } else {
+        "loaded"
+    };
     for program in &loaded.programs {
         info!(
             program = program.name,
             tag = program.tag,
             instructions = program.verified_instructions,
-            "loaded"
+            "{loaded_how}"
         );
     }
     for change in sysctl::forwarding()? {

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use aya::programs::ProgramInfo;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::route::TxPort;
 use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
@@ -46,6 +47,12 @@ fn place() -> Place {
 impl Place {
     fn load(&self) -> Loaded {
         load::load(&self.pins, &self.lock).unwrap()
+    }
+
+    /// The next load meets programs of another object.
+    fn pretend_another_build(&self) {
+        let mut layout = Pinned::<Layout>::open(&self.pins).unwrap();
+        layout.set(&tables::OBJECT_ROWS[1], &1).unwrap();
     }
 }
 
@@ -298,20 +305,21 @@ fn a_link_is_taken_over_by_the_next_agent_and_gone_when_detached() {
     let node = Netns::unique("fl-pins").unwrap();
     let peer = Netns::unique("fl-pins").unwrap();
     veth((&node, "up.1"), (&peer, "eth0")).unwrap();
-    let attach = |loaded: &mut Loaded| {
+    let attach = |loaded: &Loaded| {
         node.enter(|| loaded.attach(Hook::XdpIngress, "up.1", XdpMode::Auto))
             .unwrap()
             .unwrap()
     };
 
-    let mut first = place.load();
-    assert_eq!(attach(&mut first), State::Driver);
+    let first = place.load();
+    assert_eq!(attach(&first), State::Driver);
     let old = xdp_on(&node, "up.1").unwrap();
     drop(first);
     assert_eq!(xdp_on(&node, "up.1"), Some(old), "the link is pinned");
 
-    let mut second = place.load();
-    assert_eq!(attach(&mut second), State::TakenOver);
+    place.pretend_another_build();
+    let second = place.load();
+    assert_eq!(attach(&second), State::TakenOver);
     let new = xdp_on(&node, "up.1").unwrap();
     assert_ne!(new, old);
     drop(second);
@@ -332,7 +340,7 @@ fn generic_mode_can_be_asked_for() {
     }
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
-    let mut loaded = place.load();
+    let loaded = place.load();
 
     let state = node
         .enter(|| loaded.attach(Hook::XdpIngress, "lo", XdpMode::Auto))
@@ -352,8 +360,8 @@ fn a_device_that_is_not_there_is_missing_and_attached_once_it_appears() {
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
     let peer = Netns::unique("fl-pins").unwrap();
-    let mut loaded = place.load();
-    let mut attach = || {
+    let loaded = place.load();
+    let attach = || {
         node.enter(|| loaded.attach(Hook::XdpIngress, "eth0", XdpMode::Auto))
             .unwrap()
             .unwrap()
@@ -382,7 +390,7 @@ fn a_filter_on_a_kernel_without_tcx_outlives_the_agent_and_is_taken_over() {
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
     let filters = || node.run("tc filter show dev lo egress").unwrap();
-    let mut first = place.load();
+    let first = place.load();
     let state = node
         .enter(|| first.attach_clsact(Hook::TcEgress, "lo").unwrap())
         .unwrap();
@@ -391,7 +399,8 @@ fn a_filter_on_a_kernel_without_tcx_outlives_the_agent_and_is_taken_over() {
     let before = filters();
     assert!(before.contains("tc_egress"), "{before}");
 
-    let mut second = place.load();
+    place.pretend_another_build();
+    let second = place.load();
     let state = node
         .enter(|| second.attach(Hook::TcEgress, "lo", XdpMode::Auto).unwrap())
         .unwrap();
@@ -418,8 +427,8 @@ fn a_renamed_device_gives_its_name_and_its_program_to_the_next() {
     let node = Netns::unique("fl-pins").unwrap();
     let peer = Netns::unique("fl-pins").unwrap();
     veth((&node, "eth0"), (&peer, "eth0")).unwrap();
-    let mut loaded = place.load();
-    let mut attach = || {
+    let loaded = place.load();
+    let attach = || {
         node.enter(|| loaded.attach(Hook::XdpIngress, "eth0", XdpMode::Auto))
             .unwrap()
             .unwrap()
@@ -443,7 +452,7 @@ fn a_device_that_another_program_holds_is_said_to_be_busy() {
     }
     let (ours, theirs) = (place(), place());
     let node = Netns::unique("fl-pins").unwrap();
-    let attach = |loaded: &mut Loaded| {
+    let attach = |loaded: &Loaded| {
         node.enter(|| loaded.attach(Hook::XdpIngress, "lo", XdpMode::Auto))
             .unwrap()
     };
@@ -534,4 +543,52 @@ fn a_node_that_is_a_backend_too_serves_from_the_agents_tables() {
     assert!(decap::detach(&place.pins, "lo").unwrap());
     assert!(decap::addresses(&place.pins).unwrap().is_empty());
     assert!(place.pins.exist());
+}
+
+#[test]
+fn programs_of_the_same_object_are_used_again_and_any_doubt_loads_them_anew() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let ids = || -> BTreeSet<u32> {
+        let names = fs::read_dir(place.pins.programs()).unwrap();
+        names
+            .map(|name| ProgramInfo::from_pin(name.unwrap().path()).unwrap().id())
+            .collect()
+    };
+    let first = place.load();
+    assert!(!first.reused);
+    let loaded = ids();
+    assert_eq!(loaded.len(), first.programs.len());
+
+    let next = place.load();
+
+    assert!(next.reused);
+    assert_eq!(ids(), loaded);
+    let tags = |loaded: &Loaded| -> BTreeSet<_> {
+        let programs = loaded.programs.iter();
+        programs.map(|program| program.tag.clone()).collect()
+    };
+    assert_eq!(tags(&next), tags(&first));
+
+    // A pin is lost; another build has pinned them; nobody finished pinning them.
+    let forget = || fs::remove_file(place.pins.program("xdp_ingress")).unwrap();
+    let other = || place.pretend_another_build();
+    let unfinished = || {
+        let mut layout = Pinned::<Layout>::open(&place.pins).unwrap();
+        let set = |row| layout.set(row, &0).unwrap();
+        tables::OBJECT_ROWS.iter().for_each(set);
+    };
+    for doubt in [&forget as &dyn Fn(), &other, &unfinished] {
+        let before = ids();
+        doubt();
+        assert!(!place.load().reused);
+        assert!(ids().is_disjoint(&before));
+        assert!(place.load().reused);
+    }
+    // What a backend behind a router needs is there with the rest.
+    let part = load::load_part(&place.pins, &place.lock, load::Part::Decapsulation).unwrap();
+    assert!(part.reused);
+    assert_eq!(part.programs.len(), 1);
 }

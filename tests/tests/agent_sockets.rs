@@ -89,7 +89,7 @@ fn the_programs_meet_sockets_from_attaching_until_detaching() {
         return;
     }
     let place = Place::new();
-    let mut loaded = place.load();
+    let loaded = place.load();
     assert!(!place.is_met());
 
     assert!(!loaded.attach_sockets(place.cgroup.path()).unwrap());
@@ -109,7 +109,7 @@ fn the_programs_stay_when_the_agent_ends_and_the_next_one_takes_their_links_over
     place.load().attach_sockets(place.cgroup.path()).unwrap();
     assert!(place.is_met());
 
-    let mut next = place.load();
+    let next = place.load();
     assert!(next.attach_sockets(place.cgroup.path()).unwrap());
 
     drop(next);
@@ -122,7 +122,7 @@ fn the_programs_move_to_another_cgroup() {
         return;
     }
     let place = Place::new();
-    let mut loaded = place.load();
+    let loaded = place.load();
     loaded.attach_sockets(place.cgroup.path()).unwrap();
     let child = place.cgroup.path().join("child");
     std::fs::create_dir(&child).unwrap();
@@ -149,7 +149,7 @@ fn two_agents_programs_stand_beside_each_other() {
     pins.prepare().unwrap();
     let lock = pins.lock().unwrap();
 
-    let mut other = load::load(&pins, &lock).unwrap();
+    let other = load::load(&pins, &lock).unwrap();
     other.attach_sockets(first.cgroup.path()).unwrap();
 
     assert!(first.is_met());
@@ -163,21 +163,20 @@ fn a_folder_that_is_no_cgroup_is_refused_with_what_to_do() {
         return;
     }
     let place = Place::new();
-    let mut loaded = place.load();
+    let loaded = place.load();
     let folder = tempfile::tempdir().unwrap();
 
-    let said =
-        |path: &Path, loaded: &mut Loaded| loaded.attach_sockets(path).unwrap_err().to_string();
+    let said = |path: &Path, loaded: &Loaded| loaded.attach_sockets(path).unwrap_err().to_string();
 
     let path = folder.path().display();
     assert_eq!(
-        said(folder.path(), &mut loaded),
+        said(folder.path(), &loaded),
         format!(
             "{path} is no cgroup of the unified hierarchy: `mount -t cgroup2 none FOLDER` makes that visible, \
              `socketLoadBalancing.cgroup` names one"
         )
     );
-    assert!(said(&folder.path().join("none"), &mut loaded).contains("No such file or directory"));
+    assert!(said(&folder.path().join("none"), &loaded).contains("No such file or directory"));
 }
 
 #[tokio::test]
@@ -370,12 +369,12 @@ fn three_capabilities_suffice() {
     // Of this thread only.
     caps::set(None, CapSet::Effective, &three.into_iter().collect()).unwrap();
 
-    let mut loaded = load::load(&place.pins, &place.lock);
+    let loaded = load::load(&place.pins, &place.lock);
     let were_there = loaded
-        .as_mut()
+        .as_ref()
         .map(|loaded| loaded.attach_sockets(place.cgroup.path()));
     let taken_over = load::load(&place.pins, &place.lock)
-        .map(|mut loaded| loaded.attach_sockets(place.cgroup.path()));
+        .map(|loaded| loaded.attach_sockets(place.cgroup.path()));
     let is_detached = sockets::detach(&place.pins);
 
     caps::set(None, CapSet::Effective, &all).unwrap();

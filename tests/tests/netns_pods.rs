@@ -249,7 +249,7 @@ fn a_pod_beside_an_agent_is_attached_and_cleanup_takes_everything_but_pods() {
     let router = Netns::unique("fl-host").unwrap();
     veth((&all.node, "eth0"), (&router, "eth0")).unwrap();
     all.node.ip("addr add 10.9.0.1/24 dev eth0").unwrap();
-    let mut loaded = load::load(&all.pins, &lock).unwrap();
+    let loaded = load::load(&all.pins, &lock).unwrap();
     all.node
         .enter(|| {
             assert_eq!(
@@ -290,7 +290,7 @@ fn a_pod_beside_an_agent_is_attached_and_cleanup_takes_everything_but_pods() {
         ]
     );
     // The next agent takes the pod's link over like its own.
-    let mut next = load::load(&all.pins, &lock).unwrap();
+    let next = load::load(&all.pins, &lock).unwrap();
     let state = all
         .node
         .enter(|| next.attach(Hook::TcIngress, &device_name("pod-0"), XdpMode::Auto))

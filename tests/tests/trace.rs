@@ -71,7 +71,7 @@ fn on_a_node(work: impl FnOnce(&Node) + Send) {
         let pins = Pins::new(bpffs.path().join("fairlead"));
         pins.prepare().unwrap();
         let lock = pins.lock().unwrap();
-        let mut loaded = load::load(&pins, &lock).unwrap();
+        let loaded = load::load(&pins, &lock).unwrap();
         loaded
             .attach(Hook::XdpIngress, "eth0", XdpMode::Auto)
             .unwrap();

@@ -56,8 +56,8 @@ impl Devices {
     }
 
     /// The datapath, for what is attached elsewhere.
-    pub fn loaded(&mut self) -> &mut Loaded {
-        &mut self.loaded
+    pub const fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     /// Attaches what is missing; `links` are the host's, by name.

@@ -38,7 +38,7 @@ impl Sockets {
     /// Attaches the programs when a service `is_wanted` by sockets, and detaches them when none is.
     pub fn follow(
         &mut self,
-        loaded: &mut Loaded,
+        loaded: &Loaded,
         config: &SocketLoadBalancing,
         is_wanted: bool,
     ) -> Found {

@@ -156,24 +156,16 @@ pub struct Attachment {
 
 impl Loaded {
     /// Attaches a program to a device, or takes over the link that is there. May be repeated.
-    pub fn attach(&mut self, hook: Hook, device: &str, mode: XdpMode) -> Result<State, Error> {
-        let program = self
-            .ebpf
-            .program_mut(hook.program())
-            .ok_or(Error::NoProgram {
-                program: hook.program(),
-            })?;
-        attach(&self.pins, program, hook, device, mode)
+    pub fn attach(&self, hook: Hook, device: &str, mode: XdpMode) -> Result<State, Error> {
+        attach_pinned(&self.pins, hook, device, mode)
     }
-}
 
-impl Loaded {
     /// Attaches a TC program as a filter of clsact, as [`Loaded::attach`] does by itself where the
     /// kernel has no TCX.
-    pub fn attach_clsact(&mut self, hook: Hook, device: &str) -> Result<State, Error> {
+    pub fn attach_clsact(&self, hook: Hook, device: &str) -> Result<State, Error> {
         let path = self.pins.link(hook.program(), device);
-        if let Some(Program::SchedClassifier(tc)) = self.ebpf.program_mut(hook.program()) {
-            attach_clsact(tc, hook, device, &path)
+        if let Program::SchedClassifier(mut tc) = open(&self.pins, hook, device)? {
+            attach_clsact(&mut tc, hook, device, &path)
         } else {
             Err(Error::NoProgram {
                 program: hook.program(),
@@ -182,16 +174,21 @@ impl Loaded {
     }
 }
 
-/// Attaches a program that an agent has pinned; for commands that run beside the agent or without it.
-pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Error> {
+/// Attaches a program that an agent has pinned; also for commands that run beside the agent or without it.
+pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str, mode: XdpMode) -> Result<State, Error> {
+    let mut program = open(pins, hook, device)?;
+    attach(pins, &mut program, hook, device, mode)
+}
+
+/// A program of the pins, for a device.
+fn open(pins: &Pins, hook: Hook, device: &str) -> Result<Program, Error> {
     let path = pins.program(hook.program());
     if !path.exists() {
         return Err(Error::NoProgram {
             program: hook.program(),
         });
     }
-    let refused = |source| refused(hook, device)(source);
-    let mut program = match hook {
+    match hook {
         Hook::XdpIngress | Hook::XdpDecap => {
             Xdp::from_pin(&path, aya_obj::programs::XdpAttachType::Interface).map(Program::Xdp)
         }
@@ -199,8 +196,7 @@ pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Err
             SchedClassifier::from_pin(&path).map(Program::SchedClassifier)
         }
     }
-    .map_err(|error: ProgramError| refused(error.into()))?;
-    attach(pins, &mut program, hook, device, XdpMode::Auto)
+    .map_err(|error: ProgramError| refused(hook, device)(error.into()))
 }
 
 /// Removes a program from a device, at once; `false` when it was not there.

@@ -54,14 +54,14 @@ pub fn attach(
     };
     match pins.lock() {
         Ok(owner) => {
-            let mut loaded = load::load_part(pins, &owner, Part::Decapsulation)?;
+            let loaded = load::load_part(pins, &owner, Part::Decapsulation)?;
             add()?;
             Ok(loaded.attach(Hook::XdpDecap, device, mode)?)
         }
         // An agent runs here: its program and its tables serve.
         Err(pins::Error::Owned { .. }) => {
             add()?;
-            Ok(attach::attach_pinned(pins, Hook::XdpDecap, device)?)
+            Ok(attach::attach_pinned(pins, Hook::XdpDecap, device, mode)?)
         }
         Err(error) => Err(error.into()),
     }

@@ -1,15 +1,18 @@
 //! From the embedded object to pinned maps and loaded programs.
 //!
 //! Maps are made from the registry, not from the object: a pinned map of the same layout is used
-//! again with its rows, any other is made anew, and the programs are relocated to these. Programs are
-//! always loaded anew; [`super::attach`] puts them in the place of those that run.
+//! again with its rows, any other is made anew, and the programs are relocated to these. Programs that
+//! are pinned from this very object, with all maps, are used again: the verifier takes seconds on a
+//! node that is busy, and an agent that restarts has none to lose. Others are loaded anew, and
+//! [`super::attach`] puts them in the place of those that run.
 //!
 //! Nothing that runs is disturbed until everything has been verified: new maps wait under
 //! `NAME-new` and take their names after the last program is loaded.
 //!
 //! ```text
 //!   LAYOUT row == VERSION, sizes fit?  yes -> maps/NAME        no -> maps/NAME-new
-//!   object + maps -> verifier -> progs/NAME;  NAME-new -> NAME;  versions -> LAYOUT
+//!   all fit, LAYOUT's digest == the object's?  -> progs/NAME as they are
+//!   object + maps -> verifier -> progs/NAME;  NAME-new -> NAME;  versions, digest -> LAYOUT
 //! ```
 //!
 //! A table that was made anew is empty: fill it before attaching, so that no packet meets it so.
@@ -18,12 +21,13 @@
 
 use std::fmt;
 use std::fs;
+use std::hash::Hasher as _;
 use std::io;
 use std::path::Path;
 
 use aya::maps::{MapData, MapError, ProgramArray};
 use aya::pin::PinError;
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, ProgramInfo};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::{CapSet, Capability};
 use fairlead_common::detour;
@@ -109,16 +113,17 @@ fn names(capabilities: &[Capability]) -> String {
     names.join(", ")
 }
 
-/// The datapath in the kernel, with the programs that are to be attached.
+/// The datapath in the kernel: tables and programs, pinned and ready to be attached.
 #[derive(Debug)]
 pub struct Loaded {
     /// Where it is pinned.
     pub pins: Pins,
     /// The tables that began empty, and why.
     pub fresh: Vec<Fresh>,
-    /// The programs that were loaded.
+    /// The programs, all pinned.
     pub programs: Vec<LoadedProgram>,
-    pub(super) ebpf: Ebpf,
+    /// Whether the programs are those that were pinned already, from the same object.
+    pub reused: bool,
 }
 
 /// A table that was made anew.
@@ -148,6 +153,16 @@ pub struct LoadedProgram {
     pub tag: String,
     /// How many instructions the verifier walked through.
     pub verified_instructions: u32,
+}
+
+impl LoadedProgram {
+    fn new(name: &str, info: &ProgramInfo) -> Self {
+        Self {
+            name: name.to_owned(),
+            tag: format!("{:016x}", info.tag()),
+            verified_instructions: info.verified_instruction_count().unwrap_or_default(),
+        }
+    }
 }
 
 /// Fails with one line when this process lacks a capability that loading or attaching needs.
@@ -223,12 +238,22 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
     discard_unfinished(&pins.maps())?;
     discard_unfinished(&pins.programs())?;
 
-    let versions = Pinned::<Layout>::open(pins).ok();
-    let mut fresh = Vec::new();
+    let fresh = unfitting(pins, part)?;
+    if fresh.is_empty() && pinned_object(pins) == Some(digest(OBJECT)) {
+        let programs = read_programs(pins, part)?;
+        if let Some(programs) = programs {
+            return Ok(Loaded {
+                pins: pins.clone(),
+                fresh,
+                programs,
+                reused: true,
+            });
+        }
+    }
     let mut loader = EbpfLoader::new();
     // The programs hold no CO-RE relocation, and parsing the kernel's BTF takes 0.1 s.
     loader.btf(None);
-    for (place, declared) in (0_u32..).zip(tables::ALL) {
+    for declared in tables::ALL {
         if !part.has_table(declared.name) {
             // No program of this part uses it: it is made as small as can be, not pinned, and goes
             // with the loader.
@@ -237,25 +262,15 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
             }
             continue;
         }
-        let version = versions
-            .as_ref()
-            .and_then(|versions| versions.get(&place).ok().flatten());
-        let path = match inspect(pins, declared, version)? {
-            Found::Fitting => pins.map(declared.name),
-            Found::Nothing { replaced } => {
-                fresh.push(Fresh {
-                    table: declared.name,
-                    replaced,
-                });
-                let path = pins.map(&format!("{}{NEW}", declared.name));
-                // The kernel wants the types of what sockets keep, which the object has: the loader makes
-                // and pins these.
-                if declared.kind != Kind::SocketStorage {
-                    create(&path, declared)?;
-                }
-                path
+        let mut path = pins.map(declared.name);
+        if fresh.iter().any(|fresh| fresh.table == declared.name) {
+            path = pins.map(&format!("{}{NEW}", declared.name));
+            // The kernel wants the types of what sockets keep, which the object has: the loader makes
+            // and pins these.
+            if declared.kind != Kind::SocketStorage {
+                create(&path, declared)?;
             }
-        };
+        }
         loader.map_pin_path(declared.name, path);
     }
     let mut ebpf = loader.load(OBJECT)?;
@@ -264,6 +279,10 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
         .filter(|(name, _)| part.has_program(name))
         .map(|(name, program)| load_program(name, program))
         .collect::<Result<_, _>>()?;
+    // From here on, until all is in its place, the pins are of no one object.
+    if let Ok(mut layout) = Pinned::<Layout>::open(pins) {
+        set_object(&mut layout, 0)?;
+    }
     if part == Part::Node {
         // The programs that run go by the same rows: a packet's detour is the next version's from here on, and
         // what it agrees on with the way there is the tables.
@@ -285,12 +304,78 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
         }
         layout.set(&place, &declared.version)?;
     }
+    if part == Part::Node {
+        set_object(&mut layout, digest(OBJECT))?;
+    }
     Ok(Loaded {
         pins: pins.clone(),
         fresh,
         programs,
-        ebpf,
+        reused: false,
     })
+}
+
+/// The tables of a part that are not there as they are declared.
+fn unfitting(pins: &Pins, part: Part) -> Result<Vec<Fresh>, Error> {
+    let versions = Pinned::<Layout>::open(pins).ok();
+    let mut fresh = Vec::new();
+    for (place, declared) in (0_u32..).zip(tables::ALL) {
+        if !part.has_table(declared.name) {
+            continue;
+        }
+        let version = versions
+            .as_ref()
+            .and_then(|versions| versions.get(&place).ok().flatten());
+        if let Found::Nothing { replaced } = inspect(pins, declared, version)? {
+            fresh.push(Fresh {
+                table: declared.name,
+                replaced,
+            });
+        }
+    }
+    Ok(fresh)
+}
+
+/// Tells one build of the object from another; never zero.
+#[expect(
+    deprecated,
+    reason = "pins outlive an agent, so the digest must be the same in every build: this hasher's is"
+)]
+fn digest(object: &[u8]) -> u64 {
+    let mut hasher = std::hash::SipHasher::new();
+    hasher.write(object);
+    hasher.finish().max(1)
+}
+
+/// The digest of the object that all pinned programs are from; absent: of none, or of several.
+fn pinned_object(pins: &Pins) -> Option<u64> {
+    let layout = Pinned::<Layout>::open(pins).ok()?;
+    let [high, low] = tables::OBJECT_ROWS.map(|row| layout.get(&row).ok().flatten());
+    let digest = (u64::from(high?) << 32) | u64::from(low?);
+    (digest != 0).then_some(digest)
+}
+
+fn set_object(layout: &mut Pinned<Layout>, digest: u64) -> Result<(), Error> {
+    let [high, low] = tables::OBJECT_ROWS;
+    let halves = [(high, digest >> 32), (low, digest & u64::from(u32::MAX))];
+    for (row, half) in halves {
+        layout.set(&row, &u32::try_from(half).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// What the kernel says of the pinned programs; absent when not all are there.
+fn read_programs(pins: &Pins, part: Part) -> Result<Option<Vec<LoadedProgram>>, Error> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(EbpfError::ParseError)?;
+    let names = object.programs.keys().filter(|name| part.has_program(name));
+    let mut programs = Vec::new();
+    for name in names {
+        let Ok(info) = ProgramInfo::from_pin(pins.program(name)) else {
+            return Ok(None);
+        };
+        programs.push(LoadedProgram::new(name, &info));
+    }
+    Ok(Some(programs))
 }
 
 /// Puts the loaded programs for rare packets into `DETOURS` and `POD_DETOURS`.
@@ -387,11 +472,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<LoadedProgram, Erro
         _ => Err(ProgramError::UnexpectedProgramType),
     }
     .map_err(wrong)?;
-    Ok(LoadedProgram {
-        name: name.to_owned(),
-        tag: format!("{:016x}", info.tag()),
-        verified_instructions: info.verified_instruction_count().unwrap_or_default(),
-    })
+    Ok(LoadedProgram::new(name, &info))
 }
 
 fn pin_program(pins: &Pins, name: &str, program: &mut Program) -> Result<(), Error> {

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya_obj::programs::CgroupSockAddrAttachType as Hook;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::attach;
@@ -25,16 +26,16 @@ use super::load::Loaded;
 use super::pins::Pins;
 
 /// The programs, named as their hooks are.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [(&str, Hook); 8] = [
     // What undoes comes first: an answer is never seen under the backend's address.
-    "recvmsg4",
-    "recvmsg6",
-    "getpeername4",
-    "getpeername6",
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
+    ("recvmsg4", Hook::UDPRecvMsg4),
+    ("recvmsg6", Hook::UDPRecvMsg6),
+    ("getpeername4", Hook::GetPeerName4),
+    ("getpeername6", Hook::GetPeerName6),
+    ("connect4", Hook::Connect4),
+    ("connect6", Hook::Connect6),
+    ("sendmsg4", Hook::UDPSendMsg4),
+    ("sendmsg6", Hook::UDPSendMsg6),
 ];
 /// Stands in a pin's name where those of packet programs have a device.
 const PLACE: &str = "cgroup";
@@ -61,20 +62,17 @@ pub enum Error {
 impl Loaded {
     /// Attaches the programs for sockets to a cgroup, or takes over the links that are there. May be
     /// repeated. `true`: all were there.
-    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<bool, Error> {
+    pub fn attach_sockets(&self, cgroup: &Path) -> Result<bool, Error> {
         let folder = open(cgroup)?;
         let id = folder.metadata().map_err(|source| Error::NoCgroup {
             path: cgroup.to_owned(),
             source: Some(source),
         })?;
         let mut were_there = true;
-        for name in PROGRAMS {
+        for (name, hook) in PROGRAMS {
             let path = self.pins.link(name, PLACE);
-            let program: &mut CgroupSockAddr = self
-                .ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or(attach::Error::NoProgram { program: name })?;
+            let mut program = CgroupSockAddr::from_pin(self.pins.program(name), hook)
+                .map_err(|_| attach::Error::NoProgram { program: name })?;
             let refused =
                 |source: Box<dyn std::error::Error + Send + Sync>| attach::Error::Refused {
                     program: name,
@@ -91,7 +89,7 @@ impl Loaded {
             }
             attach::cut(&path)?;
             were_there = false;
-            link(program, &folder)
+            link(&mut program, &folder)
                 .and_then(|link| Ok(link.pin(&path)?))
                 .map_err(refused)?;
         }
@@ -103,7 +101,7 @@ impl Loaded {
 pub fn detach(pins: &Pins) -> Result<bool, Error> {
     let mut were_there = false;
     // What undoes goes last.
-    for name in PROGRAMS.into_iter().rev() {
+    for (name, _) in PROGRAMS.into_iter().rev() {
         were_there |= attach::cut(&pins.link(name, PLACE))?;
     }
     Ok(were_there)

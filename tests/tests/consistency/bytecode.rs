@@ -44,7 +44,7 @@ impl Instance {
 
     /// One whose program is attached to `up0`: a veth has receive queues for XDP only while there is one.
     pub fn attached() -> Self {
-        let mut instance = Self::new();
+        let instance = Self::new();
         instance
             .loaded
             .attach(Hook::XdpIngress, UP0.name, XdpMode::Auto)
