@@ -178,7 +178,7 @@ tables! {
     /// Packets and bytes by reason.
     Reasons = "REASONS" v 1 PerCpuArray<u32, Count>[Reason::COUNT],
     /// The version of each table's layout, by its place in the registry, and of which object all pinned programs are.
-    Layout = "LAYOUT" v 1 Array<u32, u32>[32],
+    Layout = "LAYOUT" v 1 Array<u32, u32>[64],
     /// The neighbours that packets to backends are sent to, by id.
     NextHops = "NEXT_HOPS" v 1 Array<u32, NextHop>[65536],
     /// The service that a connected socket of this node asked for, kept in the socket.
