@@ -8,7 +8,6 @@
 use fairlead_common::route::{DEVICE_MASK, Device, device_flags};
 use fairlead_common::tables::Devices;
 
-use crate::config::document::XdpMode;
 use crate::dataplane::attach::{self, Hook, State};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::table::{self, Pinned};
@@ -62,7 +61,7 @@ pub async fn add(netlink: &Netlink, pins: &Pins, wanted: &Wanted) -> Result<Adde
 fn attach_all(pins: &Pins, device: &str) -> Result<State, attach::Error> {
     let mut state = State::Missing;
     for hook in Hook::OF_POD.iter().rev() {
-        state = attach::attach_pinned(pins, *hook, device, XdpMode::Auto)?;
+        state = attach::attach_pinned(pins, *hook, device)?;
     }
     Ok(state)
 }

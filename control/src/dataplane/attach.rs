@@ -157,7 +157,7 @@ pub struct Attachment {
 impl Loaded {
     /// Attaches a program to a device, or takes over the link that is there. May be repeated.
     pub fn attach(&self, hook: Hook, device: &str, mode: XdpMode) -> Result<State, Error> {
-        attach_pinned(&self.pins, hook, device, mode)
+        attach_pinned_in(&self.pins, hook, device, mode)
     }
 
     /// Attaches a TC program as a filter of clsact, as [`Loaded::attach`] does by itself where the

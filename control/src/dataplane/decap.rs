@@ -61,7 +61,12 @@ pub fn attach(
         // An agent runs here: its program and its tables serve.
         Err(pins::Error::Owned { .. }) => {
             add()?;
-            Ok(attach::attach_pinned(pins, Hook::XdpDecap, device, mode)?)
+            Ok(attach::attach_pinned_in(
+                pins,
+                Hook::XdpDecap,
+                device,
+                mode,
+            )?)
         }
         Err(error) => Err(error.into()),
     }
