@@ -174,8 +174,18 @@ impl Loaded {
     }
 }
 
-/// Attaches a program that an agent has pinned; also for commands that run beside the agent or without it.
-pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str, mode: XdpMode) -> Result<State, Error> {
+/// Attaches a program that an agent has pinned; for commands that run beside the agent or without it.
+pub fn attach_pinned(pins: &Pins, hook: Hook, device: &str) -> Result<State, Error> {
+    attach_pinned_in(pins, hook, device, XdpMode::Auto)
+}
+
+/// As [`attach_pinned`], with XDP in the driver or in the stack as asked.
+pub fn attach_pinned_in(
+    pins: &Pins,
+    hook: Hook,
+    device: &str,
+    mode: XdpMode,
+) -> Result<State, Error> {
     let mut program = open(pins, hook, device)?;
     attach(pins, &mut program, hook, device, mode)
 }
