@@ -30,7 +30,11 @@ impl Answer {
             .rsplit_once(' ')
             .with_context(|| format!("{text:?} is no answer"))?;
         Ok(Self {
-            client: client.trim_matches(['[', ']']).to_owned(),
+            // A server on a socket for both families sees IPv4 in IPv6's clothes.
+            client: client
+                .trim_matches(['[', ']'])
+                .trim_start_matches("::ffff:")
+                .to_owned(),
             pod: pod.to_owned(),
         })
     }
