@@ -57,6 +57,8 @@ use crate::host::{Netlink, links, namespace, sysctl, ways};
 use crate::plan::{Actual, Memory};
 use crate::source::Source;
 #[cfg(feature = "kubernetes")]
+use crate::ipam;
+#[cfg(feature = "kubernetes")]
 use crate::source::kubernetes::Kubernetes;
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
@@ -202,6 +204,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
 
     let api = tokio::spawn(server::serve(listener, view, orders_in, stop.clone()));
     let mut source = open_source(&agent.document, &agent.node_name, &mut agent.resources).await?;
+    #[cfg(feature = "kubernetes")]
+    let giver = start_ipam(&source, &agent, &stop);
     let mut clear = tokio::time::interval(CLEAR_EVERY);
     clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first round must know everything, or routes that peers kept for us would be withdrawn.
@@ -288,6 +292,11 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     );
     agent.speakers.stop(farewell).await;
     stop.cancel();
+    #[cfg(feature = "kubernetes")]
+    if let Some(giver) = giver {
+        // It gives its lease back; a server that is away is not waited for.
+        let _ = tokio::time::timeout(Duration::from_millis(500), giver).await;
+    }
     // A client may hold its connection open: it is not waited for.
     if let Ok(served) = tokio::time::timeout(Duration::from_millis(200), api).await {
         served.context("the API's task")??;
@@ -386,6 +395,24 @@ async fn open_source(document: &Document, node: &str, resources: &mut Resources)
             Manifests::open(folder.clone()).context("watching the manifests")?,
         )),
         None => Source::Nowhere,
+    })
+}
+
+/// Starts what gives addresses to services, where that is wanted.
+#[cfg(feature = "kubernetes")]
+fn start_ipam(
+    source: &Source,
+    agent: &Agent,
+    stop: &CancellationToken,
+) -> Option<tokio::task::JoinHandle<()>> {
+    let Source::Kubernetes(kubernetes) = source else {
+        return None;
+    };
+    agent.document.kubernetes.load_balancer_ipam.then(|| {
+        let (client, namespace) = kubernetes.client();
+        let identity = agent.node_name.clone();
+        let giver = ipam::controller::run(client, namespace, identity, now, stop.clone());
+        tokio::spawn(giver)
     })
 }
 

@@ -24,6 +24,8 @@ pub mod desired;
 pub mod dpctl;
 pub mod health;
 pub mod host;
+#[cfg(feature = "kubernetes")]
+pub mod ipam;
 pub mod object;
 pub mod plan;
 pub mod pod;

@@ -38,6 +38,11 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// Whether we answer to a class of load balancers (`spec.loadBalancerClass`): Cilium's and ours.
+pub fn is_our_class(class: &str) -> bool {
+    class == "io.cilium/bgp-control-plane" || class.starts_with("fairlead.io/")
+}
+
 /// A Kubernetes label selector: all of its requirements hold. Empty selects everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSelector {

@@ -142,6 +142,10 @@ pub struct Kubernetes {
     /// Its address, where the one in the kubeconfig or the pod's environment does not serve: the API server's
     /// cluster address needs a proxy, and that may be us. `https://HOST:PORT`.
     pub api_server: Option<String>,
+    /// Whether this agent may be the one that gives addresses of `CiliumLoadBalancerIPPool`s to services of type
+    /// LoadBalancer. Not beside Cilium's operator, which does the same. Default: no.
+    #[serde(rename = "loadBalancerIPAM")]
+    pub load_balancer_ipam: bool,
 }
 
 /// How pods leave for the outside.

@@ -75,6 +75,7 @@ pub enum Unusable {
 /// A cluster that is watched.
 pub struct Kubernetes {
     client: kube::Client,
+    namespace: String,
     node: String,
     snapshot: PathBuf,
     replica: Replica,
@@ -107,6 +108,7 @@ impl Kubernetes {
         resources: &mut Resources,
     ) -> Result<Self, Unusable> {
         let way = way_to(config).await?;
+        let namespace = way.default_namespace.clone();
         let server: Arc<str> = way.cluster_url.to_string().trim_end_matches('/').into();
         let client = kube::Client::try_from(way)?;
         let (tell, heard) = mpsc::channel(BACKLOG);
@@ -124,6 +126,7 @@ impl Kubernetes {
         }
         let mut kubernetes = Self {
             client,
+            namespace,
             node: node.to_owned(),
             snapshot: file,
             replica,
@@ -146,6 +149,11 @@ impl Kubernetes {
         let contact = watch::contact(kubernetes.client.clone(), kubernetes.tell.clone());
         kubernetes.contact = Some(tokio::spawn(contact).abort_handle());
         Ok(kubernetes)
+    }
+
+    /// The client, and the namespace that this agent is in (with a kubeconfig: its context's), for what is written.
+    pub fn client(&self) -> (kube::Client, String) {
+        (self.client.clone(), self.namespace.clone())
     }
 
     /// Waits for a change and makes it in `resources`, the same each time: the first time all that there is, later

@@ -4,6 +4,7 @@
 
 mod chart;
 mod leftovers;
+mod pools;
 mod web;
 
 use std::collections::BTreeSet;
@@ -52,18 +53,6 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
     let established = ["wait", "--for=condition=Established", "crd", "--all"];
     cluster.kubectl(&established).unwrap();
     cluster.apply(DOCUMENTS).unwrap();
-    let ingress = SERVICE.map(|ip| format!(r#"{{"ip":"{ip}"}}"#)).join(",");
-    let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{ingress}]}}}}}}"#);
-    let patch = [
-        "patch",
-        "service",
-        "web",
-        "--subresource=status",
-        "--type=merge",
-        "-p",
-        &status,
-    ];
-    cluster.kubectl(&patch).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
 
     the_client_is_seen_by_every_pod(&cluster).unwrap();
@@ -75,6 +64,7 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
     scale(&cluster, 3).unwrap();
     announced(&cluster, &[2, 1], 60).unwrap();
 
+    pools::addresses_are_given_once_whoever_leads(&cluster).unwrap();
     without_api_server(&cluster).unwrap();
 
     cluster.down().unwrap();

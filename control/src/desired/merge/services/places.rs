@@ -11,14 +11,10 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::One;
 use crate::desired::AddressKind;
+use crate::object::is_our_class;
 
 /// Addresses and ports of one port of a service.
 type Places = BTreeMap<(IpAddr, u16), BTreeSet<AddressKind>>;
-
-/// Load balancer classes that we answer to.
-fn is_our_class(class: &str) -> bool {
-    class == "io.cilium/bgp-control-plane" || class.starts_with("fairlead.io/")
-}
 
 impl One<'_> {
     /// Where one of the service's ports is reached.
