@@ -54,10 +54,10 @@ use crate::desired::{Condition, Desired, announce, merge};
 use crate::health::Prober;
 use crate::host::reach::Enquirer;
 use crate::host::{Netlink, links, namespace, sysctl, ways};
-use crate::plan::{Actual, Memory};
-use crate::source::Source;
 #[cfg(feature = "kubernetes")]
 use crate::ipam;
+use crate::plan::{Actual, Memory};
+use crate::source::Source;
 #[cfg(feature = "kubernetes")]
 use crate::source::kubernetes::Kubernetes;
 use crate::source::manifests::Manifests;

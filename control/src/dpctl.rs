@@ -14,6 +14,7 @@ use crate::telemetry::cause;
 mod args;
 mod backends;
 mod flows;
+mod import;
 mod render;
 mod run;
 mod services;

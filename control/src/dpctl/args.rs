@@ -121,10 +121,23 @@ pub enum Noun {
     /// The datapath's tables, read from their pins; works without the agent
     #[command(subcommand)]
     Maps(Maps),
+    /// Another system's objects, in those that Fairlead reads; asks nobody
+    #[command(subcommand)]
+    Import(Import),
     /// Prints completions for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Import {
+    /// IPAddressPool, BGPPeer, BGPAdvertisement, BFDProfile, Community; what has no counterpart is said in comments
+    Metallb {
+        /// Where they stand; `-` for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 
@@ -286,7 +299,7 @@ fn service_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<jiff::SignedDuration>().ok();
     parsed
         .and_then(|duration| Duration::try_from(duration).ok())

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 use super::args::{Bgp, Dpctl, Global, Nat, Noun, Set};
 use super::render::{Align::Left, Align::Right, age, print, rows, say};
-use super::{Outcome, backends, flows, services, trace};
+use super::{Outcome, backends, flows, import, services, trace};
 use crate::api::client::ask;
 use crate::api::types::{Bfd, BfdSession, BgpRoute, Binding, Peer, ReasonCount, Route, Status};
 
@@ -34,6 +34,7 @@ pub async fn run(typed: Dpctl) -> Result<Outcome> {
         Noun::Nat(Nat::List) => nat(global).await,
         Noun::Drops { all } => drops(global, all).await,
         Noun::Maps(maps) => super::tables::run(global, maps).await,
+        Noun::Import(what) => import::run(&what),
         Noun::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Dpctl::command(), "dpctl", &mut script);

@@ -148,9 +148,7 @@ impl<'a> Ledger<'a> {
             let mut ranges = self.pools.iter().flat_map(|pool| &pool.ranges);
             ranges.any(|range| range.contains(*ip))
         };
-        if !request.is_answered
-            && !request.held.is_empty()
-            && !request.held.iter().any(of_any_pool)
+        if !request.is_answered && !request.held.is_empty() && !request.held.iter().any(of_any_pool)
         {
             return None;
         }

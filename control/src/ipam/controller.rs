@@ -82,7 +82,11 @@ async fn campaign(candidate: &mut Candidate, said: &mut String) {
         Err(_) => format!("no answer within {ANSWER:?}"),
     };
     if trouble != *said && !trouble.is_empty() {
-        warn!(lease = LEASE, why = trouble, "addresses for services: who leads is not known");
+        warn!(
+            lease = LEASE,
+            why = trouble,
+            "addresses for services: who leads is not known"
+        );
     }
     *said = trouble;
 }

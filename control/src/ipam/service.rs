@@ -49,7 +49,10 @@ pub(super) fn read(service: &Service) -> Option<Request> {
     };
     let list = |keys: &[&str]| {
         let text = annotation(keys).map(String::as_str).unwrap_or_default();
-        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let words = text
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty());
         words.map(str::to_owned).collect::<Vec<_>>()
     };
     let mut labels = metadata.labels.clone().unwrap_or_default();
@@ -173,7 +176,9 @@ pub(super) fn pool_status(
         (Some(older), None) => (
             "True",
             "cidr_overlap",
-            format!("pool {older}, which is older, has addresses of this one; nothing is given of this one"),
+            format!(
+                "pool {older}, which is older, has addresses of this one; nothing is given of this one"
+            ),
         ),
         (None, None) => ("False", "resolved", String::new()),
     };

@@ -48,7 +48,10 @@ pub fn addresses_are_given_once_whoever_leads(cluster: &Cluster) -> Result<()> {
         }
     }
     ensure!(by_address.len() == ADDRESSES, "{held:?}");
-    ensure!(by_address.values().all(|names| names.len() == 1), "{by_address:?}");
+    ensure!(
+        by_address.values().all(|names| names.len() == 1),
+        "{by_address:?}"
+    );
 
     // Who gives its address back makes room.
     let (lucky, _) = held
@@ -58,7 +61,10 @@ pub fn addresses_are_given_once_whoever_leads(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "service", lucky])?;
     wait_for("the next one to have it", 30, || {
         let with = self::held(cluster)?;
-        let count = with.values().filter(|(address, _)| !address.is_empty()).count();
+        let count = with
+            .values()
+            .filter(|(address, _)| !address.is_empty())
+            .count();
         ensure!(count == ADDRESSES, "{with:?}");
         Ok(Some(()))
     })?;
@@ -77,7 +83,15 @@ fn service(number: usize) -> String {
 /// The node whose agent leads, once one does.
 fn leader(cluster: &Cluster) -> Result<String> {
     let holder = "jsonpath={.spec.holderIdentity}";
-    let lease = ["-n", "kube-system", "get", "lease", "fairlead-lb-ipam", "-o", holder];
+    let lease = [
+        "-n",
+        "kube-system",
+        "get",
+        "lease",
+        "fairlead-lb-ipam",
+        "-o",
+        holder,
+    ];
     wait_for("a leader that lives", 60, || {
         let leader = cluster.kubectl(&lease)?;
         ensure!(!leader.is_empty(), "nobody holds the lease");
