@@ -26,7 +26,9 @@ pub(super) struct Converted {
 /// Converts whatever of it is MetalLB's; lists are taken apart.
 pub(super) fn convert(documents: &[Value]) -> Converted {
     let mut objects = Vec::new();
-    documents.iter().for_each(|one| flatten(one, &mut objects));
+    for one in documents {
+        flatten(one, &mut objects);
+    }
     let mut out = Converted::default();
     let of_kind = |kind: &str| -> Vec<&Value> {
         let ours = |object: &&&Value| is_theirs(object) && object["kind"] == kind;
@@ -69,7 +71,11 @@ pub(super) fn convert(documents: &[Value]) -> Converted {
 
 fn flatten<'a>(document: &'a Value, objects: &mut Vec<&'a Value>) {
     match document["items"].as_array() {
-        Some(items) => items.iter().for_each(|item| flatten(item, objects)),
+        Some(items) => {
+            for item in items {
+                flatten(item, objects);
+            }
+        }
         None if document.is_null() => {}
         None => objects.push(document),
     }
@@ -117,7 +123,7 @@ fn label(peer: &Value) -> String {
     format!("peer-{}", name(peer))
 }
 
-fn document(kind: (&str, &str), name: &str, spec: Value) -> Value {
+fn document(kind: (&str, &str), name: &str, spec: &Value) -> Value {
     let (api_version, kind) = kind;
     json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
@@ -186,7 +192,7 @@ impl Converted {
             to.insert("serviceSelector".to_owned(), selector);
         }
         let kind = ("cilium.io/v2", "CiliumLoadBalancerIPPool");
-        self.documents.push(document(kind, name(pool), to.into()));
+        self.documents.push(document(kind, name(pool), &to.into()));
     }
 
     /// One configuration for each set of nodes, with an instance for each AS of ours.
@@ -236,7 +242,7 @@ impl Converted {
                 place => format!("metallb-{place}"),
             };
             let kind = ("cilium.io/v2", "CiliumBGPClusterConfig");
-            self.documents.push(document(kind, &name, spec.into()));
+            self.documents.push(document(kind, &name, &spec.into()));
         }
     }
 
@@ -311,7 +317,7 @@ impl Converted {
             }
         }
         let kind = ("cilium.io/v2", "CiliumBGPPeerConfig");
-        self.documents.push(document(kind, name(peer), to.into()));
+        self.documents.push(document(kind, name(peer), &to.into()));
     }
 
     fn advertisement(
@@ -389,7 +395,11 @@ impl Converted {
             );
         }
         let kind = ("cilium.io/v2", "CiliumBGPAdvertisement");
-        let mut made = document(kind, name(advertisement), json!({"advertisements": [told]}));
+        let mut made = document(
+            kind,
+            name(advertisement),
+            &json!({"advertisements": [told]}),
+        );
         made["metadata"]["labels"] = labels.into();
         self.documents.push(made);
     }
@@ -420,7 +430,7 @@ impl Converted {
         }
         let kind = ("fairlead.io/v1alpha1", "BGPPeerProfile");
         let spec = json!({"peers": of, "bfd": bfd});
-        self.documents.push(document(kind, name(profile), spec));
+        self.documents.push(document(kind, name(profile), &spec));
     }
 }
 
