@@ -52,6 +52,7 @@ use crate::dataplane::pins::Pins;
 use crate::desired::drain::Drain;
 use crate::desired::{Condition, Desired, announce, merge};
 use crate::health::Prober;
+use crate::host::adverts::Adverts;
 use crate::host::reach::Enquirer;
 use crate::host::{Netlink, links, namespace, sysctl, ways};
 #[cfg(feature = "kubernetes")]
@@ -97,6 +98,7 @@ struct Agent {
     store: KernelStore,
     translations: Translations,
     speakers: Speakers,
+    adverts: Adverts,
     prober: Prober,
     drains: DrainBook,
     resources: Resources,
@@ -178,6 +180,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         store: KernelStore::open(&pins)?,
         translations: Translations::open(&pins)?,
         speakers: Speakers::new(learnt_changed, restarting),
+        adverts: Adverts::default(),
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
         drains: DrainBook::open(&document.state_dir),
         resources: Resources::default(),

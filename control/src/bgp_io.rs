@@ -50,7 +50,7 @@ const COMMANDS: usize = 64;
 const EVENTS: usize = 1024;
 
 /// The learnt routes that packets should take, best path first.
-pub type LearntRoutes = BTreeMap<IpNetwork, Vec<LearntPath>>;
+pub type LearntRoutes = BTreeMap<IpNetwork, Arc<[LearntPath]>>;
 
 /// Everything that a speaker shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

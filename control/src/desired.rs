@@ -9,6 +9,7 @@ pub mod check;
 pub mod drain;
 pub mod merge;
 pub mod readiness;
+pub mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -261,6 +262,8 @@ pub struct VirtualRouter {
     pub router_id: Option<Ipv4Addr>,
     /// The TCP port to listen on; absent: do not listen.
     pub local_port: Option<u16>,
+    /// Links on which peers are sought: we advertise ourselves there, so that they find us.
+    pub links: BTreeSet<String>,
     /// Peers by address and port.
     pub neighbors: BTreeMap<(IpAddr, u16), Neighbor>,
 }
@@ -282,6 +285,8 @@ pub struct Neighbor {
     pub keepalive: Duration,
     /// Graceful restart time, when on.
     pub graceful_restart: Option<Duration>,
+    /// The index of the link that it is known by: its address is link-local.
+    pub interface: Option<u32>,
     /// The source address of our connections, when it is not left to the host.
     pub local_address: Option<IpAddr>,
     /// The source port of our connections, when it is not left to the host.
@@ -309,6 +314,8 @@ pub struct Profile {
     pub shutdown: Option<String>,
     /// It is asked to prefer other paths than ours (RFC 8326).
     pub graceful_shutdown: bool,
+    /// It is told what other peers told, too.
+    pub transit: bool,
 }
 
 /// Something that a peer is told.

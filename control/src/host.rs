@@ -6,6 +6,7 @@
 //!   neighbours  keeps the MAC addresses of next hops known
 //!   ways        when next hops on the ways to backends may have changed
 //!   routes      learnt routes in the kernel's main table
+//!   surroundings, adverts   who is around, and that we are
 //!   pods        network namespaces joined to this node
 //!   cgroup, namespace, offload, sysctl   the small rooms beneath
 //! ```
@@ -18,6 +19,7 @@ use std::io;
 
 use rtnetlink::{Handle, new_connection_with_strict_check};
 
+pub mod adverts;
 mod blackholes;
 pub mod cgroup;
 pub mod links;
@@ -27,6 +29,7 @@ pub mod offload;
 pub mod pods;
 pub mod reach;
 pub mod routes;
+mod surroundings;
 pub mod sysctl;
 pub mod ways;
 

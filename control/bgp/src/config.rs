@@ -31,11 +31,20 @@ pub struct SpeakerConfig {
 
 /// One neighbour.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in the configuration"
+)]
 pub struct PeerConfig {
     /// What people call it; unique within the speaker.
     pub name: String,
-    /// Where it listens and whence it dials; unique within the speaker.
+    /// Where it listens and whence it dials; unique within the speaker, with its link.
     pub address: IpAddr,
+    /// The link that it is on, by the host's index: needed with a link-local address, which means nothing
+    /// without. Its next hops are on that link.
+    pub interface: Option<u32>,
+    /// IPv4 routes may have IPv6 next hops, both ways (RFC 8950).
+    pub extended_next_hop: bool,
     /// The TCP port that we dial.
     pub port: u16,
     /// Its AS; 0 accepts any and learns it from the OPEN.
@@ -57,6 +66,8 @@ pub struct PeerConfig {
     pub shutdown: Option<String>,
     /// Our paths are about to go: the peer should prefer others (RFC 8326).
     pub graceful_shutdown: bool,
+    /// It is told the best paths of what other peers told, too: the node is a transit router for it.
+    pub transit: bool,
     /// Address families offered in the OPEN.
     pub families: BTreeSet<Family>,
     /// Which of the routes it sends are used.
@@ -90,6 +101,8 @@ impl PeerConfig {
         Self {
             name: name.into(),
             address,
+            interface: None,
+            extended_next_hop: false,
             port: 179,
             remote_as,
             hold_time: Duration::from_secs(90),
@@ -100,6 +113,7 @@ impl PeerConfig {
             ttl_security: None,
             shutdown: None,
             graceful_shutdown: false,
+            transit: false,
             families: BTreeSet::from(Family::ALL),
             import: ImportPolicy::Nothing,
             export: Vec::new(),
@@ -133,6 +147,8 @@ impl PeerConfig {
                 .map(|restart| (restart.restart_time, restart.forwarding_preserved))
         };
         self.address != other.address
+            || self.interface != other.interface
+            || self.extended_next_hop != other.extended_next_hop
             || self.port != other.port
             || self.remote_as != other.remote_as
             || self.hold_time != other.hold_time

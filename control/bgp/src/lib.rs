@@ -18,8 +18,8 @@
 //! Beside it stands [`bfd::Bfd`], of the same grammar and with a clock of its own: it tells the speaker
 //! within milliseconds that a peer is not reached any more.
 //!
-//! [`Speaker`] is the only way in. It announces what its embedder originates and never passes on
-//! what it learnt: a node is not a transit router. Everything is deterministic: the same inputs,
+//! [`Speaker`] is the only way in. It announces what its embedder originates, and passes on what it learnt
+//! only to peers of which that is asked: a node is not a transit router. Everything is deterministic: the same inputs,
 //! instants and seed give the same outputs.
 //!
 //! Not for: TCP, TCP options, clocks and tasks (the embedder's), kernel routes, Kubernetes.

@@ -4,13 +4,14 @@
 //! (RFC 4271 §6.8). While one is past its OPENs the other rests; when that one ends both start
 //! again, damped after a fault.
 //!
-//! Not for: what is said about a route (`advertise`), keeping routes over a restart (`restart`).
+//! Not for: what is said about a route (`advertise`, `transit`), keeping routes over a restart (`restart`).
 
 mod advertise;
 mod intake;
 mod reach;
 mod restart;
 mod standing;
+mod transit;
 mod view;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::snapshot::Counters;
 use crate::speaker::{ConnectionId, ConnectionRequest, Distance, DownReason, Shared, Transmit};
 use crate::wire::{Attributes, Family, Notification};
 use reach::Reach;
+use transit::Transit;
 
 /// A session younger than this is not replaced by a new connection: that one is a collision.
 const REPLACEABLE_AFTER: Duration = Duration::from_secs(5);
@@ -56,6 +58,7 @@ pub(crate) struct Peer {
     stale: BTreeMap<Family, Instant>,
     /// Adj-RIB-Out.
     sent: BTreeMap<IpNetwork, Arc<Attributes>>,
+    transit: Transit,
     end_of_rib_sent: bool,
     without_next_hop: BTreeMap<Family, usize>,
     reach: Reach,
@@ -90,6 +93,7 @@ impl Peer {
                 .is_some_and(|restart| restart.restarting),
             stale: BTreeMap::new(),
             sent: BTreeMap::new(),
+            transit: Transit::default(),
             end_of_rib_sent: false,
             without_next_hop: BTreeMap::new(),
             reach: Reach::default(),
@@ -104,6 +108,21 @@ impl Peer {
 
     pub(crate) fn address(&self) -> IpAddr {
         self.config.address
+    }
+
+    pub(crate) const fn interface(&self) -> Option<u32> {
+        self.config.interface
+    }
+
+    /// Whether a connection from here is the peer's.
+    pub(crate) fn is_at(&self, remote: SocketAddr) -> bool {
+        let scope = match remote {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => Some(v6.scope_id()),
+            SocketAddr::V4(_) | SocketAddr::V6(_) => None,
+        };
+        let is_on_link =
+            self.config.interface.is_none() || scope.is_none() || self.config.interface == scope;
+        self.config.address == remote.ip().to_canonical() && is_on_link
     }
 
     /// How far away the peer may be; internal peers any number of hops, unless RFC 5082 guards them.
@@ -153,6 +172,10 @@ impl Peer {
         let judge_again = self.config.import != config.import
             || self.config.next_hop_v4 != config.next_hop_v4
             || self.config.next_hop_v6 != config.next_hop_v6;
+        let pass_again = self.config.transit != config.transit
+            || self.config.graceful_shutdown != config.graceful_shutdown
+            || self.config.next_hop_v4 != config.next_hop_v4
+            || self.config.next_hop_v6 != config.next_hop_v6;
         let is_another = self.config.address != config.address
             || self.config.remote_as != config.remote_as
             || config.graceful_restart.is_none();
@@ -198,6 +221,9 @@ impl Peer {
             self.judge_all_again(shared);
         }
         self.limit_prefixes(now, shared);
+        if pass_again {
+            self.pass_all_on(shared);
+        }
         self.advertise(now, shared);
         // A session may have waited for a BFD session that is not wanted any more.
         self.end_rests(now, shared);
@@ -360,6 +386,7 @@ impl Peer {
                         connection,
                         peer: self.config.name.clone(),
                         address: self.config.address,
+                        interface: self.config.interface,
                         port: self.config.port,
                         local_address: self.config.local_address,
                         local_port: self.config.local_port,

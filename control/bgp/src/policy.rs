@@ -101,6 +101,10 @@ pub(crate) struct Judge<'a> {
     pub(crate) local_addresses: [Option<IpAddr>; 3],
     pub(crate) remote_as: u32,
     pub(crate) internal: bool,
+    /// IPv4 routes may have IPv6 next hops (RFC 8950).
+    pub(crate) extended_next_hop: bool,
+    /// The peer is known by its link, so a link-local next hop means something.
+    pub(crate) has_link: bool,
 }
 
 impl Judge<'_> {
@@ -127,15 +131,19 @@ impl Judge<'_> {
         if mapped || next_hop.is_unspecified() || is_ours {
             return Some(Rejection::BadNextHop);
         }
+        if is_link_local(next_hop) && !self.has_link {
+            return Some(Rejection::BadNextHop);
+        }
         self.unreachable
             .contains(&next_hop)
             .then_some(Rejection::NextHopDown)
     }
 
     /// What is wrong with a prefix, or with a next hop for it: one of the other family needs what
-    /// RFC 8950 negotiates, and we do not.
+    /// RFC 8950 negotiates.
     pub(crate) fn prefix(&self, prefix: &IpNetwork, next_hop: IpAddr) -> Option<Rejection> {
-        if prefix.is_ipv4() != next_hop.is_ipv4() {
+        let is_of_other_family = prefix.is_ipv4() != next_hop.is_ipv4();
+        if is_of_other_family && !(prefix.is_ipv4() && self.extended_next_hop) {
             return Some(Rejection::BadNextHop);
         }
         if is_martian(prefix) {
@@ -170,6 +178,10 @@ impl PrefixRule {
 
 fn covers(wider: &IpNetwork, narrower: &IpNetwork) -> bool {
     wider.prefix() <= narrower.prefix() && wider.contains(narrower.ip())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// Whether a prefix lies in space that is never routed between nodes.
@@ -240,6 +252,8 @@ mod tests {
             local_addresses: [Some(IpAddr::from([192, 0, 2, 1])), None, None],
             remote_as: 65002,
             internal: false,
+            extended_next_hop: false,
+            has_link: false,
         }
     }
 

@@ -7,15 +7,21 @@
 //!
 //! Not for what we tell each peer: that is `peer`'s.
 
+mod interned;
+mod paths;
+
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::best_path::{self, Candidate, Reason, Source};
+use crate::best_path::{self, Reason, Source};
 use crate::policy::Rejection;
 use crate::wire::{Attributes, Family};
+use interned::Interned;
+use paths::{Chooser, Paths, Selection};
 
 /// A peer, in the order in which peers were added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +38,7 @@ pub(crate) struct Path {
 }
 
 /// A path that is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(clippy::struct_field_names, reason = "BGP calls it next hop")]
 pub(crate) struct Hop {
     pub(crate) peer: PeerId,
@@ -60,27 +66,68 @@ pub(crate) struct Ranked<'a> {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Rib {
-    destinations: BTreeMap<IpNetwork, Vec<Path>>,
-    sources: BTreeMap<PeerId, Source>,
+    destinations: BTreeMap<IpNetwork, Paths>,
+    chooser: Chooser,
+    interned: Interned,
     counts: BTreeMap<(PeerId, Family), Count>,
-    changed: BTreeSet<IpNetwork>,
-    multipath_limit: usize,
+    /// Prefixes whose used paths changed; some more than once.
+    changed: Vec<IpNetwork>,
+    /// Prefixes whose best path changed, while somebody passes them on; some more than once.
+    best_changed: Option<Vec<IpNetwork>>,
 }
 
 impl Rib {
     pub(crate) fn new(multipath_limit: usize) -> Self {
         Self {
             destinations: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            chooser: Chooser {
+                sources: BTreeMap::new(),
+                multipath_limit: multipath_limit.max(1),
+            },
+            interned: Interned::default(),
             counts: BTreeMap::new(),
-            changed: BTreeSet::new(),
-            multipath_limit: multipath_limit.max(1),
+            changed: Vec::new(),
+            best_changed: None,
         }
     }
 
     /// Says who a peer is, before its first path.
     pub(crate) fn introduce(&mut self, peer: PeerId, source: Source) {
-        self.sources.insert(peer, source);
+        self.chooser.sources.insert(peer, source);
+    }
+
+    /// Who a peer is, once it was introduced.
+    pub(crate) fn source(&self, peer: PeerId) -> Option<&Source> {
+        self.chooser.sources.get(&peer)
+    }
+
+    /// The one copy of attributes that are kept with paths.
+    pub(crate) fn intern(&mut self, attributes: Arc<Attributes>) -> Arc<Attributes> {
+        self.interned.only(attributes)
+    }
+
+    /// Whether changes of best paths are remembered for [`Self::take_best_changed`].
+    pub(crate) fn watch_best(&mut self, is_wanted: bool) {
+        if is_wanted {
+            self.best_changed.get_or_insert_default();
+        } else {
+            self.best_changed = None;
+        }
+    }
+
+    /// The prefixes whose best path, or what was said about it, changed since the last call; some more
+    /// than once.
+    pub(crate) fn take_best_changed(&mut self) -> Vec<IpNetwork> {
+        self.best_changed
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// The best path of a prefix.
+    pub(crate) fn best(&self, prefix: &IpNetwork) -> Option<&Path> {
+        let paths = self.destinations.get(prefix)?;
+        self.chooser.best(paths.as_slice())
     }
 
     pub(crate) fn learn(&mut self, prefix: IpNetwork, path: Path) {
@@ -107,7 +154,8 @@ impl Rib {
             .iter_mut()
             .filter(|(prefix, _)| Family::of(prefix) == family)
         {
-            for path in paths.iter_mut().filter(|path| path.peer == peer) {
+            let paths = paths.as_mut_slice().iter_mut();
+            for path in paths.filter(|path| path.peer == peer) {
                 path.stale = true;
             }
         }
@@ -156,7 +204,7 @@ impl Rib {
         let meant: Vec<_> = self
             .destinations
             .iter()
-            .filter(|(_, paths)| paths.iter().any(is_meant))
+            .filter(|(_, paths)| paths.as_slice().iter().any(is_meant))
             .map(|(prefix, _)| *prefix)
             .collect();
         self.judge_prefixes_again(peer, meant, verdict);
@@ -192,7 +240,7 @@ impl Rib {
 
     /// The prefixes whose used paths changed since the last call.
     pub(crate) fn take_changed(&mut self) -> BTreeSet<IpNetwork> {
-        std::mem::take(&mut self.changed)
+        std::mem::take(&mut self.changed).into_iter().collect()
     }
 
     pub(crate) fn has_changes(&self) -> bool {
@@ -201,10 +249,9 @@ impl Rib {
 
     /// The used paths of a prefix, best first.
     pub(crate) fn used(&self, prefix: &IpNetwork) -> Vec<Hop> {
-        self.destinations
-            .get(prefix)
-            .map(|paths| self.select(paths))
-            .unwrap_or_default()
+        let paths = self.destinations.get(prefix);
+        let selection = paths.map(|paths| self.chooser.select(paths.as_slice()));
+        selection.unwrap_or_default().as_slice().to_vec()
     }
 
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = &IpNetwork> {
@@ -215,14 +262,11 @@ impl Rib {
     pub(crate) fn ranked(&self) -> impl Iterator<Item = (&IpNetwork, Vec<Ranked<'_>>)> {
         self.destinations
             .iter()
-            .map(|(prefix, paths)| (prefix, self.rank(paths)))
+            .map(|(prefix, paths)| (prefix, self.rank(paths.as_slice())))
     }
 
     fn path(&self, prefix: &IpNetwork, peer: PeerId) -> Option<&Path> {
-        self.destinations
-            .get(prefix)?
-            .iter()
-            .find(|path| path.peer == peer)
+        self.destinations.get(prefix)?.of(peer)
     }
 
     fn retain(&mut self, peer: PeerId, family: Family, keep: impl Fn(&Path) -> bool) {
@@ -230,8 +274,7 @@ impl Rib {
             .destinations
             .iter()
             .filter(|(prefix, paths)| {
-                Family::of(prefix) == family
-                    && paths.iter().any(|path| path.peer == peer && !keep(path))
+                Family::of(prefix) == family && paths.of(peer).is_some_and(|path| !keep(path))
             })
             .map(|(prefix, _)| *prefix)
             .collect();
@@ -242,82 +285,70 @@ impl Rib {
 
     /// The only place where the path of a peer changes in a way that matters to its use.
     fn replace(&mut self, prefix: IpNetwork, peer: PeerId, path: Option<Path>) {
-        let mut paths = self.destinations.remove(&prefix).unwrap_or_default();
-        let before = self.select(&paths);
-        let old = paths
-            .iter()
-            .position(|path| path.peer == peer)
-            .map(|index| paths.remove(index));
-
         let count = self.counts.entry((peer, Family::of(&prefix))).or_default();
+        if let Some(new) = &path {
+            count.received += 1;
+            count.accepted += usize::from(new.rejection.is_none());
+        }
+        let watches_best = self.best_changed.is_some();
+        let look = |paths: &Paths| {
+            let best = watches_best.then(|| self.chooser.best(paths.as_slice()));
+            (
+                self.chooser.select(paths.as_slice()),
+                best.flatten().cloned(),
+            )
+        };
+        let (before, after, old) = match (self.destinations.entry(prefix), path) {
+            (Entry::Vacant(_), None) => return,
+            (Entry::Vacant(vacant), Some(new)) => {
+                let paths = vacant.insert(Paths::One(new));
+                ((Selection::Nothing, None), look(paths), None)
+            }
+            (Entry::Occupied(mut known), Some(new)) => {
+                let paths = known.get_mut();
+                let before = look(paths);
+                let old = paths.put(new);
+                (before, look(paths), old)
+            }
+            (Entry::Occupied(known), None) => {
+                let before = look(known.get());
+                let (left, old) = known.remove().without(peer);
+                let after = left.as_ref().map(look).unwrap_or_default();
+                if let Some(left) = left {
+                    self.destinations.insert(prefix, left);
+                }
+                (before, after, old)
+            }
+        };
         if let Some(old) = &old {
             count.received -= 1;
             count.accepted -= usize::from(old.rejection.is_none());
         }
-        if let Some(new) = path {
-            count.received += 1;
-            count.accepted += usize::from(new.rejection.is_none());
-            // Most prefixes have one path: a million of them should not pay for four.
-            paths.reserve_exact(1);
-            paths.push(new);
+        if before.0 != after.0 {
+            self.changed.push(prefix);
         }
-
-        if self.select(&paths) != before {
-            self.changed.insert(prefix);
-        }
-        if !paths.is_empty() {
-            self.destinations.insert(prefix, paths);
-        }
-    }
-
-    fn candidate<'a>(&'a self, path: &'a Path) -> Option<Candidate<'a>> {
-        Some(Candidate {
-            attributes: &path.attributes,
-            source: self.sources.get(&path.peer)?,
-        })
-    }
-
-    fn select(&self, paths: &[Path]) -> Vec<Hop> {
-        let usable: Vec<_> = paths
-            .iter()
-            .filter(|path| path.rejection.is_none())
-            .filter_map(|path| Some((path, self.candidate(path)?)))
-            .collect();
-        let candidates: Vec<_> = usable.iter().map(|(_, candidate)| *candidate).collect();
-        let Some(best) = best_path::rank(&candidates) else {
-            return Vec::new();
+        let told = |best: &Option<Path>| {
+            let path = best.as_ref()?;
+            Some((path.peer, Arc::clone(&path.attributes)))
         };
-        let mut together: Vec<_> = usable
-            .iter()
-            .filter(|(_, candidate)| {
-                best_path::compare_for_multipath(*candidate, candidates[best])
-                    .0
-                    .is_eq()
-            })
-            .collect();
-        together.sort_by(|a, b| best_path::compare(a.1, b.1).0);
-        let mut hops: Vec<Hop> = Vec::new();
-        for (path, _) in together {
-            let next_hop = path.attributes.next_hop;
-            if hops.len() < self.multipath_limit && hops.iter().all(|hop| hop.next_hop != next_hop)
-            {
-                hops.push(Hop {
-                    peer: path.peer,
-                    next_hop,
-                    link_local: path.attributes.link_local,
-                });
-            }
+        if let Some(changed) = &mut self.best_changed
+            && told(&before.1) != told(&after.1)
+        {
+            changed.push(prefix);
         }
-        hops
     }
 
     fn rank<'a>(&'a self, paths: &'a [Path]) -> Vec<Ranked<'a>> {
-        let used = self.select(paths);
+        let used = self.chooser.select(paths);
+        let used = used.as_slice();
         let best = used
             .first()
             .and_then(|hop| paths.iter().find(|path| path.peer == hop.peer));
         let against = |path: &Path, other: &Path| {
-            let (a, b) = self.candidate(path).zip(self.candidate(other))?;
+            let (a, b) = self
+                .chooser
+                .candidate(path)
+                .zip(self.chooser.candidate(other))?;
             Some(best_path::compare(a, b).1)
         };
         let mut ranked: Vec<_> = paths
@@ -328,7 +359,7 @@ impl Rib {
                     paths
                         .iter()
                         .filter(|other| other.rejection.is_none() && other.peer != path.peer)
-                        .filter_map(|other| Some((other, self.candidate(other)?)))
+                        .filter_map(|other| Some((other, self.chooser.candidate(other)?)))
                         .min_by(|a, b| best_path::compare(a.1, b.1).0)
                         .map(|(other, _)| other)
                 } else {

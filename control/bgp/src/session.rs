@@ -235,6 +235,13 @@ impl Session {
         }
     }
 
+    /// Octets handed out and not yet written.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.connection
+            .as_ref()
+            .map_or(0, |connection| connection.unwritten)
+    }
+
     fn send_hold(&self) -> Duration {
         let hold = self.negotiated.as_ref().map_or(LARGE_HOLD, |n| n.hold_time);
         SEND_HOLD_MINIMUM.max(2 * hold)

@@ -95,6 +95,8 @@ pub struct LearntPath {
     pub next_hop: IpAddr,
     /// The same hop on its link, when the peer told it.
     pub link_local: Option<Ipv6Addr>,
+    /// The link it is on, by the host's index, when the peer is known by its link.
+    pub interface: Option<u32>,
     /// Who told us.
     pub peer: String,
 }

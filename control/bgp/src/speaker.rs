@@ -9,6 +9,7 @@ mod output;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
@@ -18,7 +19,7 @@ use crate::config::{Announcements, PeerConfig, SpeakerConfig};
 use crate::jitter::Jitter;
 use crate::peer::Peer;
 use crate::policy::OwnPrefixes;
-use crate::rib::{PeerId, Rib};
+use crate::rib::{Hop, PeerId, Rib};
 use crate::session::Direction;
 use crate::snapshot::{AdvertisedRoute, LearntPath, PathSnapshot, PeerSnapshot, RouteSnapshot};
 use crate::wire::{Attributes, Family, Notification};
@@ -86,6 +87,7 @@ impl Speaker {
                 peer.reconfigure(config, now, &mut self.shared);
             }
             self.follow_reach();
+            self.pass_on(now);
             return;
         }
         self.next_peer += 1;
@@ -93,6 +95,7 @@ impl Speaker {
         let mut peer = Peer::new(id, config, now);
         peer.start(now, &mut self.shared);
         self.peers.insert(id, peer);
+        self.watch_best();
     }
 
     /// Makes the peers exactly these, by difference.
@@ -120,6 +123,7 @@ impl Speaker {
         peer.stop(&Notification::PEER_DECONFIGURED, now, &mut self.shared);
         peer.forget_routes(&mut self.shared);
         self.follow_reach();
+        self.pass_on(now);
     }
 
     /// Makes the announcements exactly these, by difference, withdrawals first.
@@ -153,6 +157,7 @@ impl Speaker {
             }
             peer.advertise(now, &mut self.shared);
         }
+        self.pass_on(now);
     }
 
     /// Withdraws everything.
@@ -185,13 +190,12 @@ impl Speaker {
         remote: SocketAddr,
         now: Instant,
     ) -> Option<Accepted> {
-        let address = remote.ip().to_canonical();
-        let peer = self
-            .peers
-            .values_mut()
-            .find(|peer| peer.address() == address)?;
-        let connection = peer.handle_incoming(local, now, &mut self.shared)?;
+        let peer = self.peers.values_mut().find(|peer| peer.is_at(remote))?;
+        let connection = peer.handle_incoming(local, now, &mut self.shared);
         let distance = peer.distance(&self.shared.config);
+        // A connection may replace another one, whose routes are then stale.
+        self.pass_on(now);
+        let connection = connection?;
         Some(Accepted {
             connection,
             distance,
@@ -206,6 +210,7 @@ impl Speaker {
             }
         }
         self.follow_reach();
+        self.pass_on(now);
     }
 
     /// A dial was answered.
@@ -225,6 +230,7 @@ impl Speaker {
         if let Some((peer, direction, shared)) = self.connection(connection) {
             peer.handle_bytes(direction, bytes, now, shared);
         }
+        self.pass_on(now);
     }
 
     /// Bytes that were polled have been handed to the kernel.
@@ -232,6 +238,7 @@ impl Speaker {
         if let Some((peer, direction, _)) = self.connection(connection) {
             peer.handle_written(direction, octets, now);
         }
+        self.pass_on(now);
     }
 
     /// A connection is gone: closed by the peer, or failed.
@@ -240,6 +247,7 @@ impl Speaker {
             shared.connections.remove(&connection);
             peer.handle_closed(direction, why, now, shared);
         }
+        self.pass_on(now);
     }
 
     /// Time has passed.
@@ -247,6 +255,7 @@ impl Speaker {
         for peer in self.peers.values_mut() {
             peer.handle_timeout(now, &mut self.shared);
         }
+        self.pass_on(now);
     }
 
     /// Bytes to write.
@@ -261,24 +270,33 @@ impl Speaker {
 
     /// Something that the embedder may want to know.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let next = self.shared.events.front();
-        let has_changes = self.shared.rib.has_changes();
-        // Routes come before the word that they were all.
-        if !(has_changes && matches!(next, Some(Event::EndOfRib { .. })))
-            && let Some(event) = self.shared.events.pop_front()
-        {
-            return Some(event);
-        }
-        if !has_changes {
-            return None;
-        }
+        self.shared.events.pop_front()
+    }
+
+    /// Whether [`Self::take_changed_routes`] has something to give.
+    pub fn has_changed_routes(&self) -> bool {
+        self.shared.rib.has_changes()
+    }
+
+    /// The prefixes for which the paths that packets should take changed since the last call, in their
+    /// order, with those paths, best first; none means that the prefix is gone.
+    ///
+    /// An embedder may let changes gather. Before it passes on an [`Event::EndOfRib`] it takes them: the
+    /// routes come before the word that they were all.
+    pub fn take_changed_routes(&mut self) -> Vec<(IpNetwork, Arc<[LearntPath]>)> {
         let changed = self.shared.rib.take_changed();
-        Some(Event::RoutesChanged(
-            changed
-                .into_iter()
-                .map(|prefix| (prefix, self.learnt_paths(&prefix)))
-                .collect(),
-        ))
+        // A table has few next hops.
+        let mut known: BTreeMap<Vec<Hop>, Arc<[LearntPath]>> = BTreeMap::new();
+        changed
+            .into_iter()
+            .map(|prefix| {
+                let hops = self.shared.rib.used(&prefix);
+                let paths = known
+                    .entry(hops)
+                    .or_insert_with_key(|hops| self.learnt_paths(hops).into());
+                (prefix, Arc::clone(paths))
+            })
+            .collect()
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -353,7 +371,7 @@ impl Speaker {
     pub fn adj_rib_out(&self, name: &str) -> Vec<AdvertisedRoute> {
         self.find(name)
             .and_then(|id| self.peers.get(&id))
-            .map(Peer::advertised)
+            .map(|peer| peer.advertised(&self.shared))
             .unwrap_or_default()
     }
 
@@ -362,7 +380,7 @@ impl Speaker {
         self.shared
             .rib
             .prefixes()
-            .map(|prefix| (*prefix, self.learnt_paths(prefix)))
+            .map(|prefix| (*prefix, self.learnt_paths(&self.shared.rib.used(prefix))))
             .filter(|(_, paths)| !paths.is_empty())
             .collect()
     }
@@ -387,16 +405,29 @@ impl Speaker {
         }
     }
 
-    fn learnt_paths(&self, prefix: &IpNetwork) -> Vec<LearntPath> {
-        self.shared
-            .rib
-            .used(prefix)
-            .into_iter()
+    /// Tells the peers that want it of best paths that changed.
+    fn pass_on(&mut self, now: Instant) {
+        self.watch_best();
+        let changed = self.shared.rib.take_best_changed();
+        for peer in self.peers.values_mut() {
+            peer.pass_on(&changed, now, &mut self.shared);
+        }
+    }
+
+    fn watch_best(&mut self) {
+        let is_wanted = self.peers.values().any(Peer::is_passed_to);
+        self.shared.rib.watch_best(is_wanted);
+    }
+
+    fn learnt_paths(&self, hops: &[Hop]) -> Vec<LearntPath> {
+        hops.iter()
             .filter_map(|hop| {
+                let peer = self.peers.get(&hop.peer)?;
                 Some(LearntPath {
                     next_hop: hop.next_hop,
                     link_local: hop.link_local,
-                    peer: self.name_of(hop.peer)?,
+                    interface: peer.interface(),
+                    peer: peer.name().to_owned(),
                 })
             })
             .collect()

@@ -238,12 +238,20 @@ mod tests {
             any::<u16>(),
             1..=u32::MAX,
             proptest::sample::subsequence(Family::ALL.to_vec(), 1..=2),
-            any::<bool>(),
+            any::<(bool, bool)>(),
             proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
             proptest::option::of("[a-z0-9.-]{1,64}"),
         )
             .prop_map(
-                |(asn, hold_time_s, id, families, route_refresh, restart, hostname)| Open {
+                |(
+                    asn,
+                    hold_time_s,
+                    id,
+                    families,
+                    (route_refresh, extended_next_hop),
+                    restart,
+                    hostname,
+                )| Open {
                     asn,
                     hold_time_s,
                     router_id: Ipv4Addr::from(id),
@@ -260,6 +268,7 @@ mod tests {
                     families: BTreeSet::from_iter(families),
                     four_octet_as: true,
                     route_refresh,
+                    extended_next_hop,
                     hostname,
                 },
             )
@@ -283,9 +292,9 @@ mod tests {
             if let Ok(Some(_)) = message_length(&bytes)
                 && let Ok(Message::Update(raw)) = decode(bytes.into())
             {
-                for (four_octet_as, internal) in [(true, true), (true, false), (false, false)] {
+                for (four_octet_as, internal, on_link) in [(true, true, true), (true, false, false), (false, false, false)] {
                     for families in [&BTreeSet::from(Family::ALL), &BTreeSet::from([Family::Ipv4Unicast])] {
-                        let _ = decode_update(&raw, four_octet_as, internal, families);
+                        let _ = decode_update(&raw, four_octet_as, internal, families, on_link);
                     }
                 }
             }

@@ -78,7 +78,7 @@ async fn take_leave(document: &Document) -> Result<Vec<String>> {
             )]);
         }
     };
-    let desired = merge(&resources, document, &node_name(document)?);
+    let desired = merge(&resources, document, &node_name(document)?, None);
     let (changed, _) = mpsc::channel(1);
     let mut speakers = Speakers::new(changed, false);
     speakers.follow(&desired, &document.bgp).await;
@@ -226,5 +226,5 @@ pub fn check_manifests(document: &Document) -> Result<Vec<Condition>> {
     let listing = manifests::list(folder)
         .with_context(|| format!("listing the manifests in {}", folder.display()))?;
     let resources = Folder::default().update(listing);
-    Ok(merge(&resources, document, &node_name(document)?).conditions)
+    Ok(merge(&resources, document, &node_name(document)?, None).conditions)
 }

@@ -3,6 +3,7 @@
 //! A part that fails becomes a condition and leaves the other parts in force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::dataplane::apply::{self, Outcome};
 use crate::desired::announce::{Programmed, aggregates, announcements_since};
 use crate::desired::merge::merge_since;
 use crate::desired::readiness::{self, Verdicts};
+use crate::desired::surroundings::Surroundings;
 use crate::desired::{BackendAddr, Condition, Desired, Frontend};
 use crate::host::links::Link;
 use crate::host::{self, pods, sysctl};
@@ -47,13 +49,17 @@ impl Agent {
                 return RETRY;
             }
         };
+        let (around, unseen) = self.look_around(&links).await;
         let mut desired = merge_since(
             &mut self.merged,
             &self.resources,
             &self.document,
             &self.node_name,
+            Some(&around),
         );
         let mut conditions = desired.conditions.clone();
+        conditions.extend(unseen);
+        conditions.extend(self.advertise(&desired, &links));
         let verdicts = self
             .judge(&mut desired, began - self.started, &mut conditions)
             .await;
@@ -343,15 +349,60 @@ impl Agent {
         }
     }
 
+    /// Who is around, when peers are sought there.
+    async fn look_around(
+        &self,
+        links: &BTreeMap<String, Link>,
+    ) -> (Surroundings, Option<Condition>) {
+        let mut configs = self.resources.cluster_configs.values();
+        if !configs.any(|config| config.object.seeks_peers()) {
+            return (Surroundings::default(), None);
+        }
+        match self.netlink.surroundings(links).await {
+            Ok(around) => (around, None),
+            Err(error) => {
+                let condition = trouble("host", "SurroundingsUnreadable", &error);
+                (Surroundings::default(), Some(condition))
+            }
+        }
+    }
+
+    /// Lets peers that are sought on a link find us.
+    fn advertise(
+        &mut self,
+        desired: &Desired,
+        links: &BTreeMap<String, Link>,
+    ) -> impl Iterator<Item = Condition> + use<> {
+        let wanted: BTreeSet<&String> = desired
+            .routers
+            .values()
+            .flat_map(|router| &router.links)
+            .collect();
+        let links = links.values().filter(|link| wanted.contains(&link.name));
+        let failed = self.adverts.follow(links);
+        failed.into_iter().map(|(name, error)| {
+            let object = format!("device {name}");
+            trouble(
+                &object,
+                "AdvertisementFailed",
+                &format!("{error}; peers on this link do not find us"),
+            )
+        })
+    }
+
     /// Puts learnt routes into the kernel's table and takes others of ours out.
     async fn route(&mut self, conditions: &mut Vec<Condition>) -> Vec<types::Route> {
         let learnt = self.speakers.learnt();
         let wanted: Routes = learnt
             .iter()
             .map(|(prefix, paths)| {
-                let hops = paths.iter().map(|path| NextHop {
-                    via: path.next_hop,
-                    dev: None,
+                let hops = paths.iter().map(|path| {
+                    // On a link without addresses of its own only the link-local one is reached.
+                    let on_link = path.interface.and(path.link_local).map(IpAddr::V6);
+                    NextHop {
+                        via: on_link.unwrap_or(path.next_hop),
+                        dev: path.interface,
+                    }
                 });
                 (*prefix, hops.collect())
             })

@@ -240,8 +240,11 @@ impl Speakers {
                 passive: neighbor.profile.passive,
                 shutdown: neighbor.profile.shutdown.clone(),
                 graceful_shutdown: neighbor.profile.graceful_shutdown,
+                transit: neighbor.profile.transit,
                 local_address: neighbor.local_address,
                 local_port: neighbor.local_port,
+                interface: neighbor.interface,
+                extended_next_hop: neighbor.interface.is_some(),
                 ..PeerConfig::new(address.to_string(), address, neighbor.asn)
             })
             .collect()

@@ -1,15 +1,12 @@
 //! The task that owns the speaker: feeds it what happens and does what it asks.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairlead_bgp::{
-    ConnectionId, ConnectionRequest, Event, LearntPath, Password, PeerConfig, Speaker, bfd,
-};
+use fairlead_bgp::{ConnectionId, ConnectionRequest, Event, Password, PeerConfig, Speaker, bfd};
 use futures::future::join_all;
-use ipnetwork::IpNetwork;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -23,7 +20,7 @@ use super::signature::sign;
 use super::{BgpSnapshot, Command, LearntRoutes, socket};
 
 /// Arrivals that may wait for the driver; readers wait when it is full.
-const ARRIVALS: usize = 256;
+const ARRIVALS: usize = 64;
 /// Changes of learnt routes are gathered this long before they are published.
 const GATHER: Duration = Duration::from_millis(5);
 /// How long to wait after a failure to accept, which is a lack of descriptors or memory.
@@ -45,8 +42,7 @@ pub(super) struct Driver {
     dials: BTreeMap<ConnectionId, AbortHandle>,
     connections: BTreeMap<ConnectionId, Connection>,
     closing: Vec<JoinHandle<()>>,
-    /// Changes of learnt routes that are not yet published, and when they will be.
-    changes: BTreeMap<IpNetwork, Vec<LearntPath>>,
+    /// When changes of learnt routes will be published.
     publish_at: Option<Instant>,
     learnt: watch::Sender<Arc<LearntRoutes>>,
     events: broadcast::Sender<Event>,
@@ -84,7 +80,6 @@ impl Driver {
             dials: BTreeMap::new(),
             connections: BTreeMap::new(),
             closing: Vec::new(),
-            changes: BTreeMap::new(),
             publish_at: None,
             learnt,
             events,
@@ -312,6 +307,7 @@ impl Driver {
                 ConnectionRequest::Connect {
                     connection,
                     address,
+                    interface,
                     port,
                     local_address,
                     local_port,
@@ -319,7 +315,12 @@ impl Driver {
                     password,
                     ..
                 } => {
-                    let remote = SocketAddr::new(address, port);
+                    let remote = match address {
+                        IpAddr::V4(v4) => SocketAddr::from((v4, port)),
+                        IpAddr::V6(v6) => {
+                            SocketAddrV6::new(v6, port, 0, interface.unwrap_or_default()).into()
+                        }
+                    };
                     let any = match address {
                         IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
                         IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
@@ -346,6 +347,9 @@ impl Driver {
         while let Some(event) = self.speaker.poll_event() {
             self.tell(event);
         }
+        if self.speaker.has_changed_routes() {
+            self.publish_at.get_or_insert_with(|| now() + GATHER);
+        }
     }
 
     fn close(&mut self, id: ConnectionId) {
@@ -360,15 +364,7 @@ impl Driver {
 
     fn tell(&mut self, event: Event) {
         log(&event);
-        if let Event::RoutesChanged(changes) = &event {
-            self.changes.extend(
-                changes
-                    .iter()
-                    .map(|(prefix, paths)| (*prefix, paths.clone())),
-            );
-            self.publish_at.get_or_insert_with(|| now() + GATHER);
-        }
-        if matches!(event, Event::EndOfRib { .. }) && self.publish_at.is_some() {
+        if matches!(event, Event::EndOfRib { .. }) && self.speaker.has_changed_routes() {
             // Who hears that these were all routes must find them.
             self.publish();
         }
@@ -379,7 +375,8 @@ impl Driver {
     /// Applies the gathered changes in place; the table is copied only while a reader holds it.
     fn publish(&mut self) {
         self.publish_at = None;
-        let changes = std::mem::take(&mut self.changes);
+        let changes = self.speaker.take_changed_routes();
+        debug!(prefixes = changes.len(), "routes changed");
         self.learnt.send_modify(|table| {
             let table = Arc::make_mut(table);
             for (prefix, paths) in changes {
@@ -445,7 +442,6 @@ fn log(event: &Event) {
         } => info!(%peer, remote_as, %router_id, "session established"),
         Event::PeerDown { peer, reason } => warn!(%peer, %reason, "session down"),
         Event::AttemptFailed { peer, reason } => debug!(%peer, %reason, "no session"),
-        Event::RoutesChanged(changes) => debug!(prefixes = changes.len(), "routes changed"),
         Event::UpdateFaults { peer, faults } => warn!(%peer, ?faults, "faulty update"),
         Event::EndOfRib { peer, family } => debug!(%peer, %family, "all routes received"),
         Event::AnnouncementsRefused { peer, prefixes } => {

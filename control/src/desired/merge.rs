@@ -12,14 +12,21 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Node, NodeAddress};
 
+use super::surroundings::Surroundings;
 use super::{Condition, Desired, Egress, NodeState, ObjectName};
 use crate::config::Document;
 use crate::config::document::NoBackend;
 use crate::source::resource::{Origin, Resources, Sourced};
 
-/// What this node should be, by what the sources and the configuration say.
-pub fn merge(resources: &Resources, config: &Document, node_name: &str) -> Desired {
-    merge_since(&mut Memory::default(), resources, config, node_name)
+/// What this node should be, by what the sources and the configuration say. Where documents leave it to the
+/// host's network who a peer is, `around` says it; without, such peers are left out.
+pub fn merge(
+    resources: &Resources,
+    config: &Document,
+    node_name: &str,
+    around: Option<&Surroundings>,
+) -> Desired {
+    merge_since(&mut Memory::default(), resources, config, node_name, around)
 }
 
 /// What a merge leaves to the next one, which then looks at what has changed. It may be lost.
@@ -35,6 +42,7 @@ pub fn merge_since(
     resources: &Resources,
     config: &Document,
     node_name: &str,
+    around: Option<&Surroundings>,
 ) -> Desired {
     let mut conditions = Conditions(resources.conditions.clone());
     let found = resources.nodes.get(&ObjectName {
@@ -59,7 +67,14 @@ pub fn merge_since(
     };
     node.refuses = config.load_balancer.no_backend == NoBackend::Reject;
     let routers = match found {
-        Some(found) => routers::merge(resources, &config.bgp, &node, found, &mut conditions),
+        Some(found) => routers::merge(
+            resources,
+            &config.bgp,
+            &node,
+            found,
+            around,
+            &mut conditions,
+        ),
         None => BTreeMap::new(),
     };
     let around = services::Around {

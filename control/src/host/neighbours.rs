@@ -149,7 +149,7 @@ pub(super) fn is_ours(message: &NeighbourMessage) -> bool {
     message.attributes.contains(&ours)
 }
 
-fn next(message: &NeighbourMessage) -> Option<Next> {
+pub(super) fn next(message: &NeighbourMessage) -> Option<Next> {
     let addr = message.attributes.iter().find_map(|attribute| {
         if let NeighbourAttribute::Destination(addr) = attribute {
             match addr {

@@ -166,6 +166,13 @@ fn next_hop(prefix: IpNetwork, hop: &NextHop) -> Result<RouteNextHop, Error> {
         IpNetwork::V4(_) => RouteNextHopBuilder::new_ipv4(),
         IpNetwork::V6(_) => RouteNextHopBuilder::new_ipv6(),
     };
+    if let (IpNetwork::V4(_), IpAddr::V6(via), Some(device)) = (prefix, hop.via, hop.dev) {
+        // RFC 8950: the router is known by its IPv6 address, packets to it are of IPv4.
+        let mut built = builder.interface(device).build();
+        let via = RouteAttribute::Via(RouteVia::Inet6(via));
+        built.attributes.push(via);
+        return Ok(built);
+    }
     let builder = builder.via(hop.via).map_err(|_| {
         Error::new(format!("writing route {prefix}"))(std::io::Error::other(format!(
             "next hop {} is of another family",

@@ -1,4 +1,5 @@
-//! A watch over what decides the ways to backends: neighbours that we keep, and routes.
+//! A watch over what decides the ways to backends and who is around: neighbours that we keep, routers, and
+//! routes.
 //!
 //! Not for what the ways are: [`super::reach`] and [`super::neighbours`] are asked after a change.
 
@@ -14,6 +15,7 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 
 use super::neighbours::{self, Neighbour};
+use super::surroundings::is_router;
 use super::{Error, PROTOCOL};
 
 /// What was heard.
@@ -83,8 +85,9 @@ impl Watch {
                 (!is_ours).then_some(Change::Routes)
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => {
-                let is_ours = neighbours::is_ours(&message);
-                let new = neighbours::read(&message).filter(|_| is_ours)?;
+                // A router may be a peer that is sought.
+                let matters = neighbours::is_ours(&message) || is_router(&message);
+                let new = neighbours::read(&message).filter(|_| matters)?;
                 let name = (new.device, new.addr);
                 let old = self.heard.insert(name, new.clone());
                 (old.as_ref() != Some(&new)).then_some(Change::Neighbours)

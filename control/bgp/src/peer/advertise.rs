@@ -45,7 +45,8 @@ impl Peer {
             }
         }
         self.counters.updates_sent += messages.len() as u64;
-        if shared.announcements_known && !self.end_of_rib_sent {
+        let is_all = shared.announcements_known && !self.transit.is_waiting();
+        if is_all && !self.end_of_rib_sent {
             self.end_of_rib_sent = true;
             messages.extend(
                 established
@@ -56,12 +57,13 @@ impl Peer {
                     .map(wire::end_of_rib),
             );
         }
-        self.send_all(messages, &established, now, shared);
+        self.send_all(&messages, &established, now, shared);
     }
 
     /// Makes the peer be told everything of a family again.
     pub(super) fn forget_sent(&mut self, family: Family) {
         self.sent.retain(|prefix, _| Family::of(prefix) != family);
+        self.transit.tell_again(family);
     }
 
     /// Asks the peer for its routes again; whether it can be asked.
@@ -79,7 +81,7 @@ impl Peer {
             return false;
         };
         let message = wire::encode_route_refresh(family);
-        self.send_all(vec![message], &established, now, shared);
+        self.send_all(&[message], &established, now, shared);
         true
     }
 
@@ -159,9 +161,13 @@ impl Peer {
         untold
     }
 
-    /// Next hop self: as configured, or our end of the connection.
-    fn next_hop(&self, established: &Established, family: Family) -> Option<IpAddr> {
+    /// Next hop self: as configured, or our end of the connection. On a link without addresses of its own
+    /// that is link-local, and alone in its attribute (RFC 2545 has no word for that; routers take it).
+    pub(super) fn next_hop(&self, established: &Established, family: Family) -> Option<IpAddr> {
         let local = established.local_address;
+        if established.terms.extended_next_hop {
+            return local.filter(IpAddr::is_ipv6);
+        }
         match family {
             Family::Ipv4Unicast => self
                 .config
@@ -176,18 +182,23 @@ impl Peer {
         }
     }
 
-    fn send_all(
+    /// Sends messages as one piece: whoever writes them is asked once.
+    pub(super) fn send_all(
         &mut self,
-        messages: Vec<Bytes>,
+        messages: &[Bytes],
         established: &Established,
         now: Instant,
         shared: &mut Shared,
     ) {
-        let mut outputs = Vec::with_capacity(messages.len());
-        let session = self.session_mut(established.direction);
-        for message in messages {
-            session.send(message, now, &mut outputs);
+        if messages.is_empty() {
+            return;
         }
+        // One of them is counted where it is transmitted.
+        self.counters.sent += messages.len() as u64 - 1;
+        let mut outputs = Vec::with_capacity(1);
+        let bytes = messages.concat().into();
+        let session = self.session_mut(established.direction);
+        session.send(bytes, now, &mut outputs);
         for output in outputs {
             if let Output::Transmit(connection, bytes) = output {
                 self.transmit(connection, bytes, shared);

@@ -108,7 +108,8 @@ impl Peer {
             return;
         };
         let (four_octet_as, internal) = (terms.four_octet_as, terms.internal);
-        match wire::decode_update(raw, four_octet_as, internal, &terms.families) {
+        let on_link = self.config.interface.is_some();
+        match wire::decode_update(raw, four_octet_as, internal, &terms.families, on_link) {
             Ok(update) => {
                 let outputs = self.outputs_of(direction, Trigger::of(Event::Update), now, shared);
                 let deliver = outputs
@@ -155,6 +156,7 @@ impl Peer {
             if !established.terms.internal && reach.attributes.is_shutting_down() {
                 Arc::make_mut(&mut reach.attributes).local_pref = Some(0);
             }
+            reach.attributes = shared.rib.intern(reach.attributes);
             let judge = judge(&self.config, &established, shared_parts(shared));
             let refused = judge.attributes(&reach.attributes);
             let verdicts: Vec<_> = reach
@@ -262,5 +264,7 @@ fn judge<'a>(
         ],
         remote_as: established.terms.asn,
         internal: established.terms.internal,
+        extended_next_hop: established.terms.extended_next_hop,
+        has_link: config.interface.is_some(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::transit::Transit;
 use super::{Established, Peer};
 use crate::session::Negotiated;
 use crate::speaker::{DownReason, Shared};
@@ -36,6 +37,7 @@ impl Peer {
         shared: &mut Shared,
     ) {
         self.sent.clear();
+        self.transit = Transit::default();
         self.end_of_rib_sent = false;
         self.without_next_hop.clear();
         let without_a_word = matches!(reason, DownReason::Closed(_) | DownReason::Replaced);

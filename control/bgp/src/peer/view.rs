@@ -19,14 +19,16 @@ impl Peer {
         }
     }
 
-    pub(crate) fn advertised(&self) -> Vec<AdvertisedRoute> {
-        self.sent
-            .iter()
-            .map(|(prefix, attributes)| AdvertisedRoute {
-                prefix: *prefix,
-                attributes: Attributes::clone(attributes),
-            })
-            .collect()
+    /// What the peer was told, in the order of prefixes.
+    pub(crate) fn advertised(&self, shared: &Shared) -> Vec<AdvertisedRoute> {
+        let ours = self.sent.iter();
+        let ours = ours.map(|(prefix, told)| (*prefix, Attributes::clone(told)));
+        let mut all: Vec<_> = ours
+            .chain(self.passed_on(shared))
+            .map(|(prefix, attributes)| AdvertisedRoute { prefix, attributes })
+            .collect();
+        all.sort_by_key(|route| route.prefix);
+        all
     }
 
     pub(crate) fn snapshot(&self, now: Instant, shared: &Shared) -> PeerSnapshot {
@@ -44,6 +46,7 @@ impl Peer {
                     advertised: self
                         .sent
                         .keys()
+                        .chain(self.transit.told())
                         .filter(|prefix| Family::of(prefix) == *family)
                         .count(),
                     without_next_hop: self

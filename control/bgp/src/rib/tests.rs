@@ -77,7 +77,7 @@ fn each_path_says_what_decided() {
 #[test]
 fn ties_are_used_together_up_to_the_limit_and_once_per_next_hop() {
     let mut rib = rib();
-    rib.multipath_limit = 2;
+    rib.chooser.multipath_limit = 2;
     for peer in 1..=3 {
         rib.learn(net(1), path(peer, 100));
     }

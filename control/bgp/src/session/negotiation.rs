@@ -9,6 +9,10 @@ use crate::wire::{AS_TRANS, Family, GracefulRestartOffer, Notification, Open};
 
 /// The terms of a session.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a capability of its own"
+)]
 pub(crate) struct Negotiated {
     pub(crate) asn: u32,
     pub(crate) router_id: Ipv4Addr,
@@ -18,6 +22,8 @@ pub(crate) struct Negotiated {
     pub(crate) families: BTreeSet<Family>,
     pub(crate) four_octet_as: bool,
     pub(crate) route_refresh: bool,
+    /// IPv4 routes may have IPv6 next hops (RFC 8950).
+    pub(crate) extended_next_hop: bool,
     pub(crate) graceful_restart: Option<GracefulRestartOffer>,
     pub(crate) hostname: Option<String>,
     /// Same AS on both sides.
@@ -33,6 +39,7 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
         families: peer.families.clone(),
         four_octet_as: true,
         route_refresh: true,
+        extended_next_hop: peer.extended_next_hop,
         graceful_restart: peer.graceful_restart.map(|restart| GracefulRestartOffer {
             restarting,
             restart_time: restart.restart_time,
@@ -87,6 +94,7 @@ pub(crate) fn negotiate(
         families,
         four_octet_as: open.four_octet_as,
         route_refresh: open.route_refresh,
+        extended_next_hop: open.extended_next_hop && peer.extended_next_hop,
         graceful_restart: open.graceful_restart,
         hostname: open.hostname,
         internal,

@@ -1,6 +1,5 @@
 //! What a speaker asks of its embedder and tells it.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Announcement, Password};
-use crate::snapshot::{LearntPath, PathSnapshot};
+use crate::snapshot::PathSnapshot;
 use crate::wire::{Attributes, Fault, Notification};
 
 /// A TCP connection, dialled or accepted; never used twice by a speaker.
@@ -54,6 +53,8 @@ pub enum ConnectionRequest {
         peer: String,
         /// Where to.
         address: IpAddr,
+        /// The link it is on, with a link-local address.
+        interface: Option<u32>,
         /// TCP port.
         port: u16,
         /// The source address, when configured.
@@ -99,8 +100,6 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// The paths that packets should take changed; none means that the prefix is gone.
-    RoutesChanged(BTreeMap<IpNetwork, Vec<LearntPath>>),
     /// An UPDATE had faults that RFC 7606 lets the session survive.
     UpdateFaults {
         /// The peer's name.
@@ -108,8 +107,7 @@ pub enum Event {
         /// What was wrong.
         faults: Vec<Fault>,
     },
-    /// A peer has told all its routes of a family after the session was established; each of them
-    /// stood in a [`Event::RoutesChanged`] before.
+    /// A peer has told all its routes of a family after the session was established.
     EndOfRib {
         /// The peer's name.
         peer: String,

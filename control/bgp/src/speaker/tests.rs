@@ -2,10 +2,13 @@
 
 mod broken_peer;
 mod change;
+mod fabric;
+mod link;
 mod network;
 mod random;
 mod reach;
 mod restart;
+mod transit;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustbgpd_wire::{Capability, GracefulRestartFamily, OpenMessage};
+use rustbgpd_wire::{Afi, Capability, ExtendedNextHopFamily, GracefulRestartFamily, OpenMessage};
 use serde::{Deserialize, Serialize};
 
 use super::Family;
@@ -14,6 +14,12 @@ use super::Family;
 pub(crate) const AS_TRANS: u16 = 23456;
 /// The FQDN capability, draft-walton-bgp-hostname-capability.
 const FQDN: u8 = 73;
+/// The one pair of families of RFC 8950 that we know.
+const IPV4_BY_IPV6: ExtendedNextHopFamily = ExtendedNextHopFamily {
+    nlri_afi: Afi::Ipv4,
+    nlri_safi: Family::SAFI,
+    next_hop_afi: Afi::Ipv6,
+};
 
 /// An OPEN.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +36,8 @@ pub struct Open {
     pub four_octet_as: bool,
     /// Whether ROUTE-REFRESH is understood (RFC 2918).
     pub route_refresh: bool,
+    /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
     /// Graceful restart (RFC 4724).
     pub graceful_restart: Option<GracefulRestartOffer>,
     /// The sender's name.
@@ -56,6 +64,7 @@ impl Open {
             families: BTreeSet::new(),
             four_octet_as: false,
             route_refresh: false,
+            extended_next_hop: false,
             graceful_restart: None,
             hostname: None,
         };
@@ -84,6 +93,9 @@ impl Open {
             }
             Capability::FourOctetAs { .. } => self.four_octet_as = true,
             Capability::RouteRefresh => self.route_refresh = true,
+            Capability::ExtendedNextHop(families) => {
+                self.extended_next_hop |= families.contains(&IPV4_BY_IPV6);
+            }
             Capability::GracefulRestart {
                 restart_state,
                 restart_time,
@@ -118,6 +130,9 @@ impl Open {
             .collect();
         if self.route_refresh {
             capabilities.push(Capability::RouteRefresh);
+        }
+        if self.extended_next_hop {
+            capabilities.push(Capability::ExtendedNextHop(vec![IPV4_BY_IPV6]));
         }
         if self.four_octet_as {
             capabilities.push(Capability::FourOctetAs { asn: self.asn });

@@ -28,7 +28,7 @@ const MP_UNREACH_LEN: usize = 4 + 3;
 const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
 
 /// ORIGIN (RFC 4271 §5.1.1), best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// Originated inside its AS.
@@ -57,7 +57,7 @@ impl fmt::Display for LargeCommunity {
 }
 
 /// The attributes of a path that we read or write.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attributes {
     /// Where the route comes from.
     pub origin: Origin,
@@ -241,7 +241,8 @@ pub enum FaultAction {
 pub struct TooLong;
 
 /// Reads an UPDATE in the context of its session: width of AS numbers, internal or external peer,
-/// address families. What belongs to other families is left out and is a fault.
+/// address families, whether a link-local next hop alone means something, as it does on a known link. What
+/// belongs to other families is left out and is a fault.
 ///
 /// # Errors
 /// The NOTIFICATION to send when the routes themselves cannot be read (RFC 7606 §3 (j), §5).
@@ -254,6 +255,7 @@ pub(crate) fn decode_update(
     four_octet_as: bool,
     internal: bool,
     families: &BTreeSet<Family>,
+    on_link: bool,
 ) -> Result<Update, Notification> {
     let mut update = Update::default();
     let mut message = raw.0.clone();
@@ -314,12 +316,15 @@ pub(crate) fn decode_update(
             detail: malformed.error.to_string(),
         });
     }
+    let mut options = UpdateValidationOptions::default();
+    options.link_local_next_hop = on_link;
+    options.allow_ipv4_link_local_mp_reach_next_hop = on_link;
     if let Err(invalid) = rustbgpd_wire::validate::validate_update_attributes_with_context(
         attributes,
         has_nlri,
         !body.is_empty(),
         !internal,
-        UpdateValidationOptions::default(),
+        options,
     ) {
         let notification = Notification {
             code: 3,

@@ -52,6 +52,7 @@ fn peer(told: &[Advertised]) -> Neighbor {
         hold: Duration::from_secs(90),
         keepalive: Duration::from_secs(30),
         graceful_restart: None,
+        interface: None,
         local_address: None,
         local_port: None,
         password: None,
@@ -92,6 +93,7 @@ fn desired() -> Desired {
         local_asn: 65010,
         router_id: None,
         local_port: None,
+        links: BTreeSet::new(),
         neighbors: BTreeMap::from([((PEER, 179), peer(&told))]),
     };
     Desired {

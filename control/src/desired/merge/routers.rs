@@ -5,6 +5,7 @@
 //! asked for (Cilium runs it with an empty one).
 
 mod instances;
+mod place;
 mod policies;
 mod profiles;
 
@@ -15,6 +16,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use super::{Conditions, Sourced};
 use crate::config::document::Bgp;
+use crate::desired::surroundings::Surroundings;
 use crate::desired::{
     AddressKind, Family, LabelSelector, NodeState, ObjectName, PathAttributes, VirtualRouter,
 };
@@ -28,6 +30,7 @@ pub(super) fn merge(
     config: &Bgp,
     node: &NodeState,
     object: &Sourced<Node>,
+    around: Option<&Surroundings>,
     conditions: &mut Conditions,
 ) -> BTreeMap<String, VirtualRouter> {
     let secrets = Secrets {
@@ -37,7 +40,7 @@ pub(super) fn merge(
     let mut routers = policies::merge(resources, &secrets, node, object, conditions);
     let has_policy = !routers.is_empty();
     routers.extend(instances::merge(
-        resources, &secrets, node, has_policy, conditions,
+        resources, &secrets, node, has_policy, around, conditions,
     ));
     profiles::apply(resources, node, &mut routers, conditions);
     routers

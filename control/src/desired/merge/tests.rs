@@ -6,13 +6,14 @@ mod policy;
 mod profiles;
 mod services;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::Proto;
 
 use super::*;
+use crate::desired::surroundings::Surroundings;
 use crate::desired::{BackendAddr, Family, Frontend, Scope, Service, What};
 use crate::source::resource::{join, read};
 
@@ -65,7 +66,23 @@ fn merge_texts(config: &str, texts: &[&str]) -> Desired {
         .iter()
         .enumerate()
         .map(|(index, text)| read(&format!("{index}.yaml"), text).unwrap());
-    merge(&join(readings), &config, "node1")
+    merge(&join(readings), &config, "node1", Some(&around()))
+}
+
+/// A link with a router, one with two, one with none, and default routes.
+fn around() -> Surroundings {
+    let router = |last: u16| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last);
+    Surroundings {
+        devices: [("eth0", 2), ("eth1", 3), ("eth2", 4)]
+            .map(|(name, index)| (name.to_owned(), index))
+            .into(),
+        gateways: [
+            (Family::Ipv4, (IpAddr::from([192, 0, 2, 1]), 2)),
+            (Family::Ipv6, (router(1).into(), 2)),
+        ]
+        .into(),
+        routers: [(2, [router(1)].into()), (3, [router(1), router(2)].into())].into(),
+    }
 }
 
 fn desired(texts: &[&str]) -> Desired {

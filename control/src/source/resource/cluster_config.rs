@@ -74,7 +74,9 @@ pub struct Peer {
         deserialize_with = "within::<u32, 0, 4_294_967_295, _>"
     )]
     pub peer_asn: u32,
-    /// How its address is found; not acted on.
+    /// The link that a link-local address is on.
+    pub peer_interface: Option<String>,
+    /// How its address is found.
     pub auto_discovery: Option<AutoDiscovery>,
     /// How it is spoken to; absent: by the defaults, and it is told nothing.
     pub peer_config_ref: Option<PeerConfigRef>,
@@ -84,10 +86,39 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AutoDiscovery {
-    /// `DefaultGateway` or `Unnumbered`.
-    pub mode: String,
+    /// Where it is sought.
+    pub mode: Mode,
     /// With `DefaultGateway`: of which family.
     pub default_gateway: Option<DefaultGateway>,
+    /// With `Unnumbered`: on which link.
+    pub unnumbered: Option<Unnumbered>,
+}
+
+/// Where a peer is sought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Mode {
+    /// It is the gateway of the default route.
+    DefaultGateway,
+    /// It advertises itself as a router on a link.
+    Unnumbered,
+}
+
+/// A link on which a peer is sought.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unnumbered {
+    /// The device.
+    pub interface: String,
+}
+
+impl AutoDiscovery {
+    /// The field without which the mode means nothing.
+    fn lacks(&self) -> Option<&'static str> {
+        match self.mode {
+            Mode::DefaultGateway => self.default_gateway.is_none().then_some("defaultGateway"),
+            Mode::Unnumbered => self.unnumbered.is_none().then_some("unnumbered"),
+        }
+    }
 }
 
 /// The gateway of the default route.
@@ -95,7 +126,17 @@ pub struct AutoDiscovery {
 #[serde(rename_all = "camelCase")]
 pub struct DefaultGateway {
     /// `ipv4` or `ipv6`.
-    pub address_family: String,
+    pub address_family: AddressFamily,
+}
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressFamily {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
 }
 
 /// The name of a `CiliumBGPPeerConfig`.
@@ -107,6 +148,18 @@ pub struct PeerConfigRef {
     pub kind: Option<String>,
     /// The object's name.
     pub name: String,
+}
+
+impl ClusterConfig {
+    /// Whether the host's network says where one of its peers is.
+    pub fn seeks_peers(&self) -> bool {
+        let mut peers = self
+            .spec
+            .bgp_instances
+            .iter()
+            .flat_map(|instance| &instance.peers);
+        peers.any(|peer| peer.auto_discovery.is_some() || peer.peer_interface.is_some())
+    }
 }
 
 impl Check for ClusterConfig {
@@ -132,6 +185,13 @@ impl Check for ClusterConfig {
                     return Err(Wrong {
                         path: path.key("peerAddress"),
                         why: "is missing; write it, or autoDiscovery".to_owned(),
+                    });
+                }
+                let lacks = peer.auto_discovery.as_ref().and_then(AutoDiscovery::lacks);
+                if let (Some(field), None) = (lacks, peer.peer_address) {
+                    return Err(Wrong {
+                        path: path.key("autoDiscovery").key(field),
+                        why: "is missing; its mode needs it".to_owned(),
                     });
                 }
             }

@@ -56,6 +56,9 @@ pub struct Spec {
     /// Our paths are about to go: the peer is asked to prefer others (RFC 8326). Default: no.
     #[serde(default)]
     pub graceful_shutdown: bool,
+    /// It is told what other peers told, too. Default: no, a node is not a transit router.
+    #[serde(default)]
+    pub transit: bool,
 }
 
 /// Peers of which all that is said is true.

@@ -81,7 +81,13 @@ impl Node {
 
     fn round(&mut self, now: Duration) -> Result<Took> {
         let began = Instant::now();
-        self.desired = merge_since(&mut self.merged, &self.resources, &self.document, "node1");
+        self.desired = merge_since(
+            &mut self.merged,
+            &self.resources,
+            &self.document,
+            "node1",
+            None,
+        );
         let merge = ms(began);
 
         let began = Instant::now();

@@ -91,6 +91,7 @@ fn open() -> Open {
         families: BTreeSet::from(Family::ALL),
         four_octet_as: true,
         route_refresh: true,
+        extended_next_hop: false,
         graceful_restart: None,
         hostname: None,
     }

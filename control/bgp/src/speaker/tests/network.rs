@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use crate::jitter::Jitter;
 use crate::speaker::{Accepted, ConnectionId, ConnectionRequest, Event, Speaker};
 
 const LATENCY: Duration = Duration::from_millis(5);
+/// How much later what was lost arrives.
+const RETRANSMISSION: Duration = Duration::from_millis(1500);
 
 static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {
     #[expect(
@@ -46,6 +49,10 @@ struct Node {
     speaker: Speaker,
     events: Vec<Event>,
     reports_writes: bool,
+    /// Something happened to its speaker since it was last asked what it wants.
+    is_touched: bool,
+    /// When its speaker wants to be woken, as it said then.
+    wake: Option<Instant>,
 }
 
 pub(super) struct Network {
@@ -58,6 +65,9 @@ pub(super) struct Network {
     arrivals: BTreeMap<(Instant, u64), Arrival>,
     sequence: u64,
     is_cut: bool,
+    weather: Option<Jitter>,
+    /// When what was sent last to an end gets there: nothing that is sent later overtakes it.
+    last_arrival: BTreeMap<End, Instant>,
 }
 
 impl Network {
@@ -70,6 +80,8 @@ impl Network {
             arrivals: BTreeMap::new(),
             sequence: 0,
             is_cut: false,
+            weather: None,
+            last_arrival: BTreeMap::new(),
         }
     }
 
@@ -78,6 +90,8 @@ impl Network {
             speaker,
             events: Vec::new(),
             reports_writes: true,
+            is_touched: true,
+            wake: None,
         };
         self.nodes.insert(index, node);
     }
@@ -92,7 +106,9 @@ impl Network {
     }
 
     pub(super) fn speaker(&mut self, index: u8) -> &mut Speaker {
-        &mut self.nodes.get_mut(&index).unwrap().speaker
+        let node = self.nodes.get_mut(&index).unwrap();
+        node.is_touched = true;
+        &mut node.speaker
     }
 
     pub(super) fn events(&self, index: u8) -> &[Event] {
@@ -127,6 +143,17 @@ impl Network {
         self.nodes.get_mut(&index).unwrap().reports_writes = false;
     }
 
+    /// From now on everything takes longer or shorter than what was sent before elsewhere, and some is lost
+    /// and sent again.
+    pub(super) fn worsen(&mut self, seed: u64) {
+        self.weather = Some(Jitter::from_seed(seed));
+    }
+
+    /// The clock stands still for every speaker, and then is later at once.
+    pub(super) fn jump(&mut self, duration: Duration) {
+        self.now += duration;
+    }
+
     /// Nothing gets through any more, and nobody notices.
     pub(super) fn cut(&mut self) {
         self.is_cut = true;
@@ -152,16 +179,29 @@ impl Network {
             .retain(|from, to| from.0 != index && to.0 != index);
     }
 
+    /// A node's process ends without a word, and what was on its way to it is lost; another one takes its place.
+    pub(super) fn crash(&mut self, index: u8, speaker: Speaker) {
+        self.forget_connections_of(index);
+        self.arrivals.retain(|_, arrival| {
+            let end = match arrival {
+                Arrival::Dial { from, .. } => from,
+                Arrival::Answered { end }
+                | Arrival::Refused { end }
+                | Arrival::Bytes { end, .. }
+                | Arrival::Closed { end } => end,
+            };
+            end.0 != index
+        });
+        self.last_arrival.retain(|end, _| end.0 != index);
+        self.replace(index, speaker);
+    }
+
     /// Lets virtual time pass.
     pub(super) fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         loop {
             self.drain();
-            let timeout = self
-                .nodes
-                .values()
-                .filter_map(|node| node.speaker.poll_timeout())
-                .min();
+            let timeout = self.nodes.values().filter_map(|node| node.wake).min();
             let arrival = self.arrivals.keys().next().map(|(at, _)| *at);
             let Some(next) = [timeout, arrival].into_iter().flatten().min() else {
                 break;
@@ -174,7 +214,9 @@ impl Network {
                 let (_, arrival) = self.arrivals.pop_first().unwrap();
                 self.deliver(arrival);
             } else {
-                for node in self.nodes.values_mut() {
+                let is_due = |node: &&mut Node| node.wake.is_some_and(|wake| wake <= self.now);
+                for node in self.nodes.values_mut().filter(is_due) {
+                    node.is_touched = true;
                     node.speaker.handle_timeout(self.now);
                 }
             }
@@ -183,11 +225,33 @@ impl Network {
     }
 
     fn schedule(&mut self, arrival: Arrival) {
-        if !self.is_cut {
-            self.sequence += 1;
-            self.arrivals
-                .insert((self.now + LATENCY, self.sequence), arrival);
+        if self.is_cut {
+            return;
         }
+        let latency = self.latency();
+        let mut at = self.now + latency;
+        if let Arrival::Bytes { end, .. } | Arrival::Closed { end } = &arrival {
+            let last = self.last_arrival.entry(*end).or_insert(at);
+            at = at.max(*last);
+            *last = at;
+        }
+        self.sequence += 1;
+        self.arrivals.insert((at, self.sequence), arrival);
+    }
+
+    fn latency(&mut self) -> Duration {
+        let Some(weather) = &mut self.weather else {
+            return LATENCY;
+        };
+        let latency = weather.between(LATENCY / 5, 10 * LATENCY);
+        let is_lost =
+            weather.between(Duration::ZERO, Duration::from_secs(16)) < Duration::from_secs(1);
+        latency
+            + if is_lost {
+                RETRANSMISSION
+            } else {
+                Duration::ZERO
+            }
     }
 
     fn deliver(&mut self, arrival: Arrival) {
@@ -196,10 +260,10 @@ impl Network {
             Arrival::Dial { from, to } => {
                 let local = socket(to, 179);
                 let remote = socket(from.0, 40_000);
-                let accepted = self
-                    .nodes
-                    .get_mut(&to)
-                    .and_then(|node| node.speaker.handle_incoming(local, remote, now));
+                let accepted = self.nodes.get_mut(&to).and_then(|node| {
+                    node.is_touched = true;
+                    node.speaker.handle_incoming(local, remote, now)
+                });
                 if let Some(Accepted { connection, .. }) = accepted {
                     self.openers.insert(from, from.0);
                     self.wires.insert((to, connection), from);
@@ -227,8 +291,9 @@ impl Network {
 
     fn drain(&mut self) {
         let now = self.now;
-        let indices: Vec<_> = self.nodes.keys().copied().collect();
-        for index in indices {
+        let touched = self.nodes.iter().filter(|(_, node)| node.is_touched);
+        let touched: Vec<_> = touched.map(|(index, _)| *index).collect();
+        for index in touched {
             while let Some(transmit) = self.speaker(index).poll_transmit() {
                 if self.nodes[&index].reports_writes {
                     let octets = transmit.bytes.len();
@@ -266,9 +331,11 @@ impl Network {
                     }
                 }
             }
-            while let Some(event) = self.speaker(index).poll_event() {
-                self.nodes.get_mut(&index).unwrap().events.push(event);
-            }
+            let node = self.nodes.get_mut(&index).unwrap();
+            node.events
+                .extend(std::iter::from_fn(|| node.speaker.poll_event()));
+            node.is_touched = false;
+            node.wake = node.speaker.poll_timeout();
         }
     }
 }

@@ -23,7 +23,14 @@ fn read(bytes: &Bytes, four_octet_as: bool, internal: bool) -> Update {
     let Ok(Message::Update(raw)) = decode(bytes.clone()) else {
         panic!("not an UPDATE");
     };
-    decode_update(&raw, four_octet_as, internal, &BTreeSet::from(Family::ALL)).unwrap()
+    decode_update(
+        &raw,
+        four_octet_as,
+        internal,
+        &BTreeSet::from(Family::ALL),
+        false,
+    )
+    .unwrap()
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Conditions, Sourced};
+use super::place::{self, Place};
 use super::{Secrets, attributes, families, selector_of, service_kinds};
+use crate::desired::surroundings::Surroundings;
 use crate::desired::{
     Advertised, Family, Neighbor, NodeState, ObjectName, Profile, VirtualRouter, What,
 };
@@ -30,6 +32,7 @@ pub(super) fn merge(
     secrets: &Secrets<'_>,
     node: &NodeState,
     has_policy: bool,
+    around: Option<&Surroundings>,
     conditions: &mut Conditions,
 ) -> BTreeMap<String, VirtualRouter> {
     for (name, config) in &resources.cluster_configs {
@@ -86,6 +89,7 @@ pub(super) fn merge(
         resources,
         secrets,
         node,
+        around,
         conditions,
     };
     let instances = chosen.object.spec.bgp_instances.iter();
@@ -146,6 +150,7 @@ struct Merge<'a, 'c> {
     resources: &'a Resources,
     secrets: &'a Secrets<'a>,
     node: &'a NodeState,
+    around: Option<&'a Surroundings>,
     conditions: &'c mut Conditions,
 }
 
@@ -198,6 +203,12 @@ impl Merge<'_, '_> {
             local_asn,
             router_id,
             local_port: own.and_then(|own| own.local_port).or(instance.local_port),
+            links: instance
+                .peers
+                .iter()
+                .filter_map(place::link)
+                .map(str::to_owned)
+                .collect(),
             neighbors,
         })
     }
@@ -209,10 +220,12 @@ impl Merge<'_, '_> {
         own: Option<&config_override::Peer>,
     ) -> Option<(IpAddr, u16, Neighbor)> {
         let place = format!("instance {instance}, peer {}", peer.name);
-        let Some(address) = peer.peer_address else {
-            let message = format!("{place}: autoDiscovery is not acted on; write its peerAddress");
-            self.condition("FieldUnsupported", message);
-            return None;
+        let Place { address, interface } = match place::find(peer, self.around?) {
+            Ok(found) => found,
+            Err((reason, why)) => {
+                self.condition(reason, format!("{place}: {why}"));
+                return None;
+            }
         };
         let defaults = peer_config::Spec::default();
         let config = match &peer.peer_config_ref {
@@ -272,6 +285,7 @@ impl Merge<'_, '_> {
                 .filter(|restart| restart.enabled)
                 .map(|restart| seconds(restart.restart_time_seconds)),
             password,
+            interface,
             local_address: own.and_then(|own| own.local_address),
             local_port: own
                 .and_then(|own| own.local_port)

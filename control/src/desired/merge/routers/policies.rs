@@ -3,7 +3,7 @@
 //! When two policies select a node Cilium applies neither, and so do we: which of them was meant is not
 //! ours to guess.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -157,6 +157,7 @@ fn virtual_router(
         local_asn: router.local_asn,
         router_id: annotated.router_id,
         local_port: annotated.local_port,
+        links: BTreeSet::new(),
         neighbors,
     }
 }
@@ -204,6 +205,7 @@ fn neighbor(
             .map(|restart| seconds(restart.restart_time_seconds)),
         password,
         peer_config: None,
+        interface: None,
         local_address: None,
         local_port: None,
         profile: Profile::default(),

@@ -49,13 +49,20 @@ pub(super) fn apply(
             }
             let is_multihop = neighbor.ebgp_multihop_ttl > 1;
             let said = &chosen.object.spec;
+            let bfd = said.bfd.as_ref().filter(|_| neighbor.interface.is_none());
+            if said.bfd.is_some() && bfd.is_none() {
+                let message =
+                    format!("peer {address}: BFD does not watch peers by link-local addresses");
+                conditions.add(KIND, first, &chosen.origin, "FieldUnsupported", message);
+            }
             neighbor.profile = Profile {
-                bfd: said.bfd.as_ref().map(|bfd| watch(bfd, is_multihop)),
+                bfd: bfd.map(|bfd| watch(bfd, is_multihop)),
                 ttl_security: said.ttl_security_hops,
                 passive: said.passive,
                 max_prefixes: said.max_prefixes,
                 shutdown: said.shutdown.clone(),
                 graceful_shutdown: said.graceful_shutdown,
+                transit: said.transit,
             };
         }
     }

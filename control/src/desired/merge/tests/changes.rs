@@ -89,9 +89,9 @@ proptest! {
             let readings = documents.values().map(|text| read("all.yaml", text).unwrap());
             let resources = join(readings);
 
-            let desired = merge_since(&mut memory, &resources, &config, "node1");
+            let desired = merge_since(&mut memory, &resources, &config, "node1", None);
 
-            prop_assert_eq!(&desired, &merge(&resources, &config, "node1"));
+            prop_assert_eq!(&desired, &merge(&resources, &config, "node1", None));
             for (frontend, service) in &desired.services {
                 if let Some(known) = before.services.get(frontend) {
                     prop_assert_eq!(known == service, Arc::ptr_eq(known, service), "{}", frontend);

@@ -173,18 +173,6 @@ fn what_stands_in_the_way_is_a_condition_as_cilium_names_it() {
             1,
         ),
         (
-            CLUSTER.replace(
-                "peerAddress: 10.0.0.1",
-                "autoDiscovery: {mode: DefaultGateway, defaultGateway: {addressFamily: ipv4}}",
-            ),
-            PEER.to_owned(),
-            ADVERTISEMENT.to_owned(),
-            "CiliumBGPClusterConfig cilium-bgp",
-            "FieldUnsupported",
-            "peer tor0: autoDiscovery is not acted on; write its peerAddress",
-            1,
-        ),
-        (
             CLUSTER.replace("'fd00::1'", "10.0.0.1"),
             PEER.to_owned(),
             ADVERTISEMENT.to_owned(),
@@ -268,4 +256,80 @@ fn a_profile_selects_peers_by_their_configuration() {
     assert_eq!(watched.conditions, []);
     assert_eq!(tor0(&watched).profile.bfd.unwrap().hops, Hops::Multi);
     assert_eq!(only(&with("other")).reason, "NoPeerSelected");
+}
+
+/// The configuration with its first peer found in another way.
+fn found(how: &str) -> Desired {
+    let cluster = CLUSTER.replace("peerAddress: 10.0.0.1", how);
+    desired(&[NODE, &cluster, PEER, ADVERTISEMENT])
+}
+
+#[test]
+fn a_peer_is_found_at_the_default_gateway_or_at_the_other_end_of_a_link() {
+    for (how, address, interface) in [
+        (
+            "autoDiscovery: {mode: DefaultGateway, defaultGateway: {addressFamily: ipv4}}",
+            "192.0.2.1",
+            None,
+        ),
+        (
+            "autoDiscovery: {mode: DefaultGateway, defaultGateway: {addressFamily: ipv6}}",
+            "fe80::1",
+            Some(2),
+        ),
+        (
+            "autoDiscovery: {mode: Unnumbered, unnumbered: {interface: eth0}}",
+            "fe80::1",
+            Some(2),
+        ),
+        (
+            "peerAddress: 'fe80::9', peerInterface: eth1",
+            "fe80::9",
+            Some(3),
+        ),
+    ] {
+        let desired = found(how);
+        assert_eq!(desired.conditions, [], "{how}");
+        let router = instance(&desired);
+        let at = router
+            .neighbors
+            .iter()
+            .find(|((at, _), _)| at.to_string() == address);
+        assert_eq!(at.expect(how).1.interface, interface, "{how}");
+        let is_sought = how.contains("Unnumbered");
+        assert_eq!(router.links.contains("eth0"), is_sought, "{how}");
+    }
+}
+
+#[test]
+fn a_peer_that_is_not_found_is_a_condition_and_the_others_stay() {
+    for (how, reason, says) in [
+        (
+            "autoDiscovery: {mode: Unnumbered, unnumbered: {interface: eth2}}",
+            "NeighbourUnknown",
+            "no router has advertised itself on eth2 yet (RFC 4861 §6.2)",
+        ),
+        (
+            "autoDiscovery: {mode: Unnumbered, unnumbered: {interface: eth1}}",
+            "NeighbourAmbiguous",
+            "routers [fe80::1, fe80::2] advertise themselves on eth1: write the peerAddress of one, and peerInterface",
+        ),
+        (
+            "autoDiscovery: {mode: Unnumbered, unnumbered: {interface: eth9}}",
+            "InterfaceUnknown",
+            "this host has no device eth9",
+        ),
+        (
+            "peerAddress: 'fe80::9'",
+            "InterfaceMissing",
+            "fe80::9 is link-local: say on which link, by peerInterface",
+        ),
+    ] {
+        let desired = found(how);
+        let only = only(&desired);
+        assert_eq!(only.reason, reason);
+        let message = format!("instance instance-65000, peer tor0: {says}");
+        assert_eq!(only.message, message);
+        assert_eq!(instance(&desired).neighbors.len(), 1);
+    }
 }

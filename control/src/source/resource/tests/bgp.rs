@@ -64,6 +64,12 @@ fn objects_of_ciliums_second_version_are_held_to_its_limits() {
         ),
         (
             CLUSTER_CONFIG,
+            "peerAddress: 10.0.0.1\n",
+            "autoDiscovery: {mode: Unnumbered}\n",
+            "spec.bgpInstances[0].peers[0].autoDiscovery.unnumbered: is missing; its mode needs it",
+        ),
+        (
+            CLUSTER_CONFIG,
             "peerAddress: 10.0.0.1",
             "peerAddress: 10.0.0.1/32",
             "spec.bgpInstances[0].peers[0].peerAddress: invalid IP address syntax",
@@ -147,13 +153,13 @@ fn objects_of_ciliums_second_version_are_held_to_its_limits() {
     // A field of a later version is named, and the rest holds.
     let later = CLUSTER_CONFIG.replace(
         "      peerAddress",
-        "      peerInterface: eth0\n      peerAddress",
+        "      peerColour: red\n      peerAddress",
     );
     let reading = read_one(&later);
     assert_eq!(reading.objects.len(), 1);
     assert_eq!(
         reading.conditions[0].message,
-        "spec.bgpInstances[0].peers[0].peerInterface: is not a field that Fairlead knows; it has no effect"
+        "spec.bgpInstances[0].peers[0].peerColour: is not a field that Fairlead knows; it has no effect"
     );
 }
 
