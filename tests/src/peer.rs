@@ -1,7 +1,9 @@
 //! Real routers as peers: each runs in a namespace, with its files in a folder of its own.
 
 mod bird;
+mod exabgp;
 mod gobgp;
+mod openbgpd;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +14,9 @@ use crate::netns::{Netns, run, wait_for};
 use crate::process::Process;
 
 pub use bird::Bird;
+pub use exabgp::ExaBgp;
 pub use gobgp::GoBgp;
+pub use openbgpd::OpenBgpd;
 
 /// FRR: zebra and bgpd, with `vtysh`.
 #[derive(Debug)]

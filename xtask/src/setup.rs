@@ -71,7 +71,7 @@ const fn package(name: &'static str, service: Option<&'static str>) -> Remedy {
 }
 
 /// Everything, in the order in which it is installed.
-const NEEDS: [Need; 22] = [
+const NEEDS: [Need; 24] = [
     Need {
         name: "compiler",
         why: "compiles the datapath for BPF",
@@ -110,7 +110,7 @@ const NEEDS: [Need; 22] = [
     Need {
         name: "frr",
         why: "is the router that the agents talk to",
-        uses: &[For::Cluster, For::Run, For::Test],
+        uses: &[For::Cluster, For::Run, For::Test, For::Bench],
         there_when: Sign::Programs(&["zebra", "vtysh"]),
         remedy: package("frr", Some("frr")),
     },
@@ -159,16 +159,30 @@ const NEEDS: [Need; 22] = [
     Need {
         name: "bird",
         why: "is a second opinion on BGP",
-        uses: &[For::Test],
+        uses: &[For::Test, For::Bench],
         there_when: Sign::Programs(&["bird", "birdc"]),
         remedy: package("bird2", Some("bird")),
     },
     Need {
         name: "gobgp",
         why: "is a third opinion on BGP",
-        uses: &[For::Test],
+        uses: &[For::Test, For::Bench],
         there_when: Sign::Programs(&["gobgpd", "gobgp"]),
         remedy: package("gobgpd", Some("gobgpd")),
+    },
+    Need {
+        name: "openbgpd",
+        why: "is a fourth opinion on BGP",
+        uses: &[For::Test, For::Bench],
+        there_when: Sign::Programs(&["bgpctl", "bgpd"]),
+        remedy: package("openbgpd", Some("openbgpd")),
+    },
+    Need {
+        name: "exabgp",
+        why: "is a fifth opinion on BGP",
+        uses: &[For::Test],
+        there_when: Sign::Programs(&["exabgp"]),
+        remedy: package("exabgp", Some("exabgp")),
     },
     Need {
         name: "nftables",

@@ -1,4 +1,4 @@
-//! Our speaker with other people's: FRR, BIRD and GoBGP, in namespaces, over real TCP.
+//! Our speaker with other people's: FRR, BIRD, GoBGP, OpenBGPD and ExaBGP, in namespaces, over real TCP.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,6 +7,8 @@
 
 mod bfd;
 mod distance;
+mod exabgp;
+mod openbgpd;
 mod restart;
 mod signature;
 
