@@ -25,6 +25,8 @@ enum Name {
     Plan,
     /// What a socket pays to reach a service, beside rules that translate
     Sock,
+    /// How long a table of routes takes through our BGP speaker, beside those of others
+    Bgp,
 }
 
 /// Builds what is needed, and measures.
@@ -42,6 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Name::Lb => lb(&target),
         Name::Plan => plan(&target),
         Name::Sock => sock(&target),
+        Name::Bgp => bgp(&target),
     }
 }
 
@@ -60,6 +63,22 @@ fn plan(target: &Path) -> Result<()> {
 fn sock(target: &Path) -> Result<()> {
     let mut bench = built(target, "bench_sock")?;
     bench.arg(target.join("bench/sock.json"));
+    workspace::run(&mut bench, "measuring")
+}
+
+/// In release mode, as what it is compared with: here the time is spent outside of the kernel.
+fn bgp(target: &Path) -> Result<()> {
+    let mut build = workspace::cargo();
+    build.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "fairlead-tests",
+    ]);
+    workspace::run(build.args(["--bin", "bench_bgp"]), "building the benchmark")?;
+    let mut bench = Command::new(target.join("release/bench_bgp"));
+    bench.arg(target.join("bench/bgp.json"));
     workspace::run(&mut bench, "measuring")
 }
 
