@@ -31,6 +31,7 @@ pub mod fsm;
 mod jitter;
 mod peer;
 pub mod policy;
+mod prefix_map;
 mod rib;
 mod session;
 pub mod snapshot;

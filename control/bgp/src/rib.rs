@@ -10,8 +10,8 @@
 mod interned;
 mod paths;
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -19,9 +19,11 @@ use ipnetwork::IpNetwork;
 
 use crate::best_path::{self, Reason, Source};
 use crate::policy::Rejection;
+use crate::prefix_map::{Entry, PrefixMap};
 use crate::wire::{Attributes, Family};
 use interned::Interned;
-use paths::{Chooser, Paths, Selection};
+pub(crate) use paths::Selection;
+use paths::{Chooser, Paths, Removed};
 
 /// A peer, in the order in which peers were added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +68,7 @@ pub(crate) struct Ranked<'a> {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Rib {
-    destinations: BTreeMap<IpNetwork, Paths>,
+    destinations: PrefixMap<Paths>,
     chooser: Chooser,
     interned: Interned,
     counts: BTreeMap<(PeerId, Family), Count>,
@@ -79,7 +81,7 @@ pub(crate) struct Rib {
 impl Rib {
     pub(crate) fn new(multipath_limit: usize) -> Self {
         Self {
-            destinations: BTreeMap::new(),
+            destinations: PrefixMap::default(),
             chooser: Chooser {
                 sources: BTreeMap::new(),
                 multipath_limit: multipath_limit.max(1),
@@ -115,13 +117,10 @@ impl Rib {
         }
     }
 
-    /// The prefixes whose best path, or what was said about it, changed since the last call; some more
-    /// than once.
+    /// The prefixes whose best path, or what was said about it, changed since the last call, in their order.
     pub(crate) fn take_best_changed(&mut self) -> Vec<IpNetwork> {
-        self.best_changed
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
+        let changed = self.best_changed.as_mut().map(std::mem::take);
+        once_each(changed.unwrap_or_default())
     }
 
     /// The best path of a prefix.
@@ -167,7 +166,7 @@ impl Rib {
         peer: PeerId,
         verdict: impl Fn(&IpNetwork, &Attributes) -> Option<Rejection>,
     ) {
-        let all: Vec<_> = self.destinations.keys().copied().collect();
+        let all: Vec<_> = self.destinations.keys().collect();
         self.judge_prefixes_again(peer, all, verdict);
     }
 
@@ -178,18 +177,7 @@ impl Rib {
         outer: &IpNetwork,
         verdict: impl Fn(&IpNetwork, &Attributes) -> Option<Rejection>,
     ) {
-        let longest = if outer.is_ipv4() { 32 } else { 128 };
-        let (Ok(first), Ok(last)) = (
-            IpNetwork::new(outer.network(), 0),
-            IpNetwork::new(outer.broadcast(), longest),
-        ) else {
-            return;
-        };
-        let inside: Vec<_> = self
-            .destinations
-            .range(first..=last)
-            .map(|(prefix, _)| *prefix)
-            .collect();
+        let inside = self.destinations.within(outer);
         self.judge_prefixes_again(peer, inside, verdict);
     }
 
@@ -205,7 +193,7 @@ impl Rib {
             .destinations
             .iter()
             .filter(|(_, paths)| paths.as_slice().iter().any(is_meant))
-            .map(|(prefix, _)| *prefix)
+            .map(|(prefix, _)| prefix)
             .collect();
         self.judge_prefixes_again(peer, meant, verdict);
     }
@@ -238,9 +226,9 @@ impl Rib {
             .unwrap_or_default()
     }
 
-    /// The prefixes whose used paths changed since the last call.
-    pub(crate) fn take_changed(&mut self) -> BTreeSet<IpNetwork> {
-        std::mem::take(&mut self.changed).into_iter().collect()
+    /// The prefixes whose used paths changed since the last call, in their order.
+    pub(crate) fn take_changed(&mut self) -> Vec<IpNetwork> {
+        once_each(std::mem::take(&mut self.changed))
     }
 
     pub(crate) fn has_changes(&self) -> bool {
@@ -248,18 +236,18 @@ impl Rib {
     }
 
     /// The used paths of a prefix, best first.
-    pub(crate) fn used(&self, prefix: &IpNetwork) -> Vec<Hop> {
+    pub(crate) fn used(&self, prefix: &IpNetwork) -> Selection {
         let paths = self.destinations.get(prefix);
         let selection = paths.map(|paths| self.chooser.select(paths.as_slice()));
-        selection.unwrap_or_default().as_slice().to_vec()
+        selection.unwrap_or_default()
     }
 
-    pub(crate) fn prefixes(&self) -> impl Iterator<Item = &IpNetwork> {
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = IpNetwork> {
         self.destinations.keys()
     }
 
     /// All paths of all prefixes, each with its place.
-    pub(crate) fn ranked(&self) -> impl Iterator<Item = (&IpNetwork, Vec<Ranked<'_>>)> {
+    pub(crate) fn ranked(&self) -> impl Iterator<Item = (IpNetwork, Vec<Ranked<'_>>)> {
         self.destinations
             .iter()
             .map(|(prefix, paths)| (prefix, self.rank(paths.as_slice())))
@@ -276,7 +264,7 @@ impl Rib {
             .filter(|(prefix, paths)| {
                 Family::of(prefix) == family && paths.of(peer).is_some_and(|path| !keep(path))
             })
-            .map(|(prefix, _)| *prefix)
+            .map(|(prefix, _)| prefix)
             .collect();
         for prefix in gone {
             self.withdraw(prefix, peer);
@@ -298,27 +286,9 @@ impl Rib {
                 best.flatten().cloned(),
             )
         };
-        let (before, after, old) = match (self.destinations.entry(prefix), path) {
-            (Entry::Vacant(_), None) => return,
-            (Entry::Vacant(vacant), Some(new)) => {
-                let paths = vacant.insert(Paths::One(new));
-                ((Selection::Nothing, None), look(paths), None)
-            }
-            (Entry::Occupied(mut known), Some(new)) => {
-                let paths = known.get_mut();
-                let before = look(paths);
-                let old = paths.put(new);
-                (before, look(paths), old)
-            }
-            (Entry::Occupied(known), None) => {
-                let before = look(known.get());
-                let (left, old) = known.remove().without(peer);
-                let after = left.as_ref().map(look).unwrap_or_default();
-                if let Some(left) = left {
-                    self.destinations.insert(prefix, left);
-                }
-                (before, after, old)
-            }
+        let Change { before, after, old } = match self.destinations.entry(prefix) {
+            Entry::V4(entry) => change(entry, peer, path, look),
+            Entry::V6(entry) => change(entry, peer, path, look),
         };
         if let Some(old) = &old {
             count.received -= 1;
@@ -381,6 +351,61 @@ impl Rib {
         ranked.sort_by_key(|ranked| (!ranked.best, !ranked.used, ranked.path.peer));
         ranked
     }
+}
+
+fn once_each(mut prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes
+}
+
+/// What was seen of a prefix before and after a path of it changed, and that path as it was.
+struct Change<S> {
+    before: S,
+    after: S,
+    old: Option<Path>,
+}
+
+/// Puts, replaces or removes the path of a peer.
+fn change<K: Ord, S: Default>(
+    entry: btree_map::Entry<'_, K, Paths>,
+    peer: PeerId,
+    path: Option<Path>,
+    look: impl Fn(&Paths) -> S,
+) -> Change<S> {
+    let mut seen = Change {
+        before: S::default(),
+        after: S::default(),
+        old: None,
+    };
+    match (entry, path) {
+        (btree_map::Entry::Vacant(_), None) => {}
+        (btree_map::Entry::Vacant(vacant), Some(new)) => {
+            seen.after = look(vacant.insert(Paths::One(new)));
+        }
+        (btree_map::Entry::Occupied(mut known), Some(new)) => {
+            let paths = known.get_mut();
+            seen.before = look(paths);
+            seen.old = paths.put(new);
+            seen.after = look(paths);
+        }
+        (btree_map::Entry::Occupied(mut known), None) => {
+            let paths = known.get_mut();
+            seen.before = look(paths);
+            match paths.remove(peer) {
+                Removed::Nothing => seen.after = look(paths),
+                Removed::One(old) => {
+                    seen.old = Some(old);
+                    seen.after = look(paths);
+                }
+                Removed::Last(old) => {
+                    seen.old = Some(old);
+                    known.remove();
+                }
+            }
+        }
+    }
+    seen
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::config::{Announcements, PeerConfig, SpeakerConfig};
 use crate::jitter::Jitter;
 use crate::peer::Peer;
 use crate::policy::OwnPrefixes;
-use crate::rib::{Hop, PeerId, Rib};
+use crate::rib::{Hop, PeerId, Rib, Selection};
 use crate::session::Direction;
 use crate::snapshot::{AdvertisedRoute, LearntPath, PathSnapshot, PeerSnapshot, RouteSnapshot};
 use crate::wire::{Attributes, Family, Notification};
@@ -286,14 +286,14 @@ impl Speaker {
     pub fn take_changed_routes(&mut self) -> Vec<(IpNetwork, Arc<[LearntPath]>)> {
         let changed = self.shared.rib.take_changed();
         // A table has few next hops.
-        let mut known: BTreeMap<Vec<Hop>, Arc<[LearntPath]>> = BTreeMap::new();
+        let mut known: BTreeMap<Selection, Arc<[LearntPath]>> = BTreeMap::new();
         changed
             .into_iter()
             .map(|prefix| {
-                let hops = self.shared.rib.used(&prefix);
+                let used = self.shared.rib.used(&prefix);
                 let paths = known
-                    .entry(hops)
-                    .or_insert_with_key(|hops| self.learnt_paths(hops).into());
+                    .entry(used)
+                    .or_insert_with_key(|used| self.learnt_paths(used.as_slice()).into());
                 (prefix, Arc::clone(paths))
             })
             .collect()
@@ -339,7 +339,7 @@ impl Speaker {
                         stale: ranked.path.stale,
                     })
                     .collect::<Vec<_>>();
-                (*prefix, paths)
+                (prefix, paths)
             })
             .collect();
         for (prefix, announcement) in &self.shared.announcements {
@@ -380,7 +380,12 @@ impl Speaker {
         self.shared
             .rib
             .prefixes()
-            .map(|prefix| (*prefix, self.learnt_paths(&self.shared.rib.used(prefix))))
+            .map(|prefix| {
+                (
+                    prefix,
+                    self.learnt_paths(self.shared.rib.used(&prefix).as_slice()),
+                )
+            })
             .filter(|(_, paths)| !paths.is_empty())
             .collect()
     }

@@ -1,12 +1,12 @@
 //! Passing on what other peers told: the best path of each prefix, as RFC 4271 §9.2 lets it go.
 //!
-//! What changed waits in `pending` and is told as fast as the peer takes it; a prefix that changes again
+//! What changed is told at once, or waits in `pending` while the peer takes no more; a prefix that changes again
 //! meanwhile is told once, as it stands then. Only which prefixes were told is remembered: what was said
 //! about each follows from its best path.
 //!
 //! Not for what the speaker originates: that is `advertise`'s, and goes before.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Established, Peer};
 use crate::best_path::DEFAULT_LOCAL_PREF;
+use crate::prefix_map::PrefixSet;
 use crate::rib::Path;
 use crate::speaker::Shared;
 use crate::wire::{self, Attributes, Family};
@@ -32,12 +33,12 @@ const NO_EXPORT_SUBCONFED: u32 = 0xFFFF_FF03;
 #[derive(Debug, Default)]
 pub(super) struct Transit {
     /// Not yet told, or told otherwise.
-    pending: BTreeSet<IpNetwork>,
-    told: BTreeSet<IpNetwork>,
+    pending: PrefixSet,
+    told: PrefixSet,
 }
 
 impl Transit {
-    pub(super) fn told(&self) -> impl Iterator<Item = &IpNetwork> {
+    pub(super) fn told(&self) -> impl Iterator<Item = IpNetwork> {
         self.told.iter()
     }
 
@@ -68,7 +69,8 @@ impl Peer {
     /// Makes the peer be told all best paths, or have them withdrawn.
     pub(super) fn pass_all_on(&mut self, shared: &Shared) {
         if self.established.is_some() {
-            self.transit.pending.extend(&self.transit.told);
+            let Transit { pending, told } = &mut self.transit;
+            pending.extend(told.iter());
             if self.config.transit {
                 self.transit.pending.extend(shared.rib.prefixes());
             }
@@ -77,19 +79,27 @@ impl Peer {
 
     /// Tells the peer of best paths that changed, as much as it takes now.
     pub(crate) fn pass_on(&mut self, changed: &[IpNetwork], now: Instant, shared: &mut Shared) {
-        if self.config.transit && self.established.is_some() {
-            self.transit.pending.extend(changed);
-        }
-        if !self.transit.is_waiting() {
+        let changed = if self.config.transit { changed } else { &[] };
+        if changed.is_empty() && !self.transit.is_waiting() {
             return;
         }
         let Some(established) = self.established.clone() else {
             return;
         };
-        while self.session(established.direction).unwritten() < HIGH_WATER
-            && self.transit.is_waiting()
-        {
-            self.pass_batch_on(&established, now, shared);
+        let is_full = |peer: &Self| peer.session(established.direction).unwritten() >= HIGH_WATER;
+        for batch in changed.chunks(BATCH) {
+            if self.transit.is_waiting() || is_full(self) {
+                self.transit.pending.extend(batch.iter().copied());
+            } else {
+                self.pass_batch_on(batch, &established, now, shared);
+            }
+        }
+        while self.transit.is_waiting() && !is_full(self) {
+            let pending = &mut self.transit.pending;
+            let batch: Vec<_> = std::iter::from_fn(|| pending.pop_first())
+                .take(BATCH)
+                .collect();
+            self.pass_batch_on(&batch, &established, now, shared);
         }
         if !self.end_of_rib_sent {
             // What is told first ends with the marker.
@@ -97,23 +107,32 @@ impl Peer {
         }
     }
 
-    fn pass_batch_on(&mut self, established: &Established, now: Instant, shared: &mut Shared) {
+    fn pass_batch_on(
+        &mut self,
+        prefixes: &[IpNetwork],
+        established: &Established,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
         let mut gone = [
             (Family::Ipv4Unicast, Vec::new()),
             (Family::Ipv6Unicast, Vec::new()),
         ];
         let mut batches: Vec<Batch> = Vec::new();
         let mut places: HashMap<(*const Attributes, Family), usize> = HashMap::new();
-        for _ in 0..BATCH {
-            let Some(prefix) = self.transit.pending.pop_first() else {
-                break;
-            };
+        // Neighbours in the table are likely to share their attributes.
+        let mut last = None;
+        for &prefix in prefixes {
             let is_ours = self.sent.contains_key(&prefix);
             let family = Family::of(&prefix);
             match self.passed(&prefix, established, shared) {
                 Some(path) if !is_ours => {
                     let key = (Arc::as_ptr(&path.attributes), family);
-                    let place = *places.entry(key).or_insert(batches.len());
+                    let place = match last {
+                        Some((known, place)) if known == key => place,
+                        _ => *places.entry(key).or_insert(batches.len()),
+                    };
+                    last = Some((key, place));
                     match batches.get_mut(place) {
                         Some(batch) => batch.prefixes.push(prefix),
                         None => batches.push(Batch {
@@ -219,10 +238,10 @@ impl Peer {
     ) -> impl Iterator<Item = (IpNetwork, Attributes)> + 'a {
         self.established.iter().flat_map(move |established| {
             self.transit.told.iter().filter_map(move |prefix| {
-                let path = self.passed(prefix, established, shared)?;
-                let family = Family::of(prefix);
+                let path = self.passed(&prefix, established, shared)?;
+                let family = Family::of(&prefix);
                 let told = self.attributes_of(path, family, established, shared)?;
-                Some((*prefix, told))
+                Some((prefix, told))
             })
         })
     }

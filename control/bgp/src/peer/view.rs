@@ -46,6 +46,7 @@ impl Peer {
                     advertised: self
                         .sent
                         .keys()
+                        .copied()
                         .chain(self.transit.told())
                         .filter(|prefix| Family::of(prefix) == *family)
                         .count(),

@@ -53,28 +53,40 @@ impl Paths {
         None
     }
 
-    /// Without the path of a peer; `None` when no other is left. With the path that was taken.
-    pub(super) fn without(self, peer: PeerId) -> (Option<Self>, Option<Path>) {
+    /// Takes the path of a peer away, unless no other would be left: then it is for the caller to do that.
+    pub(super) fn remove(&mut self, peer: PeerId) -> Removed {
         match self {
-            Self::One(path) if path.peer == peer => (None, Some(path)),
-            Self::One(_) => (Some(self), None),
-            Self::Many(mut paths) => {
-                let place = paths.iter().position(|path| path.peer == peer);
-                let gone = place.map(|place| paths.remove(place));
-                let left = match paths.len() {
-                    0 => None,
-                    1 => paths.pop().map(Self::One),
-                    _ => Some(Self::Many(paths)),
+            Self::One(path) if path.peer == peer => Removed::Last(path.clone()),
+            Self::One(_) => Removed::Nothing,
+            Self::Many(paths) => {
+                let Some(place) = paths.iter().position(|path| path.peer == peer) else {
+                    return Removed::Nothing;
                 };
-                (left, gone)
+                let gone = paths.remove(place);
+                if let [_] = paths[..]
+                    && let Some(last) = paths.pop()
+                {
+                    *self = Self::One(last);
+                }
+                Removed::One(gone)
             }
         }
     }
 }
 
+/// What became of the path of a peer.
+pub(super) enum Removed {
+    /// It has none.
+    Nothing,
+    /// Others are left.
+    One(Path),
+    /// It is the last one, and still there.
+    Last(Path),
+}
+
 /// The used paths of a prefix, best first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) enum Selection {
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Selection {
     #[default]
     Nothing,
     One(Hop),
@@ -82,7 +94,7 @@ pub(super) enum Selection {
 }
 
 impl Selection {
-    pub(super) fn as_slice(&self) -> &[Hop] {
+    pub(crate) fn as_slice(&self) -> &[Hop] {
         match self {
             Self::Nothing => &[],
             Self::One(hop) => std::slice::from_ref(hop),
