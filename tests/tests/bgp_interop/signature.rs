@@ -77,15 +77,20 @@ fn another_password_or_none_gives_no_session_and_is_counted() {
         stays_down(&ours, 4).await;
         assert!(Md5Drops::read().unwrap().unexpected > 0);
 
-        frr.configure(&["router bgp 65000", "no neighbor us password"])
-            .unwrap();
+        // At no moment do both have the same, or none.
         ours.handle
-            .set_peers(vec![with_password(b"sEcret-1")])
+            .set_peers(vec![with_password(b"sEcret-2")])
             .await
+            .unwrap();
+        frr.configure(&["router bgp 65000", "no neighbor us password"])
             .unwrap();
         stays_down(&ours, 4).await;
         assert!(Md5Drops::read().unwrap().unsigned > 0);
 
+        ours.handle
+            .set_peers(vec![with_password(b"sEcret-1")])
+            .await
+            .unwrap();
         frr.configure(&["router bgp 65000", "neighbor us password sEcret-1"])
             .unwrap();
         uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
