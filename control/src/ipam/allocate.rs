@@ -86,8 +86,9 @@ pub struct Allocation {
     pub pools: BTreeMap<String, Usage>,
 }
 
-/// Gives addresses of `pools` to those who want them.
-pub fn allocate(pools: &[Pool], requests: &[Request]) -> Allocation {
+/// Gives addresses of `pools` to those who want them. `are_all`: there are no pools beside these; when there are some
+/// that cannot be read, what is of none of these may be of them, and stays with who has it.
+pub fn allocate(pools: &[Pool], are_all: bool, requests: &[Request]) -> Allocation {
     if pools.is_empty() && !requests.iter().any(|request| request.is_answered) {
         return Allocation::default();
     }
@@ -95,7 +96,7 @@ pub fn allocate(pools: &[Pool], requests: &[Request]) -> Allocation {
     in_order.sort_by_key(|request| (request.created, &request.name));
     let mut by_age: Vec<&Pool> = pools.iter().collect();
     by_age.sort_by_key(|pool| &pool.age);
-    let mut ledger = Ledger::new(&by_age);
+    let mut ledger = Ledger::new(&by_age, are_all);
 
     let kept: Vec<Option<Vec<IpAddr>>> = in_order
         .iter()
@@ -116,6 +117,8 @@ pub fn allocate(pools: &[Pool], requests: &[Request]) -> Allocation {
 struct Ledger<'a> {
     /// The oldest first.
     pools: &'a [&'a Pool],
+    /// Whether there are no others, which cannot be read.
+    are_all: bool,
     /// By pool: the older one that it overlaps.
     conflicts: Vec<Option<String>>,
     holders: BTreeMap<IpAddr, Vec<&'a Request>>,
@@ -124,7 +127,7 @@ struct Ledger<'a> {
 }
 
 impl<'a> Ledger<'a> {
-    fn new(pools: &'a [&'a Pool]) -> Self {
+    fn new(pools: &'a [&'a Pool], are_all: bool) -> Self {
         let older = |place: usize| {
             let overlaps = |older: &Pool| {
                 let ranges = &pools[place].ranges;
@@ -136,6 +139,7 @@ impl<'a> Ledger<'a> {
         };
         Self {
             pools,
+            are_all,
             conflicts: (0..pools.len()).map(older).collect(),
             holders: BTreeMap::new(),
             searched: BTreeMap::new(),
@@ -144,8 +148,9 @@ impl<'a> Ledger<'a> {
 
     /// What a service keeps of what it has; none: it is not ours.
     fn keep(&mut self, request: &'a Request) -> Option<Vec<IpAddr>> {
+        let pools = self.pools;
         let of_any_pool = |ip: &IpAddr| {
-            let mut ranges = self.pools.iter().flat_map(|pool| &pool.ranges);
+            let mut ranges = pools.iter().flat_map(|pool| &pool.ranges);
             ranges.any(|range| range.contains(*ip))
         };
         if !request.is_answered && !request.held.is_empty() && !request.held.iter().any(of_any_pool)
@@ -160,10 +165,12 @@ impl<'a> Ledger<'a> {
             } else {
                 request.asked.contains(&ip)
             };
-            let is_for_it = self.pools.iter().any(|pool| {
-                pool.selector.matches(&request.labels)
-                    && pool.ranges.iter().any(|range| range.contains(ip))
-            });
+            let may_be_of_another = !self.are_all && !of_any_pool(&ip);
+            let is_for_it = may_be_of_another
+                || self.pools.iter().any(|pool| {
+                    pool.selector.matches(&request.labels)
+                        && pool.ranges.iter().any(|range| range.contains(ip))
+                });
             if is_wanted && is_for_it && self.is_free(ip, request) && !kept.contains(&ip) {
                 self.holders.entry(ip).or_default().push(request);
                 kept.push(ip);

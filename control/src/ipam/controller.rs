@@ -272,7 +272,7 @@ async fn give(
 ) -> bool {
     let (pools, wrong) = known.readable();
     let requests: Vec<_> = known.services.values().filter_map(service::read).collect();
-    let allocation = allocate(&pools, &requests);
+    let allocation = allocate(&pools, wrong.is_empty(), &requests);
     let time = jiff::Timestamp::now();
     let mut is_whole = true;
     for (name, given) in &allocation.services {

@@ -84,7 +84,7 @@ fn the_first_free_address_is_given_and_a_full_pool_says_so() {
     let pools = [pool("a", "192.0.2.1", "192.0.2.2")];
     let requests = [request("x"), request("y"), request("z")];
 
-    let allocation = allocate(&pools, &requests);
+    let allocation = allocate(&pools, true, &requests);
 
     assert_eq!(of(&allocation, "x"), has("192.0.2.1"));
     assert_eq!(of(&allocation, "y"), has("192.0.2.2"));
@@ -99,7 +99,7 @@ fn what_is_held_stays_whoever_is_older() {
     let mut younger = request("z");
     younger.held = vec!["192.0.2.1".parse().unwrap()];
 
-    let allocation = allocate(&pools, &[request("a"), younger]);
+    let allocation = allocate(&pools, true, &[request("a"), younger]);
 
     assert_eq!(of(&allocation, "z"), has("192.0.2.1"));
     assert_eq!(of(&allocation, "a"), has("192.0.2.2"));
@@ -114,6 +114,7 @@ fn an_address_that_is_asked_for_is_given_or_the_reason_said() {
 
     let allocation = allocate(
         &pools,
+        true,
         &[
             asking("x", "192.0.2.7"),
             asking("y", "192.0.2.7"),
@@ -141,7 +142,7 @@ fn services_with_one_key_share_an_address_unless_a_port_is_the_same() {
         far.clone(),
     ];
 
-    let allocation = allocate(&pools, &requests);
+    let allocation = allocate(&pools, true, &requests);
 
     assert_eq!(of(&allocation, "w"), has("192.0.2.1"));
     assert_eq!(of(&allocation, "x"), has("192.0.2.1"));
@@ -160,7 +161,11 @@ fn both_families_come_from_their_pools_and_one_does_where_two_are_only_preferred
         ..request(name)
     };
 
-    let allocation = allocate(&pools, &[two("prefers", false), two("requires", true)]);
+    let allocation = allocate(
+        &pools,
+        true,
+        &[two("prefers", false), two("requires", true)],
+    );
 
     assert_eq!(of(&allocation, "prefers"), has("192.0.2.1"));
     assert_eq!(
@@ -176,7 +181,7 @@ fn the_younger_of_two_pools_that_overlap_gives_nothing() {
     let mut younger = pool("a", "192.0.2.1", "192.0.2.9");
     younger.age.0 = Some(jiff::Timestamp::MAX);
 
-    let allocation = allocate(&[younger, older], &[request("x"), request("y")]);
+    let allocation = allocate(&[younger, older], true, &[request("x"), request("y")]);
 
     assert_eq!(of(&allocation, "x"), has("192.0.2.1"));
     assert_eq!(of(&allocation, "y"), lacks("out_of_ips"));
@@ -187,16 +192,16 @@ fn the_younger_of_two_pools_that_overlap_gives_nothing() {
 #[test]
 fn a_disabled_pool_keeps_what_it_gave_and_one_that_is_gone_takes_it_back() {
     let mut pools = vec![pool("a", "192.0.2.1", "192.0.2.9")];
-    let before = allocate(&pools, &[request("x")]);
+    let before = allocate(&pools, true, &[request("x")]);
     let mut requests = carried_out(&before, vec![request("x")]);
     requests.push(request("y"));
 
     pools[0].is_disabled = true;
-    let disabled = allocate(&pools, &requests);
+    let disabled = allocate(&pools, true, &requests);
     assert_eq!(of(&disabled, "x"), has("192.0.2.1"));
     assert_eq!(of(&disabled, "y"), lacks("no_pool"));
 
-    let gone = allocate(&[], &requests);
+    let gone = allocate(&[], true, &requests);
     assert_eq!(of(&gone, "x"), lacks("no_pool"));
 }
 
@@ -205,11 +210,22 @@ fn an_address_that_somebody_else_gave_is_left_alone() {
     let mut foreign = request("x");
     foreign.held = vec!["203.0.113.7".parse().unwrap()];
 
-    let without = allocate(&[], std::slice::from_ref(&foreign));
+    let without = allocate(&[], true, std::slice::from_ref(&foreign));
     assert!(without.services.is_empty());
     let pools = [pool("a", "192.0.2.1", "192.0.2.9")];
-    let with = allocate(&pools, &[foreign]);
+    let with = allocate(&pools, true, &[foreign]);
     assert!(with.services.is_empty());
+}
+
+#[test]
+fn a_pool_that_can_no_longer_be_read_takes_nothing_back() {
+    let pools = [pool("a", "192.0.2.1", "192.0.2.9")];
+    let before = allocate(&pools, true, &[request("x")]);
+    let requests = carried_out(&before, vec![request("x")]);
+
+    let broken = allocate(&[], false, &requests);
+
+    assert_eq!(of(&broken, "x"), has("192.0.2.1"));
 }
 
 fn any_request() -> impl Strategy<Value = Request> {
@@ -247,7 +263,7 @@ proptest! {
             pool(&place.to_string(), &ip(a.min(b)), &ip(a.max(b)))
         }).collect();
 
-        let allocation = allocate(&pools, &requests);
+        let allocation = allocate(&pools, true, &requests);
 
         let find = |name| requests.iter().find(|request| &request.name == name).unwrap();
         for (name, given) in &allocation.services {
@@ -264,7 +280,7 @@ proptest! {
             prop_assert!(is_whole || given.addresses.is_empty());
         }
         let later = carried_out(&allocation, requests.clone());
-        let again = allocate(&pools, &later);
+        let again = allocate(&pools, true, &later);
         let addresses = |allocation: &Allocation| -> BTreeMap<_, _> {
             let services = allocation.services.iter();
             services.map(|(name, given)| (name.clone(), given.addresses.clone())).collect()
