@@ -139,7 +139,8 @@ async fn lead(
                 }
                 false
             }
-            () = moment(due) => {
+            // While a list is read anew, who is not in it yet has an address all the same.
+            () = moment(due), if known.is_complete == (true, true) => {
                 due = None;
                 // A write that failed is tried again.
                 if !give(client, &resource, candidate, &mut known).await {
