@@ -17,6 +17,7 @@
 //!
 //! Not for what is tested on it: that is the crate `tests`.
 
+mod chart;
 mod control_plane;
 mod daemon;
 mod fabric;
@@ -32,7 +33,7 @@ mod teardown;
 use std::{
     fs,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
 
@@ -60,7 +61,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Bring a cluster up and wait until its nodes are ready
+    /// Bring a cluster up, with Fairlead installed by its chart, and wait until all is ready
     Up(Up),
     /// Take it away, with everything that runs in it
     Down,
@@ -99,12 +100,15 @@ struct Up {
     /// How many nodes, in turn in the one rack and in the other
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
-    /// Who translates services; with `none`, services and routes between pods are Fairlead's to make
+    /// Who translates services; with `none` Fairlead does, and its routes lead from pod to pod
     #[arg(long, value_enum, default_value_t = KubeProxy::None)]
     kube_proxy: KubeProxy,
     /// Addresses of nodes, pods and services
     #[arg(long, value_enum, default_value_t = IpFamily::Dual)]
     ip_family: IpFamily,
+    /// Leave Fairlead out; a cluster with kube-proxy is always bare
+    #[arg(long)]
+    bare: bool,
 }
 
 /// Does what was asked.
@@ -164,7 +168,14 @@ fn has_foreign_cluster() -> bool {
 }
 
 fn bring_up(name: &str, up: &Up) -> Result<()> {
-    let wanted = Cluster::new(name, up.nodes, up.kube_proxy, up.ip_family)?;
+    place::check_name(name)?;
+    let wanted = Cluster {
+        name: name.to_owned(),
+        node_count: up.nodes,
+        kube_proxy: up.kube_proxy,
+        ip_family: up.ip_family,
+        has_fairlead: !up.bare && up.kube_proxy == KubeProxy::None,
+    };
     let progress = Progress::start();
     match Cluster::existing(name) {
         Ok(there) if there == wanted => {
@@ -178,11 +189,15 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
     }
     setup::ensure(&[setup::For::Cluster])?;
     kubernetes::build(&progress)?;
+    let image = wanted
+        .has_fairlead
+        .then(|| chart::build(&progress))
+        .transpose()?;
     if teardown::down(name)? {
         progress.step("took away what an interrupted start had left");
     }
     progress.listen()?;
-    if let Err(error) = make(&wanted, &progress) {
+    if let Err(error) = make(&wanted, image.as_deref(), &progress) {
         progress.step("taking away what was made so far");
         teardown::down(name).context("after a failed start")?;
         return Err(error);
@@ -193,7 +208,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
     Ok(())
 }
 
-fn make(cluster: &Cluster, progress: &Progress) -> Result<()> {
+fn make(cluster: &Cluster, fairlead: Option<&Path>, progress: &Progress) -> Result<()> {
     cluster.prepare()?;
     Groups::create(&cluster.name)?;
     fabric::make(cluster)?;
@@ -219,6 +234,9 @@ fn make(cluster: &Cluster, progress: &Progress) -> Result<()> {
     for node in cluster.nodes() {
         node::wait_until_ready(cluster, node, progress)?;
         progress.step(&format!("{} is ready", node.name()));
+    }
+    if let Some(image) = fairlead {
+        chart::install(cluster, image, progress)?;
     }
     cluster.mark_complete()
 }

@@ -10,6 +10,9 @@ use clap::Subcommand;
 
 use crate::{image::Image, setup, workspace};
 
+/// What the chart asks for unless told otherwise.
+pub const TAG: &str = concat!("localhost/fairlead:", env!("CARGO_PKG_VERSION"));
+
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -21,7 +24,7 @@ enum What {
     /// The image of the DaemonSet, as the archive that `docker save` writes
     Image {
         /// What it is called
-        #[arg(long, default_value = concat!("localhost/fairlead:", env!("CARGO_PKG_VERSION")))]
+        #[arg(long, default_value = TAG)]
         tag: String,
         /// Build for development, not for use: faster to build, several times as large
         #[arg(long)]
@@ -31,21 +34,25 @@ enum What {
 
 /// Makes it and says where it is.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::ensure(&[setup::For::Build])?;
     let What::Image { tag, debug } = &arguments.what;
-    let program = static_program(*debug)?;
+    println!("{}", image(tag, *debug)?.display());
+    Ok(())
+}
+
+/// Makes the image and returns its archive.
+pub fn image(tag: &str, debug: bool) -> Result<PathBuf> {
+    setup::ensure(&[setup::For::Build])?;
+    let program = static_program(debug)?;
     let folder = workspace::target()?.join("dist");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let file = Image {
+    Image {
         tag,
         programs: vec![&program],
         entrypoint: vec!["/bin/fairlead".to_owned()],
         links: vec!["dpctl".to_owned()],
         ..Image::default()
     }
-    .write(&folder)?;
-    println!("{}", file.display());
-    Ok(())
+    .write(&folder)
 }
 
 /// Builds the agent with the C library in it.

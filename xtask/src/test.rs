@@ -41,7 +41,7 @@ enum Choice {
     Netns,
     /// Real routers
     Interop,
-    /// A real Kubernetes cluster; not part of `all`: it builds Kubernetes first
+    /// A real Kubernetes cluster; the first time, Kubernetes and the image are built for it
     Cluster,
 }
 
@@ -112,10 +112,7 @@ const SUITES: [Suite; 5] = [
 pub fn run(arguments: &Arguments) -> Result<()> {
     let suites: Vec<&Suite> = SUITES
         .iter()
-        .filter(|suite| {
-            let is_in_all = suite.choice != Choice::Cluster;
-            arguments.suite == suite.choice || (arguments.suite == Choice::All && is_in_all)
-        })
+        .filter(|suite| [suite.choice, Choice::All].contains(&arguments.suite))
         .collect();
     if suites.iter().any(|suite| suite.needs_root) && !workspace::is_root() {
         bail!(
@@ -127,7 +124,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         setup::ensure(&[setup::For::Test])?;
     }
 
-    if arguments.suite == Choice::Cluster {
+    if suites.iter().any(|suite| suite.choice == Choice::Cluster) {
         setup::ensure(&[setup::For::Cluster])?;
     }
 

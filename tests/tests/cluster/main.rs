@@ -23,9 +23,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use web::{Answer, Asking, ask};
 
-/// What a person would apply: a policy per rack, a workload behind a service of both families.
+/// What a person would apply: a workload behind a service of both families.
 const DOCUMENTS: &str = include_str!("documents.yaml");
-const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/values.yaml");
 const SERVICE: [&str; 2] = ["203.0.113.10", "2001:db8:5e::10"];
 const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8:c::2"];
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
@@ -46,12 +45,6 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
         .unwrap();
     assert!(!other.status.success(), "and does not change it");
 
-    install(&cluster).unwrap();
-    // The kinds appear while the agents run.
-    let kinds = format!("{}/crds", chart::CHART);
-    cluster.kubectl(&["apply", "-f", &kinds]).unwrap();
-    let established = ["wait", "--for=condition=Established", "crd", "--all"];
-    cluster.kubectl(&established).unwrap();
     cluster.apply(DOCUMENTS).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
 
@@ -70,26 +63,6 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
     cluster.down().unwrap();
     let after = Machine::look().unwrap();
     assert_eq!(after.beyond(&before), Vec::<String>::new());
-}
-
-/// The image that is delivered, and the chart, by the real helm.
-fn install(cluster: &Cluster) -> Result<()> {
-    let tag = concat!("localhost/fairlead:", env!("CARGO_PKG_VERSION"));
-    let mut dist = Command::new(binary("xtask")?);
-    let said = run(dist.args(["dist", "image", "--tag", tag]))?;
-    let archive = said.lines().last().context("dist image said nothing")?;
-    run(cluster.xtask(&["load-image"])?.arg(archive))?;
-    let words = ["upgrade", "--install", "fairlead", chart::CHART];
-    let options = [
-        "-n",
-        "kube-system",
-        "--skip-crds",
-        "--wait",
-        "--timeout=180s",
-        "-f",
-        VALUES,
-    ];
-    run(cluster.xtask(&["helm", "--"])?.args(words).args(options)).map(drop)
 }
 
 fn to(address: &str, port: u16) -> Result<SocketAddr> {

@@ -21,6 +21,16 @@ pub fn addresses_are_given_once_whoever_leads(cluster: &Cluster) -> Result<()> {
          blocks: [{{ start: 198.51.100.1, stop: 198.51.100.{ADDRESSES} }}]\n  \
          serviceSelector: {{ matchLabels: {{ pool: many }} }}\n"
     );
+    // The cluster's own pool would serve them, too.
+    let keep = r#"{"spec":{"serviceSelector":{"matchLabels":{"announce":"bgp"}}}}"#;
+    cluster.kubectl(&[
+        "patch",
+        "ciliumloadbalancerippool",
+        "public",
+        "--type=merge",
+        "-p",
+        keep,
+    ])?;
     cluster.apply(&pool)?;
     let mut leaders = Vec::new();
     for batch in 0..3 {

@@ -59,17 +59,24 @@ pub struct Cluster {
     pub node_count: u8,
     pub kube_proxy: KubeProxy,
     pub ip_family: IpFamily,
+    /// Whether Fairlead's chart is installed on it.
+    pub has_fairlead: bool,
 }
 
 impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} nodes, kube-proxy {}, {}",
+            "{}: {} nodes, kube-proxy {}, {}, {}",
             self.name,
             self.node_count,
             word(&self.kube_proxy),
-            word(&self.ip_family)
+            word(&self.ip_family),
+            if self.has_fairlead {
+                "Fairlead"
+            } else {
+                "bare"
+            }
         )
     }
 }
@@ -83,25 +90,6 @@ pub fn word(value: &impl ValueEnum) -> String {
 }
 
 impl Cluster {
-    /// A cluster that may not be there yet.
-    ///
-    /// # Errors
-    /// The name cannot be that of a namespace and a folder.
-    pub fn new(
-        name: &str,
-        node_count: u8,
-        kube_proxy: KubeProxy,
-        ip_family: IpFamily,
-    ) -> Result<Self> {
-        check_name(name)?;
-        Ok(Self {
-            name: name.to_owned(),
-            node_count,
-            kube_proxy,
-            ip_family,
-        })
-    }
-
     /// The cluster that is up under this name.
     ///
     /// # Errors
