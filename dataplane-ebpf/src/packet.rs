@@ -165,17 +165,24 @@ pub struct Checksum {
     pub covers_addresses: bool,
 }
 
+/// Writes an IPv4 address and repairs its header's checksum; the change, for other checksums.
+#[inline(always)]
+fn readdress_v4(frame: &mut impl Frame, end: &Renaming, header: usize) -> Result<Delta, Reason> {
+    let (old, new) = (end.addresses.0.v4_word(), end.addresses.1.v4_word());
+    let change = Delta::NONE.word(old, new);
+    view_mut::<4>(frame, end.address_at)?.set::<u32, 0>(new);
+    let mut checksum = view_mut::<2>(frame, header + 10)?;
+    let sum = change.apply(checksum.get::<u16, 0>());
+    checksum.set::<u16, 0>(sum);
+    Ok(change)
+}
+
 #[inline(always)]
 fn rename_directly(frame: &mut impl Frame, end: &Renaming) -> Result<(), Reason> {
-    let (old, new) = end.addresses;
-    let address = if let Some(at) = end.v4_header {
-        let address = Delta::NONE.word(old.v4_word(), new.v4_word());
-        view_mut::<4>(frame, end.address_at)?.set::<u32, 0>(new.v4_word());
-        let mut checksum = view_mut::<2>(frame, at + 10)?;
-        let sum = address.apply(checksum.get::<u16, 0>());
-        checksum.set::<u16, 0>(sum);
-        address
+    let address = if let Some(header) = end.v4_header {
+        readdress_v4(frame, end, header)?
     } else {
+        let (old, new) = end.addresses;
         view_mut::<16>(frame, end.address_at)?.set_v6::<0>(new);
         Delta::NONE.halves(old.halves(), new.halves())
     };

@@ -16,7 +16,9 @@ use aya_ebpf::programs::TcContext;
 use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 
-use super::{Checksum, FibLookup, Frame, Outer, Renaming, Resize, Shorten, Word};
+use super::{
+    Checksum, FibLookup, Frame, Outer, Renaming, Resize, Shorten, Word, readdress_v4, view_mut,
+};
 
 /// Bytes that must be directly readable: Ethernet, IPv6, TCP.
 const HEADERS: usize = 14 + 40 + 20;
@@ -198,42 +200,66 @@ impl Frame for Skb {
         self.store(at, byte)
     }
 
-    /// The helpers know what a driver or a segmenter still has to fill in, which we do not. What a device
-    /// computed over the whole packet stays right: the address and the checksums that cover it change by
-    /// opposite amounts, the header's and the transport's in IPv4, the transport's alone in IPv6.
+    /// As [`Skb::repair_transport`]; what stands where the verifier follows is written without helpers.
     #[inline(always)]
     fn rename(&mut self, end: &Renaming) -> Result<(), Reason> {
-        let (old, new) = end.addresses;
-        let checksum = end.checksum;
+        self.repair_transport(end)?;
         if let Some(header) = end.v4_header {
-            let change = (old.v4_word(), new.v4_word());
-            if checksum.covers_addresses {
-                self.repair(checksum, change, 4, BPF_F_PSEUDO_HDR)?;
-            }
+            readdress_v4(self, end, header)?;
+        } else {
+            self.write(end.address_at, &end.addresses.1, BPF_F_RECOMPUTE_CSUM)?;
+        }
+        view_mut::<2>(self, end.port_at)?.set::<u16, 0>(end.ports.1.wire());
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn rename_anywhere(&mut self, end: &Renaming) -> Result<(), Reason> {
+        self.repair_transport(end)?;
+        let (old, new) = end.addresses;
+        if let Some(header) = end.v4_header {
+            let change = (old.v4_word().into(), new.v4_word().into());
             // SAFETY: as in `repair`.
             refused(unsafe {
                 bpf_l3_csum_replace(
                     self.context.skb.skb,
                     (header + 10) as u32,
-                    change.0.into(),
-                    change.1.into(),
+                    change.0,
+                    change.1,
                     4,
                 )
             })?;
-            self.write(end.address_at, &change.1, 0)?;
+            self.write(end.address_at, &new.v4_word(), 0)?;
         } else {
-            let sum = Delta::NONE.halves(old.halves(), new.halves()).sum();
-            self.repair(checksum, (0, sum), 0, BPF_F_PSEUDO_HDR)?;
             self.write(end.address_at, &new, BPF_F_RECOMPUTE_CSUM)?;
         }
-        let (old, new) = end.ports;
-        self.repair(checksum, (old.wire().into(), new.wire().into()), 2, 0)?;
-        self.write(end.port_at, &new, 0)
+        self.write(end.port_at, &end.ports.1, 0)
     }
+}
 
+impl Skb {
+    /// Repairs a transport's checksum for an address and a port that are written next.
+    ///
+    /// The helpers know what a driver or a segmenter still has to fill in, which we do not. What a device
+    /// computed over the whole packet stays right: the address and the checksums that cover it change by
+    /// opposite amounts, the header's and the transport's in IPv4, the transport's alone in IPv6.
     #[inline(always)]
-    fn rename_anywhere(&mut self, end: &Renaming) -> Result<(), Reason> {
-        self.rename(end)
+    fn repair_transport(&mut self, end: &Renaming) -> Result<(), Reason> {
+        let (old, new) = end.addresses;
+        let checksum = end.checksum;
+        if end.v4_header.is_none() {
+            let sum = Delta::NONE.halves(old.halves(), new.halves()).sum();
+            self.repair(checksum, (0, sum), 0, BPF_F_PSEUDO_HDR)?;
+        } else if checksum.covers_addresses {
+            self.repair(
+                checksum,
+                (old.v4_word(), new.v4_word()),
+                4,
+                BPF_F_PSEUDO_HDR,
+            )?;
+        }
+        let (old, new) = end.ports;
+        self.repair(checksum, (old.wire().into(), new.wire().into()), 2, 0)
     }
 }
 
