@@ -32,8 +32,8 @@ pub struct Node {
     pub port_secret: u64,
     /// [`node_flags`].
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The least and the greatest node port of services that all nodes serve alike, in host order; zeros: none.
+    pub node_ports: [u16; 2],
     /// The cookie of the node's own network namespace: a loopback address is the node's in this one only.
     pub namespace: u64,
 }

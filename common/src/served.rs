@@ -23,6 +23,9 @@ use crate::hash;
 pub mod flags {
     /// Some service there has a backend.
     pub const SERVED: u32 = 1;
+    /// Not a service's address but another node's, where its sockets' clients reach node ports. The sieve does not
+    /// let it through.
+    pub const NODE: u32 = 2;
 }
 
 /// Words of the sieve: 8 KiB, which stay in the first-level cache.

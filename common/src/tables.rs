@@ -189,7 +189,7 @@ tables! {
     Affinity = "AFFINITY" v 1 LruHash<Client, Flow>[65536],
     /// Programs for rare packets, by the row of their detour.
     Detours = "DETOURS" v 1 ProgramArray<u32, u32>[8],
-    /// The addresses of services, and whether anybody serves there.
+    /// The addresses of services, and whether anybody serves there; and those of other nodes.
     Addresses = "ADDRESSES" v 1 Hash<Addr, u32>[65536],
     /// Which addresses may stand in ADDRESSES, by bit.
     SieveTable = "SIEVE" v 1 Array<u32, Sieve>[1],

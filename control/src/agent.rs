@@ -206,7 +206,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
     info!(node = agent.node_name, pins = %agent.pins.root().display(), restarting, "agent started");
 
     let api = tokio::spawn(server::serve(listener, view, orders_in, stop.clone()));
-    let mut source = open_source(&agent.document, &agent.node_name, &mut agent.resources).await?;
+    let mut source = open_source(&agent.document, &mut agent.resources).await?;
     #[cfg(feature = "kubernetes")]
     let giver = start_ipam(&source, &agent, &stop);
     let mut clear = tokio::time::interval(CLEAR_EVERY);
@@ -385,12 +385,12 @@ impl Agent {
     }
 }
 
-async fn open_source(document: &Document, node: &str, resources: &mut Resources) -> Result<Source> {
+async fn open_source(document: &Document, resources: &mut Resources) -> Result<Source> {
     #[cfg(feature = "kubernetes")]
     if document.kubernetes.enabled {
         let secrets = document.bgp.namespace_of_secrets();
         let (config, state) = (&document.kubernetes, &document.state_dir);
-        let kubernetes = Kubernetes::open(config, node, secrets, state, now, resources);
+        let kubernetes = Kubernetes::open(config, secrets, state, now, resources);
         return Ok(Source::Kubernetes(Box::new(kubernetes.await?)));
     }
     Ok(match &document.manifests {

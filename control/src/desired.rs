@@ -30,6 +30,8 @@ pub use crate::object::{Condition, LabelSelector, ObjectName, Requirement};
 pub struct Desired {
     /// This node.
     pub node: NodeState,
+    /// Addresses of the other nodes, where this node's sockets reach node ports.
+    pub other_nodes: BTreeSet<IpAddr>,
     /// Services by where clients reach them; one that did not change is the same value as before.
     pub services: OrdMap<Frontend, Arc<Service>>,
     /// What load balancers in front of the cluster ask this node, by TCP port.
@@ -195,7 +197,7 @@ pub enum AddressKind {
     External,
     /// `spec.clusterIPs[]`.
     Cluster,
-    /// An address of this node, with `spec.ports[].nodePort`.
+    /// An address of this node, or the unspecified one for those of all others, with `spec.ports[].nodePort`.
     Node,
 }
 

@@ -164,7 +164,16 @@ pub fn service_address(addr: Addr) -> Option<u32> {
         return None;
     }
     // SAFETY: a word, valid alone.
-    unsafe { ADDRESSES.get(addr) }.copied()
+    unsafe { ADDRESSES.get(addr) }
+        .copied()
+        .filter(|flags| flags & served::flags::NODE == 0)
+}
+
+/// Whether the address is another node's.
+#[inline(always)]
+pub fn is_other_node(addr: Addr) -> bool {
+    // SAFETY: as in `service_address`.
+    unsafe { ADDRESSES.get(addr) }.is_some_and(|flags| flags & served::flags::NODE != 0)
 }
 
 /// Whether one more ICMP message of this kind ([`answer::kind`]) may be sent at this time.

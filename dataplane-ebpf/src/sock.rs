@@ -121,7 +121,8 @@ pub fn peer(address: &mut impl Address) {
 }
 
 /// The service that the address names. A loopback address names one (node ports) to processes of the host: to
-/// a pod it is the pod itself.
+/// a pod it is the pod itself. Node ports of other nodes are known by the number, whichever node it is: one row for
+/// all, at the unspecified address.
 #[inline(always)]
 fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
     if proto != Proto::TCP && proto != Proto::UDP {
@@ -131,11 +132,32 @@ fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
     if addr.is_loopback() && maps::node()?.namespace != address.namespace() {
         return None;
     }
-    let service = maps::service(&ServiceKey::new(addr, address.port(), proto).inside())?;
+    let mut key = ServiceKey::new(addr, address.port(), proto).inside();
+    let service = match maps::service(&key) {
+        Some(service) => service,
+        None => {
+            if !is_node_port(address.port()) || !maps::is_other_node(addr) {
+                return None;
+            }
+            key.addr = if addr.is_v4() {
+                Addr::from_v4_word(0)
+            } else {
+                Addr::NONE
+            };
+            maps::service(&key)?
+        }
+    };
     if has_ranges(service) && maps::node()?.namespace != address.namespace() {
         return None;
     }
     Some(service)
+}
+
+/// Whether the port may be one at which all nodes serve: most ports are not, and cost nothing more.
+#[inline(always)]
+fn is_node_port(port: Port) -> bool {
+    let number = port.number();
+    maps::node().is_some_and(|node| number >= node.node_ports[0] && number <= node.node_ports[1])
 }
 
 #[inline(always)]

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
+use fairlead_common::served;
 use fairlead_common::service::{
     Service, ServiceKey, Slot, SourceRange, flags, forward, service_flags,
 };
 use fairlead_common::socket::{Client, TRANSLATIONS};
 use fairlead_common::tables::{
-    Affinity, BackendStats, Backends, NodeTable, ServiceStats, Services, SourceRanges,
+    Addresses, Affinity, BackendStats, Backends, NodeTable, ServiceStats, Services, SourceRanges,
 };
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::kernel::{Node, addr_of, on_a_node};
@@ -562,6 +563,41 @@ fn a_loopback_address_is_a_service_to_the_host_and_never_to_a_pod(#[case] loopba
         let socket = udp(family.any);
         socket.connect(node_port).expect("a way");
         assert_eq!(counted(node, Reason::ServiceSocket), 1);
+    });
+}
+
+#[rstest]
+#[case::ipv4(V4, "0.0.0.0", "10.98.0.7")]
+#[case::ipv6(V6, "::", "fd00:98::7")]
+fn a_node_port_is_a_service_at_every_other_node_and_nowhere_else(
+    #[case] family: Family,
+    #[case] any: &str,
+    #[case] other_node: &str,
+) {
+    on_a_node_with_sockets(|node| {
+        let id = backend(node, family.backends[0]);
+        node.inside_service(any, 30080, Proto::UDP, &[steady(id)], 0);
+        node.change(|row| row.node_ports = [30000, 30080]);
+        node.ip(&format!("route add local {other_node} dev lo\n"));
+        let connect = |node: &mut Node, port| {
+            let socket = udp(family.any);
+            socket.connect(at(other_node, port)).expect("a way");
+            socket.peer_addr().expect("a peer");
+            counted(node, Reason::ServiceSocket)
+        };
+
+        assert_eq!(connect(node, 30080), 0, "it is no node's");
+        node.set::<Addresses>(&addr_of(other_node), &served::flags::NODE);
+        assert_eq!(connect(node, 30080), 1);
+        assert_eq!(connect(node, 30079), 1, "no service has this port");
+        node.change(|row| row.node_ports = [30000, 30079]);
+        assert_eq!(connect(node, 30080), 1, "the node's row rules it out");
+
+        let socket = udp(family.any);
+        node.change(|row| row.node_ports = [30080, 30080]);
+        socket.connect(at(other_node, 30080)).expect("a way");
+        assert_eq!(node.kept_by(&socket).backend, addr_of(family.backends[0]));
+        assert_eq!(socket.peer_addr().expect("a peer"), at(other_node, 30080));
     });
 }
 

@@ -16,7 +16,7 @@ use super::surroundings::Surroundings;
 use super::{Condition, Desired, Egress, NodeState, ObjectName};
 use crate::config::Document;
 use crate::config::document::NoBackend;
-use crate::source::resource::{Origin, Resources, Sourced};
+use crate::source::resource::{Objects, Origin, Resources, Sourced};
 
 /// What this node should be, by what the sources and the configuration say. Where documents leave it to the
 /// host's network who a peer is, `around` says it; without, such peers are left out.
@@ -33,6 +33,29 @@ pub fn merge(
 #[derive(Debug, Default)]
 pub struct Memory {
     services: services::Register,
+    other_nodes: OtherNodes,
+}
+
+/// The addresses of other nodes, of the objects that they were read from.
+#[derive(Debug, Default)]
+struct OtherNodes {
+    of: Objects<Node>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl OtherNodes {
+    fn follow(&mut self, nodes: &Objects<Node>, own: &str) {
+        if self.of.ptr_eq(nodes) {
+            return;
+        }
+        self.of = nodes.clone();
+        let others = nodes.iter().filter(|(name, _)| name.name != own);
+        self.addresses = others
+            .flat_map(|(_, node)| node.object.status.iter())
+            .flat_map(|status| status.addresses.iter().flatten())
+            .filter_map(|address| address.address.parse().ok())
+            .collect();
+    }
 }
 
 /// The same as [`merge`], at the cost of what has changed since `memory` was used last: services that have not
@@ -89,8 +112,19 @@ pub fn merge_since(
     let mut conditions = conditions.0;
     conditions.sort();
     conditions.dedup();
+    memory.other_nodes.follow(&resources.nodes, node_name);
+    let node_ports_at = &config.load_balancer.node_port_addresses;
+    let serves = |addr: &IpAddr| {
+        node_ports_at.is_empty() || node_ports_at.iter().any(|prefix| prefix.contains(*addr))
+    };
+    let others = memory.other_nodes.addresses.iter();
+    let other_nodes = others
+        .filter(|addr| serves(addr) && !node.addresses.contains(addr))
+        .copied()
+        .collect();
     Desired {
         node,
+        other_nodes,
         services,
         health_checks,
         egress,

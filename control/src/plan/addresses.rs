@@ -1,4 +1,4 @@
-//! The addresses of services, whatever their ports: from the services' rows.
+//! The addresses of services, whatever their ports: from the services' rows. And those of other nodes, for sockets.
 //!
 //! An address of this node, or one that only node ports are reached by, is the host's own: what else comes to
 //! it is for the host.
@@ -36,6 +36,12 @@ pub(super) fn steps(
         let served = if row.slots > 0 { flags::SERVED } else { 0 };
         *wanted.entry(key.addr).or_insert(0) |= served;
     }
+    let sieve: Box<Sieve> = Box::new(wanted.keys().copied().collect());
+    for addr in desired.other_nodes.iter().copied().map(Addr::from) {
+        if wanted.len() < Addresses::CAPACITY as usize {
+            wanted.entry(addr).or_insert(flags::NODE);
+        }
+    }
     if left_out > 0 {
         conditions.push(Condition {
             object: "table ADDRESSES".to_owned(),
@@ -53,7 +59,6 @@ pub(super) fn steps(
         .iter()
         .filter(|(addr, flags)| held.get(*addr) != Some(*flags));
     steps.extend(put.map(|(addr, flags)| Step::PutAddress(*addr, *flags)));
-    let sieve: Box<Sieve> = Box::new(wanted.into_keys().collect());
     if sieve != actual.sieve {
         steps.push(Step::PutSieve(sieve));
     }
@@ -171,6 +176,18 @@ mod tests {
         let tables = planned(&desired, &rows);
 
         assert_eq!(tables.addresses, OrdMap::unit(addr(2), flags::SERVED));
+    }
+
+    #[test]
+    fn other_nodes_are_noted_beside_the_sieve_unless_a_service_has_their_address() {
+        let mut desired = with_kinds(&[(1, 80, &[AddressKind::External])]);
+        desired.other_nodes = [1, 2].map(|last| addr(last).ip()).into();
+
+        let tables = planned(&desired, &[(key(1, 80), row(7))]);
+
+        let expected = [(addr(1), flags::SERVED), (addr(2), flags::NODE)];
+        assert_eq!(tables.addresses, OrdMap::from_iter(expected));
+        assert!(tables.sieve.passes(addr(1)) && !tables.sieve.passes(addr(2)));
     }
 
     #[test]

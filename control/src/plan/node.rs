@@ -3,16 +3,17 @@
 //! Not here: bindings of translations, which only the datapath writes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use fairlead_common::addr::{Addr, Cidr4};
+use fairlead_common::addr::{Addr, Cidr4, Proto};
 use fairlead_common::route::{
     DEVICE_MASK, Device, NATIVE_CIDRS, Node, POD_CIDRS, device_flags, node_flags,
 };
 use fairlead_common::snat::{BUCKETS, CELLS, cells};
 use ipnetwork::IpNetwork;
 
-use crate::desired::{Condition, Desired};
+use crate::desired::{Condition, Desired, Frontend, Scope};
 
 /// What the host says that rows depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub fn node_row(
         own_buckets: buckets(true, &host.busy_ports).0,
         port_secret: actual.map_or(host.port_secret, |row| row.port_secret),
         flags: if node.refuses { node_flags::REFUSES } else { 0 },
-        pad: 0,
+        node_ports: node_ports(desired),
         namespace: host.namespace,
     };
     let pods = node.pod_cidrs.iter().filter_map(|prefix| match prefix {
@@ -98,6 +99,29 @@ pub fn node_row(
         }
     }
     row
+}
+
+/// The least and the greatest of the ports at which all nodes serve: the services at the unspecified addresses.
+fn node_ports(desired: &Desired) -> [u16; 2] {
+    let of = |any: IpAddr| {
+        let place = |port, proto, scope| Frontend {
+            addr: any,
+            port,
+            proto,
+            scope,
+        };
+        let first = place(0, Proto(0), Scope::Outside);
+        let last = place(u16::MAX, Proto(u8::MAX), Scope::Inside);
+        let mut ports = desired.services.range(first..=last).map(|(at, _)| at.port);
+        let least = ports.next()?;
+        Some([least, ports.next_back().unwrap_or(least)])
+    };
+    let v4 = of(Ipv4Addr::UNSPECIFIED.into());
+    let v6 = of(Ipv6Addr::UNSPECIFIED.into());
+    v4.into_iter()
+        .chain(v6)
+        .reduce(|a, b| [a[0].min(b[0]), a[1].max(b[1])])
+        .unwrap_or_default()
 }
 
 /// The buckets that flows get their ports from, and whether they are shared with the host.
@@ -325,5 +349,28 @@ mod tests {
                 .message
                 .starts_with("interface indexes 2 and 4098 share a row")
         );
+    }
+
+    #[test]
+    fn the_ports_at_which_all_nodes_serve_are_within_two() {
+        let at = |addr: &str, port| {
+            let frontend = Frontend {
+                addr: addr.parse().unwrap(),
+                port,
+                proto: Proto::TCP,
+                scope: Scope::Inside,
+            };
+            (frontend, std::sync::Arc::default())
+        };
+        let mut desired = desired(true);
+        assert_eq!(node_ports(&desired), [0, 0]);
+        desired.services = [at("10.96.0.1", 80), at("0.0.0.0", 30080), at("::1", 443)]
+            .into_iter()
+            .collect();
+        assert_eq!(node_ports(&desired), [30080, 30080]);
+        desired
+            .services
+            .extend([at("0.0.0.0", 31000), at("::", 29999), at("::", 30500)]);
+        assert_eq!(node_ports(&desired), [29999, 31000]);
     }
 }

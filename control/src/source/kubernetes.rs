@@ -76,7 +76,6 @@ pub enum Unusable {
 pub struct Kubernetes {
     client: kube::Client,
     namespace: String,
-    node: String,
     snapshot: PathBuf,
     replica: Replica,
     watches: BTreeMap<WatchId, AbortHandle>,
@@ -98,10 +97,9 @@ impl Kubernetes {
     /// Secrets that peering policies name. `resources` is what [`Self::next`] changes.
     ///
     /// # Errors
-    /// It is not known where the API server is or who we are; whether it answers is not asked.
+    /// It is not known where the API server is; whether it answers is not asked.
     pub async fn open(
         config: &document::Kubernetes,
-        node: &str,
         secrets: &str,
         state: &Path,
         now: fn() -> Instant,
@@ -127,7 +125,6 @@ impl Kubernetes {
         let mut kubernetes = Self {
             client,
             namespace,
-            node: node.to_owned(),
             snapshot: file,
             replica,
             watches: BTreeMap::new(),
@@ -216,12 +213,7 @@ impl Kubernetes {
 
     fn watch(&mut self, id: WatchId) {
         self.replica.expect(&id);
-        let task = watch::follow(
-            self.client.clone(),
-            id.clone(),
-            self.node.clone(),
-            self.tell.clone(),
-        );
+        let task = watch::follow(self.client.clone(), id.clone(), self.tell.clone());
         self.watches.insert(id, tokio::spawn(task).abort_handle());
     }
 

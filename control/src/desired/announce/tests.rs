@@ -104,6 +104,7 @@ fn desired() -> Desired {
             ]),
             ..NodeState::default()
         },
+        other_nodes: BTreeSet::new(),
         services: OrdMap::unit(frontend(), Arc::new(service)),
         health_checks: BTreeMap::new(),
         egress: Some(Egress {

@@ -110,9 +110,9 @@ impl One<'_> {
                     source_ranges: policy.source_ranges.clone().filter(|_| is_balancers),
                     ..template.clone()
                 };
-                // No packet comes in to a loopback address.
+                // No packet comes in to a loopback address, nor to other nodes'.
                 let is_from_outside = is_node_or_balancer || is_cluster_announced;
-                if is_from_outside && !addr.is_loopback() {
+                if is_from_outside && !addr.is_loopback() && !addr.is_unspecified() {
                     let is_local = if is_node_or_balancer {
                         policy.external_local
                     } else {

@@ -20,8 +20,6 @@ pub struct Kind {
     pub plural: &'static str,
     /// Only objects with these labels.
     pub labels: Option<&'static str>,
-    /// Only the object that is called as this node.
-    pub is_this_node: bool,
     /// Only objects that another object names; each is watched by itself.
     pub is_by_name: bool,
     /// It is there only where its definition is installed.
@@ -42,7 +40,6 @@ const CILIUM_BGP: Kind = Kind {
     name: "",
     plural: "",
     labels: None,
-    is_this_node: false,
     is_by_name: false,
     is_custom: true,
     feature: "no BGP session is configured by it",
@@ -57,7 +54,6 @@ pub const KINDS: [Kind; 10] = [
         name: "Node",
         plural: "nodes",
         labels: None,
-        is_this_node: true,
         is_by_name: false,
         is_custom: false,
         feature: "this node has no pods and no BGP",
@@ -69,7 +65,6 @@ pub const KINDS: [Kind; 10] = [
         name: "Service",
         plural: "services",
         labels: Some(NOT_OURS),
-        is_this_node: false,
         is_by_name: false,
         is_custom: false,
         feature: "no service is balanced",
@@ -81,7 +76,6 @@ pub const KINDS: [Kind; 10] = [
         name: "EndpointSlice",
         plural: "endpointslices",
         labels: Some(NOT_OURS),
-        is_this_node: false,
         is_by_name: false,
         is_custom: false,
         feature: "services have no backends",
@@ -93,7 +87,6 @@ pub const KINDS: [Kind; 10] = [
         name: "Secret",
         plural: "secrets",
         labels: None,
-        is_this_node: false,
         is_by_name: true,
         is_custom: false,
         feature: "peers with a password have no session",

@@ -50,15 +50,12 @@ pub enum Heard {
 }
 
 /// Watches until it is aborted, or nobody listens.
-pub async fn follow(client: kube::Client, id: WatchId, node: String, tell: Sender<Heard>) {
+pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
     let kind = &KINDS[id.kind];
     let resource = kind.resource();
     let mut config = watcher::Config::default();
     if let Some(labels) = kind.labels {
         config = config.labels(labels);
-    }
-    if kind.is_this_node {
-        config = config.fields(&format!("metadata.name={node}"));
     }
     let api: Api<DynamicObject> = match &id.name {
         Some(name) => {

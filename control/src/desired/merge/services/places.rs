@@ -36,6 +36,19 @@ impl One<'_> {
             for addr in self.node_port_addresses() {
                 add(addr, node_port, AddressKind::Node);
             }
+            // Where each node serves by its own backends, only that node knows them.
+            if self.spec.external_traffic_policy.as_deref() != Some("Local") {
+                let other_nodes = [
+                    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    Ipv6Addr::UNSPECIFIED.into(),
+                ];
+                for addr in other_nodes
+                    .into_iter()
+                    .filter(|addr| self.has_family(*addr))
+                {
+                    add(addr, node_port, AddressKind::Node);
+                }
+            }
         }
         places
     }

@@ -9,6 +9,7 @@
 //! Not for what a service asks for: that is [`One`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -248,8 +249,9 @@ impl Register {
                 conditions.add(KIND, name, &sourced.origin, reason, message);
             }
         };
-        // Of a node port not at its loopback address too.
-        for frontend in self.contested.iter().filter(|f| !f.addr.is_loopback()) {
+        // Of a node port not at its other addresses too.
+        let is_said = |addr: &IpAddr| !addr.is_loopback() && !addr.is_unspecified();
+        for frontend in self.contested.iter().filter(|f| is_said(&f.addr)) {
             let Some([first, others @ ..]) = self.claims.get(frontend).map(Vec::as_slice) else {
                 continue;
             };

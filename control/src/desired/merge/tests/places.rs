@@ -115,6 +115,7 @@ fn node_ports_are_for_clients_on_both_sides_and_lead_to_the_target_port() {
     assert_eq!(
         frontends(&desired),
         [
+            "0.0.0.0:30080/tcp inside",
             "10.0.1.2:30080/tcp",
             "10.0.1.2:30080/tcp inside",
             "127.0.0.1:30080/tcp inside"
@@ -186,8 +187,14 @@ fn of_another_class_only_the_balancers_addresses_are_not_ours() {
         .filter(|at| at.scope == Scope::Inside);
     assert_eq!(
         inside.map(|at| at.addr).collect::<Vec<IpAddr>>(),
-        ["10.0.1.2", "10.96.0.1", "127.0.0.1", "192.0.2.11"]
-            .map(|text| text.parse::<IpAddr>().unwrap())
+        [
+            "0.0.0.0",
+            "10.0.1.2",
+            "10.96.0.1",
+            "127.0.0.1",
+            "192.0.2.11"
+        ]
+        .map(|text| text.parse::<IpAddr>().unwrap())
     );
 }
 
@@ -221,5 +228,35 @@ fn a_node_port_that_another_service_has_is_a_conflict_said_once() {
             "10.0.1.2:30080/tcp belongs to Service default/web, which is older or comes first by name; give one of them another address or port"
         ]
     );
-    assert_eq!(desired.services.len(), 3);
+    assert_eq!(desired.services.len(), 4);
+}
+
+#[test]
+fn other_nodes_are_known_by_their_addresses_and_serve_by_themselves_where_the_policy_says_so() {
+    let other = NODE
+        .replace("name: node1", "name: node2")
+        .replace("10.0.1.2", "10.0.1.3")
+        .replace("fd00::2", "fd00::3");
+    let (web, slice) = node_port("type: NodePort");
+    let local = web.replace(
+        "type: NodePort",
+        "type: NodePort\n  externalTrafficPolicy: Local",
+    );
+
+    let shared = desired(&[NODE, &other, &web, &slice]);
+    let alone = desired(&[NODE, &other, &local, &slice]);
+    let config = "loadBalancer: {nodePortAddresses: [10.0.0.0/8]}";
+    let narrowed = merge_texts(config, &[NODE, &other, &web, &slice]);
+
+    let texts = |desired: &Desired| -> Vec<String> {
+        desired
+            .other_nodes
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    assert_eq!(texts(&shared), ["10.0.1.3", "fd00::3"]);
+    assert_eq!(texts(&narrowed), ["10.0.1.3"]);
+    let at_others = |desired: &Desired| desired.services.keys().any(|at| at.addr.is_unspecified());
+    assert!(at_others(&shared) && !at_others(&alone));
 }
