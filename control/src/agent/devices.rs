@@ -60,15 +60,23 @@ impl Devices {
         &self.loaded
     }
 
-    /// Attaches what is missing; `links` are the host's, by name.
+    /// Attaches what is missing; `links` are the host's, by name. `answers_leave`: backends here answer by the stack, so
+    /// their answers are looked for on the way to pods of others, too: any veth may lead to one.
     pub fn follow(
         &mut self,
         wanted: &[Device],
         mode: XdpMode,
         links: &BTreeMap<String, Link>,
+        answers_leave: bool,
     ) -> Found {
         let mut found = Found::default();
-        let pods = links.values().filter(|link| pods::name_of(link).is_some());
+        let (pods, others): (Vec<_>, Vec<_>) = links
+            .values()
+            .filter(|link| wanted.iter().all(|device| device.name != link.name))
+            .partition(|link| pods::name_of(link).is_some());
+        let others = others
+            .into_iter()
+            .filter(|link| answers_leave && link.is_veth && link.is_up);
         let wanted: Vec<(String, Hook)> = wanted
             .iter()
             .flat_map(|device| {
@@ -78,7 +86,11 @@ impl Devices {
                 };
                 hooks.iter().map(|hook| (device.name.clone(), *hook))
             })
-            .chain(pods.flat_map(|link| Hook::OF_POD.iter().map(|hook| (link.name.clone(), *hook))))
+            .chain(
+                pods.into_iter()
+                    .flat_map(|link| Hook::OF_POD.iter().map(|hook| (link.name.clone(), *hook))),
+            )
+            .chain(others.map(|link| (link.name.clone(), Hook::TcToPod)))
             .collect();
         let keep: BTreeSet<_> = wanted.iter().cloned().collect();
         self.let_go(&keep);

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fairlead_common::route::{Node, node_flags};
 use fairlead_common::service::ServiceKey;
 use imbl::OrdMap;
 use ipnetwork::IpNetwork;
@@ -76,9 +77,13 @@ impl Agent {
         let tables = self
             .program(&desired, &links, began - self.started, &mut conditions)
             .await;
-        let found = self
-            .devices
-            .follow(&self.document.devices, self.document.bpf.xdp_mode, &links);
+        let answers_leave = |node: &Node| node.flags & node_flags::ANSWERS_LEAVE != 0;
+        let found = self.devices.follow(
+            &self.document.devices,
+            self.document.bpf.xdp_mode,
+            &links,
+            tables.actual.node.as_ref().is_some_and(answers_leave),
+        );
         let has_programs = found.covers(&self.document.devices);
         conditions.extend(found.conditions);
         let mut attachments = found.attachments;

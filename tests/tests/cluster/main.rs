@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fairlead_tests::cluster::Cluster;
-use fairlead_tests::lab::binary;
 use fairlead_tests::netns::{run, wait_for};
 use fairlead_tests::root;
 use leftovers::Machine;
