@@ -17,12 +17,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::programs::{
-    Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunOptions,
-    TestRunResult, Xdp, XdpMode,
+    Program, ProgramError, ProgramFd, ProgramType, SchedClassifier, TcAttachType, TestRun,
+    TestRunOptions, TestRunResult, Xdp, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable;
 use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
+use fairlead_common::detour::Hook;
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
@@ -103,6 +104,8 @@ pub struct Node {
     addresses: BTreeSet<Addr>,
     next_backend: u32,
     next_page: u32,
+    /// The kinds of programs whose detours are filled.
+    turns_off: Vec<Hook>,
 }
 
 /// What became of a packet.
@@ -171,13 +174,16 @@ impl Node {
             addresses: BTreeSet::new(),
             next_backend: 1,
             next_page: 0,
+            turns_off: Vec::new(),
         };
         for link in [UP0, UP1, POD0] {
             node.manage(link);
         }
         node.set::<NodeTable>(&0, &a_node());
         // A veth has receive queues for XDP only while a program is attached.
-        let program: &mut Xdp = node.program("xdp_ingress");
+        let program = node.ebpf.program_mut("xdp_ingress").expect("xdp_ingress");
+        load_program("xdp_ingress", program);
+        let program: &mut Xdp = program.try_into().expect("xdp_ingress");
         for link in [UP0, UP1] {
             program
                 .attach(link.name, XdpMode::Driver)
@@ -344,7 +350,8 @@ impl Node {
     }
 
     /// A loaded program, for other programs to call.
-    pub fn descriptor(&self, program: &str) -> ProgramFd {
+    pub fn descriptor(&mut self, program: &str) -> ProgramFd {
+        self.load_beside(program);
         let program = self.ebpf.program(program).expect(program);
         let fd = program.fd().expect("a loaded program");
         fd.try_clone().expect("a descriptor")
@@ -374,7 +381,10 @@ impl Node {
     }
 
     /// How many instructions the verifier walked through for each program.
-    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+    pub fn verified_instructions(&mut self) -> Vec<(String, u32)> {
+        for one_of_each in ["xdp_ingress", "tc_ingress", "connect4"] {
+            self.load_beside(one_of_each);
+        }
         let of = |name: &str, info: Result<aya::programs::ProgramInfo, ProgramError>| {
             let count = info.ok().and_then(|info| info.verified_instruction_count());
             (name.to_owned(), count.expect("a kernel that says it"))
@@ -385,10 +395,31 @@ impl Node {
             .collect()
     }
 
+    /// Loads a program, and all of its kind, which it may turn off to: the verifier takes its time for each.
+    fn load_beside(&mut self, name: &str) {
+        let kind = self.ebpf.program(name).expect(name).prog_type();
+        for (name, program) in self.ebpf.programs_mut() {
+            if program.prog_type() == kind && program.fd().is_err() {
+                load_program(name, program);
+            }
+        }
+        let hook = match kind {
+            ProgramType::Xdp => Hook::Xdp,
+            ProgramType::SchedClassifier => Hook::Tc,
+            // Those of sockets turn off to nowhere.
+            _ => return,
+        };
+        if !self.turns_off.contains(&hook) {
+            self.turns_off.push(hook);
+            load::fill_detours_of(&mut self.ebpf, hook).expect("programs for every detour");
+        }
+    }
+
     fn program<'a, P: 'a>(&'a mut self, name: &str) -> &'a mut P
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
+        self.load_beside(name);
         let program = self.ebpf.program_mut(name).expect(name);
         program.try_into().expect(name)
     }
@@ -519,28 +550,27 @@ pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
     )
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "aya knows 29 kinds of programs, the datapath has three"
-)]
 fn load_object(rows: &[(&str, u32)]) -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     for &(name, rows) in rows {
         loader.map_max_entries(name, rows);
     }
-    let mut ebpf = loader.load(OBJECT).expect("an object that loads");
-    for (name, program) in ebpf.programs_mut() {
-        let result = match program {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => panic!("{name}: a program of another kind"),
-        };
-        result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-    }
-    load::fill_detours(&mut ebpf).expect("programs for every detour");
-    ebpf
+    loader.load(OBJECT).expect("an object that loads")
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya knows 29 kinds of programs, the datapath has three"
+)]
+fn load_program(name: &str, program: &mut Program) {
+    let result = match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => panic!("{name}: a program of another kind"),
+    };
+    result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
 }
 
 /// Tables that a test's node has fewer rows of.

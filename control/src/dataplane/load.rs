@@ -383,7 +383,16 @@ fn read_programs(pins: &Pins, part: Part) -> Result<Option<Vec<LoadedProgram>>, 
 /// # Errors
 /// The object lacks one of them, or the kernel refuses.
 pub fn fill_detours(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for detour in detour::ALL {
+    fill_detours_of(ebpf, detour::Hook::Xdp)?;
+    fill_detours_of(ebpf, detour::Hook::Tc)
+}
+
+/// As [`fill_detours`], of one kind of program.
+///
+/// # Errors
+/// As [`fill_detours`].
+pub fn fill_detours_of(ebpf: &mut Ebpf, hook: detour::Hook) -> Result<(), Error> {
+    for detour in detour::ALL.iter().filter(|detour| detour.hook == hook) {
         let wrong = |source| Error::Program {
             program: detour.program.to_owned(),
             source,

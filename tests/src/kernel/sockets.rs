@@ -18,6 +18,7 @@ impl Node {
     /// Attaches the programs for sockets to a cgroup until the node is dropped.
     pub fn attach_sockets(&mut self, cgroup: &Cgroup) {
         let folder = File::open(cgroup.path()).expect("a cgroup");
+        self.load_beside("connect4");
         for (name, program) in self.ebpf.programs_mut() {
             if let Program::CgroupSockAddr(_) = program {
                 let program: &mut CgroupSockAddr = program.try_into().expect(name);
