@@ -37,13 +37,14 @@ impl Skb {
     pub fn new(context: TcContext) -> Self {
         // SAFETY: the kernel's context; the field is always there.
         let ifindex = unsafe { (*context.skb.skb).ifindex };
-        let bytes = context.len();
+        // Masked: the verifier must know that the sum does not wrap.
+        let bytes = context.len() & 0x00ff_ffff;
         let headers = if (bytes as usize) < HEADERS {
             bytes
         } else {
             HEADERS as u32
         };
-        if context.data() + HEADERS > context.data_end() {
+        if context.data() + headers as usize > context.data_end() {
             // A failure leaves the frame as it is: reads beyond its linear part end as malformed.
             let _ = context.pull_data(headers);
         }
