@@ -183,6 +183,10 @@ fn pod_network(cidrs: &[String]) -> serde_json::Value {
             "type": "ptp",
             "ipMasq": false,
             "ipam": {"type": "host-local", "ranges": ranges, "routes": routes},
+        }, {
+            // `hostPort`s of pods.
+            "type": "portmap",
+            "capabilities": {"portMappings": true},
         }],
     })
 }
