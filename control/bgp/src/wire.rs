@@ -11,6 +11,7 @@
 //! subcode and data. Its version is pinned exactly; `UpdateMessage::build` panics and is not
 //! used, `try_build` is.
 
+mod attributes;
 mod families;
 mod notification;
 mod open;
@@ -25,12 +26,12 @@ use rustbgpd_wire::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use attributes::{Attributes, LargeCommunity, Origin};
 pub use notification::Notification;
 pub(crate) use open::AS_TRANS;
 pub use open::{GracefulRestartOffer, Open};
 pub use update::{
-    Attributes, Fault, FaultAction, LargeCommunity, Origin, Reach, TooLong, Update,
-    pack_announcements, pack_withdrawals,
+    Fault, FaultAction, Reach, TooLong, Update, pack_announcements, pack_withdrawals,
 };
 pub(crate) use update::{decode_update, end_of_rib};
 

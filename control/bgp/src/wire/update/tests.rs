@@ -1,5 +1,7 @@
 //! Packing, and what comes back from it.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,0 +1,179 @@
+//! What is said about a path: the attributes of RFC 4271 §5 and its successors, as values.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rustbgpd_wire::{AsPath, AsPathSegment, PathAttribute};
+use serde::{Deserialize, Serialize};
+
+/// The well-known community of paths that are about to go (RFC 8326 §5).
+const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
+
+/// ORIGIN (RFC 4271 §5.1.1), best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Originated inside its AS.
+    Igp,
+    /// Learnt by the protocol EGP.
+    Egp,
+    /// Learnt by other means.
+    Incomplete,
+}
+
+/// A large community (RFC 8092).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LargeCommunity {
+    /// The AS that gives the other two their meaning.
+    pub global: u32,
+    /// First local part.
+    pub local1: u32,
+    /// Second local part.
+    pub local2: u32,
+}
+
+impl fmt::Display for LargeCommunity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.global, self.local1, self.local2)
+    }
+}
+
+/// The attributes of a path that we read or write.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Where the route comes from.
+    pub origin: Origin,
+    /// The ASes it went through, nearest first. Sets do not occur (RFC 9774).
+    pub as_path: Vec<u32>,
+    /// Where packets go.
+    pub next_hop: IpAddr,
+    /// The same hop's link-local address (RFC 2545).
+    pub link_local: Option<Ipv6Addr>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// LOCAL_PREF.
+    pub local_pref: Option<u32>,
+    /// RFC 1997 communities.
+    pub communities: Vec<u32>,
+    /// RFC 8092 communities.
+    pub large_communities: Vec<LargeCommunity>,
+    /// The originator, when a route reflector passed it on (RFC 4456).
+    pub originator_id: Option<Ipv4Addr>,
+    /// The reflectors it went through (RFC 4456).
+    pub cluster_list: Vec<Ipv4Addr>,
+}
+
+impl Attributes {
+    /// Nothing but a next hop: a route that begins here.
+    pub fn local(next_hop: IpAddr) -> Self {
+        Self {
+            origin: Origin::Igp,
+            as_path: Vec::new(),
+            next_hop,
+            link_local: None,
+            med: None,
+            local_pref: None,
+            communities: Vec::new(),
+            large_communities: Vec::new(),
+            originator_id: None,
+            cluster_list: Vec::new(),
+        }
+    }
+
+    /// Asks who hears of the path to prefer others (RFC 8326 §4.2): by the community, and towards an
+    /// internal peer by LOCAL_PREF.
+    pub(crate) fn shut_down_gracefully(&mut self, internal: bool) {
+        self.communities.push(GRACEFUL_SHUTDOWN);
+        self.communities.sort_unstable();
+        if internal {
+            self.local_pref = Some(0);
+        }
+    }
+
+    /// Whether the path is about to go.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.communities.contains(&GRACEFUL_SHUTDOWN)
+    }
+
+    pub(super) fn from_codec(
+        attributes: &[PathAttribute],
+        next_hop: IpAddr,
+        internal: bool,
+    ) -> Self {
+        let mut read = Self::local(next_hop);
+        for attribute in attributes {
+            read.take(attribute, internal);
+        }
+        read
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "attributes that a node does not use are not kept: it passes no route on"
+    )]
+    fn take(&mut self, attribute: &PathAttribute, internal: bool) {
+        match attribute {
+            PathAttribute::Origin(origin) => {
+                self.origin = match origin {
+                    rustbgpd_wire::Origin::Igp => Origin::Igp,
+                    rustbgpd_wire::Origin::Egp => Origin::Egp,
+                    rustbgpd_wire::Origin::Incomplete => Origin::Incomplete,
+                };
+            }
+            PathAttribute::AsPath(path) => self.as_path = path.asns().collect(),
+            PathAttribute::Med(med) => self.med = Some(*med),
+            // RFC 4271 §5.1.5: from an external peer it is ignored.
+            PathAttribute::LocalPref(preference) if internal => {
+                self.local_pref = Some(*preference);
+            }
+            PathAttribute::OriginatorId(id) if internal => self.originator_id = Some(*id),
+            PathAttribute::ClusterList(list) if internal => self.cluster_list.clone_from(list),
+            other => {
+                if let Some(communities) = other.communities() {
+                    self.communities = communities.to_vec();
+                }
+                if let Some(communities) = other.large_communities() {
+                    self.large_communities = communities
+                        .iter()
+                        .map(|community| LargeCommunity {
+                            global: community.global_admin,
+                            local1: community.local_data1,
+                            local2: community.local_data2,
+                        })
+                        .collect();
+                }
+            }
+        }
+    }
+
+    /// All but the next hop, in the order of their type codes.
+    pub(super) fn to_codec(&self) -> Vec<PathAttribute> {
+        let segments = if self.as_path.is_empty() {
+            Vec::new()
+        } else {
+            vec![AsPathSegment::AsSequence(self.as_path.clone())]
+        };
+        let mut attributes = vec![
+            PathAttribute::Origin(match self.origin {
+                Origin::Igp => rustbgpd_wire::Origin::Igp,
+                Origin::Egp => rustbgpd_wire::Origin::Egp,
+                Origin::Incomplete => rustbgpd_wire::Origin::Incomplete,
+            }),
+            PathAttribute::AsPath(AsPath { segments }),
+        ];
+        attributes.extend(self.med.map(PathAttribute::Med));
+        attributes.extend(self.local_pref.map(PathAttribute::LocalPref));
+        if !self.communities.is_empty() {
+            attributes.push(PathAttribute::Communities(self.communities.clone()));
+        }
+        if !self.large_communities.is_empty() {
+            attributes.push(PathAttribute::LargeCommunities(
+                self.large_communities
+                    .iter()
+                    .map(|c| rustbgpd_wire::LargeCommunity::new(c.global, c.local1, c.local2))
+                    .collect(),
+            ));
+        }
+        attributes
+    }
+}
