@@ -101,10 +101,14 @@ impl Candidate<'_> {
         self.attributes.as_path.first().copied()
     }
 
+    /// How many reflectors it went through.
+    fn reflectors(&self) -> usize {
+        self.attributes.rare().cluster_list.len()
+    }
+
     fn identifier(&self) -> Ipv4Addr {
-        self.attributes
-            .originator_id
-            .unwrap_or(self.source.router_id)
+        let originator = self.attributes.rare().originator_id;
+        originator.unwrap_or(self.source.router_id)
     }
 }
 
@@ -117,10 +121,7 @@ pub fn compare(a: Candidate<'_>, b: Candidate<'_>) -> (Ordering, Reason) {
     let ties = [
         (a.identifier().cmp(&b.identifier()), Reason::RouterId),
         (
-            a.attributes
-                .cluster_list
-                .len()
-                .cmp(&b.attributes.cluster_list.len()),
+            a.reflectors().cmp(&b.reflectors()),
             Reason::ClusterListLength,
         ),
         (a.source.address.cmp(&b.source.address), Reason::PeerAddress),
@@ -183,7 +184,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::Origin;
+    use crate::wire::{Origin, RareAttributes};
 
     fn attributes() -> Attributes {
         let mut attributes = Attributes::local(IpAddr::from([192, 0, 2, 1]));
@@ -246,7 +247,12 @@ mod tests {
             (Less, Reason::RouterId)
         );
         assert_eq!(
-            decided(|a, _| a.cluster_list = vec![Ipv4Addr::LOCALHOST]),
+            decided(|a, _| {
+                a.set_rare(RareAttributes {
+                    cluster_list: vec![Ipv4Addr::LOCALHOST],
+                    ..RareAttributes::default()
+                });
+            }),
             (Greater, Reason::ClusterListLength)
         );
         assert_eq!(

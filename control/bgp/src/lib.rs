@@ -53,4 +53,7 @@ pub use snapshot::{
 pub use speaker::{
     Accepted, ConnectionId, ConnectionRequest, Distance, DownReason, Event, Speaker, Transmit,
 };
-pub use wire::{Family, LargeCommunity, Notification, Origin};
+pub use wire::{
+    Aggregator, Attributes, ExtendedCommunity, Family, LargeCommunity, Notification, Origin,
+    RareAttributes, UnknownAttribute,
+};

@@ -122,7 +122,7 @@ impl Judge<'_> {
         if !self.internal && attributes.as_path.first() != Some(&self.remote_as) {
             return Some(Rejection::FirstAsDiffers);
         }
-        if attributes.originator_id == Some(self.router_id) {
+        if attributes.rare().originator_id == Some(self.router_id) {
             return Some(Rejection::OwnOrigin);
         }
         let next_hop = attributes.next_hop;

@@ -26,7 +26,10 @@ use rustbgpd_wire::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use attributes::{Attributes, LargeCommunity, Origin};
+pub use attributes::{
+    Aggregator, Attributes, ExtendedCommunity, LargeCommunity, Origin, RareAttributes,
+    UnknownAttribute,
+};
 pub use notification::Notification;
 pub(crate) use open::AS_TRANS;
 pub use open::{GracefulRestartOffer, Open};

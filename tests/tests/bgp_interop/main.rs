@@ -11,6 +11,7 @@ mod exabgp;
 mod openbgpd;
 mod restart;
 mod signature;
+mod transit;
 
 use std::collections::BTreeMap;
 use std::future::Future;

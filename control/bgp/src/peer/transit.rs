@@ -212,11 +212,17 @@ impl Peer {
         let mut told = Attributes {
             next_hop: self.next_hop(established, family)?,
             link_local: None,
-            originator_id: None,
-            cluster_list: Vec::new(),
             ..Attributes::clone(&path.attributes)
         };
         let internal = established.terms.internal;
+        if let Some(mut rare) = told.rare.take() {
+            if internal {
+                rare.leave_cluster();
+            } else {
+                rare.leave_as();
+            }
+            told.set_rare(*rare);
+        }
         if internal {
             told.local_pref = Some(told.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
         } else {

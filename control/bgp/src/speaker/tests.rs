@@ -1,6 +1,7 @@
 //! Speakers that talk over a simulated network in virtual time.
 
 mod broken_peer;
+mod carried;
 mod change;
 mod fabric;
 mod link;

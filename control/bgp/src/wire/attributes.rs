@@ -1,10 +1,15 @@
 //! What is said about a path: the attributes of RFC 4271 §5 and its successors, as values.
 
+mod rare;
+
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::LazyLock;
 
 use rustbgpd_wire::{AsPath, AsPathSegment, PathAttribute};
 use serde::{Deserialize, Serialize};
+
+pub use rare::{Aggregator, ExtendedCommunity, RareAttributes, UnknownAttribute};
 
 /// The well-known community of paths that are about to go (RFC 8326 §5).
 const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
@@ -38,7 +43,7 @@ impl fmt::Display for LargeCommunity {
     }
 }
 
-/// The attributes of a path that we read or write.
+/// The attributes of a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attributes {
     /// Where the route comes from.
@@ -57,10 +62,8 @@ pub struct Attributes {
     pub communities: Vec<u32>,
     /// RFC 8092 communities.
     pub large_communities: Vec<LargeCommunity>,
-    /// The originator, when a route reflector passed it on (RFC 4456).
-    pub originator_id: Option<Ipv4Addr>,
-    /// The reflectors it went through (RFC 4456).
-    pub cluster_list: Vec<Ipv4Addr>,
+    /// Those that few paths have; `None`: it has none of them. [`Self::rare`] reads them.
+    pub rare: Option<Box<RareAttributes>>,
 }
 
 impl Attributes {
@@ -75,9 +78,19 @@ impl Attributes {
             local_pref: None,
             communities: Vec::new(),
             large_communities: Vec::new(),
-            originator_id: None,
-            cluster_list: Vec::new(),
+            rare: None,
         }
+    }
+
+    /// The attributes that few paths have.
+    pub fn rare(&self) -> &RareAttributes {
+        static NONE: LazyLock<RareAttributes> = LazyLock::new(RareAttributes::default);
+        self.rare.as_deref().unwrap_or(&NONE)
+    }
+
+    /// Sets those that few paths have.
+    pub fn set_rare(&mut self, rare: RareAttributes) {
+        self.rare = (rare != RareAttributes::default()).then(|| Box::new(rare));
     }
 
     /// Asks who hears of the path to prefer others (RFC 8326 §4.2): by the community, and towards an
@@ -101,16 +114,16 @@ impl Attributes {
         internal: bool,
     ) -> Self {
         let mut read = Self::local(next_hop);
+        let mut rare = RareAttributes::default();
         for attribute in attributes {
             read.take(attribute, internal);
+            rare.take(attribute, internal);
         }
+        read.set_rare(rare);
         read
     }
 
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "attributes that a node does not use are not kept: it passes no route on"
-    )]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are rare")]
     fn take(&mut self, attribute: &PathAttribute, internal: bool) {
         match attribute {
             PathAttribute::Origin(origin) => {
@@ -126,8 +139,6 @@ impl Attributes {
             PathAttribute::LocalPref(preference) if internal => {
                 self.local_pref = Some(*preference);
             }
-            PathAttribute::OriginatorId(id) if internal => self.originator_id = Some(*id),
-            PathAttribute::ClusterList(list) if internal => self.cluster_list.clone_from(list),
             other => {
                 if let Some(communities) = other.communities() {
                     self.communities = communities.to_vec();
@@ -146,7 +157,7 @@ impl Attributes {
         }
     }
 
-    /// All but the next hop, in the order of their type codes.
+    /// All but the next hop, in the order of their type codes; ORIGIN and AS_PATH are the first two.
     pub(super) fn to_codec(&self) -> Vec<PathAttribute> {
         let segments = if self.as_path.is_empty() {
             Vec::new()
@@ -173,6 +184,9 @@ impl Attributes {
                     .map(|c| rustbgpd_wire::LargeCommunity::new(c.global, c.local1, c.local2))
                     .collect(),
             ));
+        }
+        if let Some(rare) = &self.rare {
+            rare.add_to(&mut attributes);
         }
         attributes
     }
