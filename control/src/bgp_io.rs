@@ -20,14 +20,17 @@ pub mod bfd;
 mod connection;
 mod distance;
 mod driver;
+mod history;
 mod netstat;
 mod signature;
 mod socket;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use fairlead_bgp::config::Announcements;
 use fairlead_bgp::{
@@ -42,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use bfd::Watch;
 use driver::Driver;
+pub use history::Happened;
 pub use netstat::Md5Drops;
 
 /// Commands that may wait for the driver.
@@ -89,7 +93,20 @@ enum Command {
     Refresh(String, Family, oneshot::Sender<bool>),
     Peers(oneshot::Sender<Vec<PeerSnapshot>>),
     Snapshot(oneshot::Sender<BgpSnapshot>),
+    Look(Look),
+    History(oneshot::Sender<Vec<Happened>>),
     Shutdown(String, oneshot::Sender<()>),
+}
+
+type Question = dyn FnOnce(&Speaker, Instant) + Send;
+
+/// A question that the speaker answers by itself.
+struct Look(Box<Question>);
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Look")
+    }
 }
 
 /// Starts a speaker without peers; listens on a port of both families if one is given.
@@ -170,6 +187,25 @@ impl BgpHandle {
     /// Everything.
     pub async fn snapshot(&self) -> Result<BgpSnapshot, Stopped> {
         self.ask(Command::Snapshot).await
+    }
+
+    /// Looks into the speaker; it does nothing else meanwhile.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Speaker, Instant) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.ask(|answer| {
+            Command::Look(Look(Box::new(move |speaker, now| {
+                // An asker that went away does not want its answer.
+                let _ = answer.send(question(speaker, now));
+            })))
+        })
+        .await
+    }
+
+    /// What happened, as far as it is remembered, the oldest first.
+    pub async fn history(&self) -> Result<Vec<Happened>, Stopped> {
+        self.ask(Command::History).await
     }
 
     /// Ends all sessions with an administrative shutdown and returns when the peers were told.

@@ -13,6 +13,7 @@ use crate::telemetry::cause;
 
 mod args;
 mod backends;
+mod bgp;
 mod flows;
 mod import;
 mod render;

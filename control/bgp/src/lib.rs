@@ -47,8 +47,8 @@ pub use fsm::State;
 pub use policy::Rejection;
 pub use session::Direction;
 pub use snapshot::{
-    AdvertisedRoute, Counters, FamilySnapshot, LearntPath, PathSnapshot, PeerSnapshot,
-    RouteSnapshot,
+    AdvertisedRoute, Counters, FamilySnapshot, LearntPath, Messages, NeighborSnapshot,
+    PathSnapshot, PeerSnapshot, PolicySnapshot, Reset, RouteSnapshot, Said,
 };
 pub use speaker::{
     Accepted, ConnectionId, ConnectionRequest, Distance, DownReason, Event, Speaker, Transmit,

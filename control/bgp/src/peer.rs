@@ -14,7 +14,7 @@ mod standing;
 mod transit;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::rib::PeerId;
 use crate::session::{Context, Direction, Negotiated, Output, Session, Timer, Trigger};
 use crate::snapshot::Counters;
 use crate::speaker::{ConnectionId, ConnectionRequest, Distance, DownReason, Shared, Transmit};
-use crate::wire::{Attributes, Family, Notification};
+use crate::wire::{Attributes, Family, Notification, Open};
 use reach::Reach;
 use transit::Transit;
 
@@ -52,6 +52,14 @@ pub(crate) struct Peer {
     /// State as shown, and since when.
     shown: (State, Instant),
     last_error: Option<DownReason>,
+    /// How and when the last established session ended.
+    last_reset: Option<(Instant, DownReason)>,
+    /// The last NOTIFICATION of either side, when, and whether it was ours.
+    last_notification: Option<(Instant, bool, Notification)>,
+    /// Its latest OPEN.
+    heard: Option<Open>,
+    /// Families of which it has told all in this session.
+    end_of_rib: BTreeSet<Family>,
     /// The R bit of the next OPEN.
     restarting: bool,
     /// Families whose routes are kept while the peer restarts, and until when.
@@ -88,6 +96,10 @@ impl Peer {
             established_count: 0,
             shown: (State::Idle, now),
             last_error: None,
+            last_reset: None,
+            last_notification: None,
+            heard: None,
+            end_of_rib: BTreeSet::new(),
             restarting: config
                 .graceful_restart
                 .is_some_and(|restart| restart.restarting),
@@ -306,7 +318,6 @@ impl Peer {
         while connection.is_some() && self.session(direction).connection() == connection {
             match self.session_mut(direction).next_message() {
                 Ok(Some(message)) => {
-                    self.counters.received += 1;
                     self.handle_message(direction, message, now, shared);
                 }
                 Ok(None) => break,
@@ -419,7 +430,7 @@ impl Peer {
     }
 
     fn transmit(&mut self, connection: ConnectionId, bytes: Bytes, shared: &mut Shared) {
-        self.counters.sent += 1;
+        self.counters.sent.count(&bytes);
         shared.transmits.push_back(Transmit { connection, bytes });
     }
 

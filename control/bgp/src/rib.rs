@@ -253,6 +253,19 @@ impl Rib {
             .map(|(prefix, paths)| (prefix, self.rank(paths.as_slice())))
     }
 
+    /// The paths that a peer told.
+    pub(crate) fn of(&self, peer: PeerId) -> impl Iterator<Item = (IpNetwork, &Path)> {
+        self.destinations
+            .iter()
+            .filter_map(move |(prefix, paths)| Some((prefix, paths.of(peer)?)))
+    }
+
+    /// The paths of a prefix, each with its place.
+    pub(crate) fn ranked_of(&self, prefix: &IpNetwork) -> Vec<Ranked<'_>> {
+        let paths = self.destinations.get(prefix);
+        paths.map_or_else(Vec::new, |paths| self.rank(paths.as_slice()))
+    }
+
     fn path(&self, prefix: &IpNetwork, peer: PeerId) -> Option<&Path> {
         self.destinations.get(prefix)?.of(peer)
     }

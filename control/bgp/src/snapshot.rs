@@ -9,9 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::best_path::Reason;
 use crate::bfd;
+use crate::config::{ExportRule, ImportPolicy, PeerConfig, PrefixRule};
 use crate::fsm::State;
 use crate::policy::Rejection;
-use crate::wire::{Attributes, Family};
+use crate::session::Direction;
+use crate::speaker::{Distance, DownReason};
+use crate::wire::{Attributes, Family, Notification, Open};
 
 /// A peer as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +53,12 @@ pub struct PeerSnapshot {
     pub families: BTreeMap<Family, FamilySnapshot>,
     /// Why the last session or attempt ended.
     pub last_error: Option<String>,
+    /// How the last established session ended.
+    pub last_reset: Option<Reset>,
+    /// The last NOTIFICATION that either side sent, collisions of connections aside.
+    pub last_notification: Option<Said>,
+    /// Its latest OPEN, whether it was accepted or not.
+    pub heard: Option<Open>,
     /// How many times the session was established.
     pub established_count: u64,
     /// Messages.
@@ -71,17 +80,119 @@ pub struct FamilySnapshot {
     pub without_next_hop: usize,
 }
 
+/// The end of an established session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// How long ago.
+    pub ago: Duration,
+    /// Why.
+    pub reason: DownReason,
+}
+
+/// A NOTIFICATION that went either way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// How long ago.
+    pub ago: Duration,
+    /// We sent it.
+    pub by_us: bool,
+    /// What was said.
+    pub notification: Notification,
+}
+
+/// Everything about one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighborSnapshot {
+    /// How it stands.
+    pub peer: PeerSnapshot,
+    /// What was asked of it.
+    pub config: PeerConfig,
+    /// The OPEN that we send.
+    pub offered: Open,
+    /// Who opened the connection of the established session.
+    pub opened: Option<Direction>,
+    /// How far its packets and ours may go.
+    pub distance: Distance,
+    /// Families whose routes are kept while it restarts, and for how long still (RFC 4724 §4.2).
+    pub stale: BTreeMap<Family, Duration>,
+    /// Families of which it has told all routes in this session.
+    pub end_of_rib: Vec<Family>,
+    /// It was told that it knows all of our routes.
+    pub end_of_rib_sent: bool,
+    /// When the session is sought again, while it rests.
+    pub rests: Option<Duration>,
+    /// Its paths that are not used, by the reason.
+    pub rejected: BTreeMap<Rejection, usize>,
+}
+
+/// What decides which routes a peer's session carries, and how many each rule decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySnapshot {
+    /// The peer's name.
+    pub peer: String,
+    /// Which of its routes are used.
+    pub import: ImportPolicy,
+    /// The rules of a prefix list with the paths that each lets in, as the first one that names them.
+    pub rules: Vec<(PrefixRule, usize)>,
+    /// Paths in use or ready for it.
+    pub accepted: usize,
+    /// Paths that are not used, by the reason.
+    pub rejected: BTreeMap<Rejection, usize>,
+    /// What announcements carry towards it, with the prefixes of each rule that it was told.
+    pub export: Vec<(ExportRule, usize)>,
+    /// Prefixes of ours that it was told.
+    pub announced: usize,
+    /// It is told what other peers told.
+    pub transit: bool,
+    /// Prefixes of others that it was told.
+    pub passed_on: usize,
+}
+
+/// Messages by their type (RFC 4271 §4, RFC 2918).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Messages {
+    /// OPEN.
+    pub opens: u64,
+    /// UPDATE, End-of-RIB markers included.
+    pub updates: u64,
+    /// NOTIFICATION.
+    pub notifications: u64,
+    /// KEEPALIVE.
+    pub keepalives: u64,
+    /// ROUTE-REFRESH.
+    pub route_refreshes: u64,
+}
+
+impl Messages {
+    /// All of them.
+    pub const fn total(&self) -> u64 {
+        self.opens + self.updates + self.notifications + self.keepalives + self.route_refreshes
+    }
+
+    /// Counts each message of whole ones.
+    pub(crate) fn count(&mut self, mut bytes: &[u8]) {
+        // RFC 4271 §4.1: 16 octets of marker, two of length, one of type.
+        while let [high, low, kind] = *bytes.get(16..19).unwrap_or_default() {
+            match kind {
+                1 => self.opens += 1,
+                2 => self.updates += 1,
+                3 => self.notifications += 1,
+                4 => self.keepalives += 1,
+                _ => self.route_refreshes += 1,
+            }
+            let length = usize::from(u16::from_be_bytes([high, low])).max(19);
+            bytes = bytes.get(length..).unwrap_or_default();
+        }
+    }
+}
+
 /// Messages since the peer was configured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// All messages received.
-    pub received: u64,
-    /// All messages sent.
-    pub sent: u64,
-    /// UPDATEs received.
-    pub updates_received: u64,
-    /// UPDATEs sent.
-    pub updates_sent: u64,
+    /// Messages received.
+    pub received: Messages,
+    /// Messages sent.
+    pub sent: Messages,
     /// UPDATEs of which an attribute was discarded (RFC 7606).
     pub attributes_discarded: u64,
     /// UPDATEs treated as a withdrawal (RFC 7606).

@@ -19,9 +19,12 @@ use crate::config::{Announcements, PeerConfig, SpeakerConfig};
 use crate::jitter::Jitter;
 use crate::peer::Peer;
 use crate::policy::OwnPrefixes;
-use crate::rib::{Hop, PeerId, Rib, Selection};
+use crate::rib::{Hop, PeerId, Ranked, Rib, Selection};
 use crate::session::Direction;
-use crate::snapshot::{AdvertisedRoute, LearntPath, PathSnapshot, PeerSnapshot, RouteSnapshot};
+use crate::snapshot::{
+    AdvertisedRoute, LearntPath, NeighborSnapshot, PathSnapshot, PeerSnapshot, PolicySnapshot,
+    RouteSnapshot,
+};
 use crate::wire::{Attributes, Family, Notification};
 
 pub use output::{
@@ -320,27 +323,23 @@ impl Speaker {
         peers
     }
 
+    /// Everything about a peer.
+    pub fn neighbor(&self, name: &str, now: Instant) -> Option<NeighborSnapshot> {
+        let peer = self.peers.get(&self.find(name)?)?;
+        Some(peer.neighbor(now, &self.shared))
+    }
+
+    /// What decides which routes a peer's session carries.
+    pub fn policy(&self, name: &str) -> Option<PolicySnapshot> {
+        let peer = self.peers.get(&self.find(name)?)?;
+        Some(peer.policy(&self.shared))
+    }
+
     /// Every prefix learnt or originated, with its paths, their places and why.
     pub fn loc_rib(&self) -> Vec<RouteSnapshot> {
-        let mut routes: BTreeMap<_, _> = self
-            .shared
-            .rib
-            .ranked()
-            .map(|(prefix, ranked)| {
-                let paths = ranked
-                    .iter()
-                    .map(|ranked| PathSnapshot {
-                        peer: self.name_of(ranked.path.peer),
-                        attributes: Attributes::clone(&ranked.path.attributes),
-                        best: ranked.best,
-                        used: ranked.used,
-                        reason: ranked.reason,
-                        rejection: ranked.path.rejection,
-                        stale: ranked.path.stale,
-                    })
-                    .collect::<Vec<_>>();
-                (prefix, paths)
-            })
+        let ranked = self.shared.rib.ranked();
+        let mut routes: BTreeMap<_, _> = ranked
+            .map(|(prefix, ranked)| (prefix, self.shown(&ranked).collect::<Vec<_>>()))
             .collect();
         for (prefix, announcement) in &self.shared.announcements {
             routes
@@ -354,17 +353,41 @@ impl Speaker {
             .collect()
     }
 
+    /// The paths of one prefix, learnt or originated, their places and why.
+    pub fn paths(&self, prefix: &IpNetwork) -> Vec<PathSnapshot> {
+        let announcement = self.shared.announcements.get(prefix);
+        let ours = announcement.map(|announcement| output::originated(prefix, announcement));
+        let ranked = self.shared.rib.ranked_of(prefix);
+        ours.into_iter().chain(self.shown(&ranked)).collect()
+    }
+
     /// What a peer told us, refused paths included.
     pub fn adj_rib_in(&self, name: &str) -> Vec<RouteSnapshot> {
-        self.loc_rib()
-            .into_iter()
-            .filter_map(|mut route| {
-                route
-                    .paths
-                    .retain(|path| path.peer.as_deref() == Some(name));
-                (!route.paths.is_empty()).then_some(route)
-            })
-            .collect()
+        let Some(peer) = self.find(name) else {
+            return Vec::new();
+        };
+        let told = self.shared.rib.of(peer);
+        told.map(|(prefix, _)| {
+            let mut ranked = self.shared.rib.ranked_of(&prefix);
+            ranked.retain(|ranked| ranked.path.peer == peer);
+            RouteSnapshot {
+                prefix,
+                paths: self.shown(&ranked).collect(),
+            }
+        })
+        .collect()
+    }
+
+    fn shown<'a>(&'a self, ranked: &'a [Ranked<'_>]) -> impl Iterator<Item = PathSnapshot> + 'a {
+        ranked.iter().map(|ranked| PathSnapshot {
+            peer: self.name_of(ranked.path.peer),
+            attributes: Attributes::clone(&ranked.path.attributes),
+            best: ranked.best,
+            used: ranked.used,
+            reason: ranked.reason,
+            rejection: ranked.path.rejection,
+            stale: ranked.path.stale,
+        })
     }
 
     /// What a peer was told.

@@ -274,6 +274,7 @@ mod tests {
                     route_refresh,
                     extended_next_hop,
                     hostname,
+                    others: BTreeSet::new(),
                 },
             )
     }

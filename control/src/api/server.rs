@@ -28,6 +28,17 @@ use crate::view::{FlowQuestion, View};
 struct RoutesQuery {
     #[serde(default)]
     set: RouteSet,
+    peer: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct NeighborQuery {
+    peer: String,
+}
+
+#[derive(Deserialize)]
+struct PolicyQuery {
+    peer: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -101,28 +112,6 @@ pub async fn serve(
             get(async |State(view): Asked| answer(view.services().await)),
         )
         .route(
-            "/v1/bgp/peers",
-            get(async |State(view): Asked| answer(view.peers().await)),
-        )
-        .route(
-            "/v1/bgp/bfd",
-            get(async |State(view): Asked| answer(view.bfd().await)),
-        )
-        .route(
-            "/v1/bgp/routes",
-            get(
-                async |State(view): Asked, Query(query): Query<RoutesQuery>| {
-                    answer(view.bgp_routes(query.set).await)
-                },
-            ),
-        )
-        .route(
-            "/v1/bgp/why",
-            get(async |State(view): Asked, Query(query): Query<WhyQuery>| {
-                answer(view.bgp_why(query.prefix).await)
-            }),
-        )
-        .route(
             "/v1/routes",
             get(async |State(view): Asked| answer(view.routes())),
         )
@@ -152,7 +141,8 @@ pub async fn serve(
                 },
             ),
         )
-        .with_state(view)
+        .with_state(view.clone())
+        .merge(bgp_routes(view))
         .merge(order_routes(orders))
         .fallback(async || {
             let error =
@@ -163,6 +153,54 @@ pub async fn serve(
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
         .context("serving the unix socket")
+}
+
+fn bgp_routes(view: Arc<View>) -> Router {
+    type Asked = State<Arc<View>>;
+    Router::new()
+        .route(
+            "/v1/bgp/peers",
+            get(async |State(view): Asked| answer(view.peers().await)),
+        )
+        .route(
+            "/v1/bgp/neighbor",
+            get(
+                async |State(view): Asked, Query(query): Query<NeighborQuery>| {
+                    answer(view.neighbor(&query.peer).await)
+                },
+            ),
+        )
+        .route(
+            "/v1/bgp/bfd",
+            get(async |State(view): Asked| answer(view.bfd().await)),
+        )
+        .route(
+            "/v1/bgp/routes",
+            get(
+                async |State(view): Asked, Query(query): Query<RoutesQuery>| {
+                    answer(view.bgp_routes(query.set, query.peer.as_deref()).await)
+                },
+            ),
+        )
+        .route(
+            "/v1/bgp/why",
+            get(async |State(view): Asked, Query(query): Query<WhyQuery>| {
+                answer(view.bgp_why(query.prefix).await)
+            }),
+        )
+        .route(
+            "/v1/bgp/policy",
+            get(
+                async |State(view): Asked, Query(query): Query<PolicyQuery>| {
+                    answer(view.bgp_policy(query.peer.as_deref()).await)
+                },
+            ),
+        )
+        .route(
+            "/v1/bgp/events",
+            get(async |State(view): Asked| answer(view.bgp_events().await)),
+        )
+        .with_state(view)
 }
 
 fn order_routes(orders: mpsc::Sender<Order>) -> Router {

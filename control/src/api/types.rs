@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::Condition;
 
+mod bgp;
+
+pub use bgp::*;
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -184,145 +188,6 @@ pub struct DrainOutcome {
     pub backends: Vec<String>,
     /// All drains that are in force now.
     pub drained: Vec<String>,
-}
-
-/// A row of `GET /v1/bgp/peers`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Peer {
-    /// Our AS number.
-    pub local_asn: u32,
-    /// The peer's AS number; 0 until it has said it.
-    pub peer_asn: u32,
-    /// The peer's address.
-    pub address: String,
-    /// The peer's port, when we dial.
-    pub port: u16,
-    /// `Idle`, `Connect`, `Active`, `OpenSent`, `OpenConfirm` or `Established`.
-    pub state: String,
-    /// Seconds in that state.
-    pub since_s: u64,
-    /// The name it sent (FQDN capability), if any.
-    pub hostname: Option<String>,
-    /// `up`, `init`, `down` or `admin-down`, when it is watched by BFD.
-    pub bfd: Option<String>,
-    /// Per address family: prefixes received, accepted, advertised.
-    pub families: Vec<PeerFamily>,
-    /// Negotiated hold time in seconds; 0 until established, or for none.
-    pub hold_s: u64,
-    /// Negotiated keepalive time in seconds.
-    pub keepalive_s: u64,
-    /// Messages received and sent.
-    pub messages_received: u64,
-    /// Messages sent.
-    pub messages_sent: u64,
-    /// Why the last session ended, or why none comes up.
-    pub last_error: Option<String>,
-    /// What to look at, when something is off.
-    pub hint: Option<String>,
-}
-
-/// The counts of a peer in one address family.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PeerFamily {
-    /// `ipv4` or `ipv6`.
-    pub family: String,
-    /// Prefixes it sent.
-    pub received: usize,
-    /// Of these, passed by the import policy.
-    pub accepted: usize,
-    /// Prefixes we sent.
-    pub advertised: usize,
-}
-
-/// `GET /v1/bgp/bfd`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Bfd {
-    /// Its sessions.
-    pub sessions: Vec<BfdSession>,
-    /// Packets that were not taken, by the reason.
-    pub discarded: BTreeMap<String, u64>,
-}
-
-/// A BFD session.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BfdSession {
-    /// The other end's address.
-    pub peer: String,
-    /// Our end's, when it is not left to the host.
-    pub local: Option<String>,
-    /// The other end may be behind routers.
-    pub multihop: bool,
-    /// `up`, `init`, `down` or `admin-down`.
-    pub state: String,
-    /// Why it is that.
-    pub reason: String,
-    /// Seconds in that state.
-    pub since_s: u64,
-    /// Time between our packets, before jitter.
-    pub transmit_interval_ms: u64,
-    /// How long nothing may be heard; 0 until something was.
-    pub detection_time_ms: u64,
-    /// The other end's state.
-    pub remote_state: String,
-    /// Why it is that.
-    pub remote_reason: String,
-    /// Our name for the session.
-    pub discriminator: u32,
-    /// The other end's; 0: not known.
-    pub remote_discriminator: u32,
-    /// How many times it came up.
-    pub ups: u64,
-    /// How many times it failed.
-    pub failures: u64,
-    /// Packets sent.
-    pub packets_sent: u64,
-    /// Packets taken.
-    pub packets_received: u64,
-}
-
-/// A row of `GET /v1/bgp/routes`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BgpRoute {
-    /// Our AS number.
-    pub local_asn: u32,
-    /// The prefix.
-    pub prefix: String,
-    /// The next hop.
-    pub next_hop: String,
-    /// The peer it came from or goes to; `local` for our own.
-    pub peer: String,
-    /// The AS path as text.
-    pub as_path: String,
-    /// `igp`, `egp` or `incomplete`.
-    pub origin: String,
-    /// LOCAL_PREF, when it has one.
-    pub local_pref: Option<u32>,
-    /// MULTI_EXIT_DISC, when it has one.
-    pub med: Option<u32>,
-    /// Communities as text.
-    pub communities: Vec<String>,
-    /// Whether it is the best path.
-    pub best: bool,
-    /// Whether it is used beside the best (multipath).
-    pub multipath: bool,
-    /// Why it is or is not the best, or why it was rejected.
-    pub reason: String,
-}
-
-/// Which routes `GET /v1/bgp/routes` lists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RouteSet {
-    /// Everything received and originated, with the reason for each.
-    #[default]
-    Available,
-    /// What is sent to each peer.
-    Advertised,
 }
 
 /// A row of `GET /v1/routes`: a learnt prefix and what became of it.

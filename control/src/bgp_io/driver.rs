@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fairlead_bgp::{ConnectionId, ConnectionRequest, Event, Password, PeerConfig, Speaker, bfd};
 use futures::future::join_all;
+use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -16,8 +17,9 @@ use tracing::{debug, info, warn};
 
 use super::bfd::Watch;
 use super::connection::{Arrival, Arrivals, Connection};
+use super::history::History;
 use super::signature::sign;
-use super::{BgpSnapshot, Command, LearntRoutes, socket};
+use super::{BgpSnapshot, Command, LearntRoutes, Look, socket};
 
 /// Arrivals that may wait for the driver; readers wait when it is full.
 const ARRIVALS: usize = 64;
@@ -46,6 +48,7 @@ pub(super) struct Driver {
     publish_at: Option<Instant>,
     learnt: watch::Sender<Arc<LearntRoutes>>,
     events: broadcast::Sender<Event>,
+    history: History,
     cancel: CancellationToken,
 }
 
@@ -83,6 +86,7 @@ impl Driver {
             publish_at: None,
             learnt,
             events,
+            history: History::default(),
             cancel,
         }
     }
@@ -151,6 +155,10 @@ impl Driver {
             }
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.snapshot(now));
+            }
+            Command::Look(Look(question)) => question(&self.speaker, now),
+            Command::History(answer) => {
+                let _ = answer.send(self.history.all());
             }
             Command::Shutdown(text, answer) => {
                 self.speaker.shutdown(&text, now);
@@ -364,6 +372,7 @@ impl Driver {
 
     fn tell(&mut self, event: Event) {
         log(&event);
+        self.history.remember(&event, Timestamp::now());
         if matches!(event, Event::EndOfRib { .. }) && self.speaker.has_changed_routes() {
             // Who hears that these were all routes must find them.
             self.publish();
@@ -377,6 +386,12 @@ impl Driver {
         self.publish_at = None;
         let changes = self.speaker.take_changed_routes();
         debug!(prefixes = changes.len(), "routes changed");
+        let known = self.learnt.borrow().clone();
+        let is_known = |prefix: &_| known.contains_key(prefix);
+        self.history
+            .remember_routes(&changes, is_known, Timestamp::now());
+        // The table is copied while a reader holds it.
+        drop(known);
         self.learnt.send_modify(|table| {
             let table = Arc::make_mut(table);
             for (prefix, paths) in changes {
@@ -444,6 +459,17 @@ fn log(event: &Event) {
         Event::AttemptFailed { peer, reason } => debug!(%peer, %reason, "no session"),
         Event::UpdateFaults { peer, faults } => warn!(%peer, ?faults, "faulty update"),
         Event::EndOfRib { peer, family } => debug!(%peer, %family, "all routes received"),
+        Event::RefreshAsked { peer, family } => debug!(%peer, %family, "asks for our routes again"),
+        Event::RoutesKept {
+            peer,
+            family,
+            restart_time,
+        } => info!(%peer, %family, ?restart_time, "restarting: its routes are kept"),
+        Event::RestartOver {
+            peer,
+            family,
+            dropped,
+        } => info!(%peer, %family, dropped, "restart over"),
         Event::AnnouncementsRefused { peer, prefixes } => {
             warn!(%peer, ?prefixes, "announcements do not fit a message");
         }

@@ -27,7 +27,8 @@ use crate::object::ObjectName;
   dpctl trace --in eth0 --src 192.0.2.7:40000 --dst 203.0.113.10:80
                                        what becomes of a packet, and why
   dpctl bgp peers                      who is up, and what was exchanged
-  dpctl bgp routes advertised          what each peer was told
+  dpctl bgp neighbor 10.0.0.1          everything about a peer
+  dpctl bgp received 10.0.0.1          what it told us, and why a path is not used
   dpctl bgp why 10.1.0.0/16            which path of a prefix is the best, and why
   dpctl nat list                       who is behind which egress port
   dpctl drops                          what was dropped, and for which reason
@@ -299,6 +300,15 @@ fn service_name(text: &str) -> Result<String, String> {
     }
 }
 
+fn peer_name(text: &str) -> Result<String, String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ".:-_".contains(c);
+    if !text.is_empty() && text.chars().all(is_part) {
+        Ok(text.to_owned())
+    } else {
+        Err("it is an address or a host name, as `dpctl bgp peers` prints it".to_owned())
+    }
+}
+
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<jiff::SignedDuration>().ok();
     parsed
@@ -310,6 +320,36 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 pub enum Bgp {
     /// Sessions and what was exchanged
     Peers,
+    /// Everything about one peer: session, capabilities, timers, messages, prefixes, past
+    Neighbor {
+        /// Its address, or the host name that it sent
+        #[arg(value_name = "PEER", value_parser = peer_name)]
+        peer: String,
+    },
+    /// What a peer was told, with attributes; of all peers without one
+    Advertised {
+        /// Its address, or the host name that it sent
+        #[arg(value_name = "PEER", value_parser = peer_name)]
+        peer: Option<String>,
+    },
+    /// What a peer told us, before any policy, and why a path is not used
+    Received {
+        /// Its address, or the host name that it sent
+        #[arg(value_name = "PEER", value_parser = peer_name)]
+        peer: String,
+    },
+    /// The rules by which routes come in and go out, and how many prefixes each decided
+    Policy {
+        /// Its address, or the host name that it sent
+        #[arg(value_name = "PEER", value_parser = peer_name)]
+        peer: Option<String>,
+    },
+    /// What happened last: sessions, refusals, faults, routes
+    Events {
+        /// Goes on with what happens, until interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// BFD sessions: whether packets get to the peers that are watched, and how fast a failure is seen
     Bfd,
     /// Paths

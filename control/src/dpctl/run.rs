@@ -4,13 +4,12 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::CommandFactory;
-use ipnetwork::IpNetwork;
 
-use super::args::{Bgp, Dpctl, Global, Nat, Noun, Set};
+use super::args::{Dpctl, Global, Nat, Noun};
 use super::render::{Align::Left, Align::Right, age, print, rows, say};
-use super::{Outcome, backends, flows, import, services, trace};
+use super::{Outcome, backends, bgp, flows, import, services, trace};
 use crate::api::client::ask;
-use crate::api::types::{Bfd, BfdSession, BgpRoute, Binding, Peer, ReasonCount, Route, Status};
+use crate::api::types::{Binding, ReasonCount, Route, Status};
 
 /// Asks and prints.
 pub async fn run(typed: Dpctl) -> Result<Outcome> {
@@ -26,10 +25,7 @@ pub async fn run(typed: Dpctl) -> Result<Outcome> {
         Noun::Backends { verb, of } => backends::run(global, verb, of).await,
         Noun::Flows { verb, filter } => flows::run(global, verb, filter).await,
         Noun::Trace(typed) => trace::run(global, typed).await,
-        Noun::Bgp(Bgp::Peers) => peers(global).await,
-        Noun::Bgp(Bgp::Bfd) => bfd(global).await,
-        Noun::Bgp(Bgp::Routes { set }) => bgp_routes(global, set).await,
-        Noun::Bgp(Bgp::Why { prefix }) => bgp_why(global, prefix).await,
+        Noun::Bgp(what) => bgp::run(global, what).await,
         Noun::Routes => routes(global).await,
         Noun::Nat(Nat::List) => nat(global).await,
         Noun::Drops { all } => drops(global, all).await,
@@ -162,218 +158,6 @@ fn status_text(global: &Global, status: &Status) -> String {
         );
     }
     text
-}
-
-async fn peers(global: &Global) -> Result<Outcome> {
-    let peers: Vec<Peer> = ask(&global.socket, "/v1/bgp/peers").await?;
-    print(global, &peers, |wide| {
-        let mut columns = vec![
-            ("LOCAL AS", Right),
-            ("PEER AS", Right),
-            ("PEER ADDRESS", Left),
-            ("SESSION", Left),
-            ("SINCE", Right),
-            ("BFD", Left),
-            ("FAMILY", Left),
-            ("RECEIVED", Right),
-            ("ACCEPTED", Right),
-            ("ADVERTISED", Right),
-        ];
-        if wide {
-            columns.extend([
-                ("HOLD", Right),
-                ("KEEPALIVE", Right),
-                ("MSG RCVD", Right),
-                ("MSG SENT", Right),
-                ("LAST ERROR", Left),
-            ]);
-        }
-        let mut lines = Vec::new();
-        for peer in &peers {
-            let name = peer.hostname.as_ref().map_or_else(
-                || peer.address.clone(),
-                |hostname| format!("{} ({hostname})", peer.address),
-            );
-            for (index, family) in peer.families.iter().enumerate() {
-                let mut cells = if index == 0 {
-                    vec![
-                        peer.local_asn.to_string(),
-                        peer.peer_asn.to_string(),
-                        name.clone(),
-                        peer.state.to_lowercase(),
-                        age(peer.since_s),
-                        peer.bfd.clone().unwrap_or_else(|| "-".to_owned()),
-                    ]
-                } else {
-                    vec![String::new(); 6]
-                };
-                cells.extend([
-                    family.family.clone(),
-                    family.received.to_string(),
-                    family.accepted.to_string(),
-                    family.advertised.to_string(),
-                ]);
-                if wide && index == 0 {
-                    cells.extend([
-                        format!("{}s", peer.hold_s),
-                        format!("{}s", peer.keepalive_s),
-                        peer.messages_received.to_string(),
-                        peer.messages_sent.to_string(),
-                        peer.last_error.clone().unwrap_or_else(|| "-".to_owned()),
-                    ]);
-                }
-                lines.push(cells);
-            }
-        }
-        rows(global, &columns, lines)
-    })?;
-    for peer in &peers {
-        if let Some(hint) = &peer.hint {
-            say(&format!("{}: {hint}", peer.address));
-        }
-    }
-    if peers.is_empty() {
-        say("no peers; a CiliumBGPPeeringPolicy that selects this node makes them");
-    }
-    Ok(Outcome::Yes)
-}
-
-async fn bfd(global: &Global) -> Result<Outcome> {
-    let bfd: Bfd = ask(&global.socket, "/v1/bgp/bfd").await?;
-    print(global, &bfd, |wide| {
-        let mut columns = vec![
-            ("PEER", Left),
-            ("HOPS", Left),
-            ("STATE", Left),
-            ("SINCE", Right),
-            ("DETECTS IN", Right),
-            ("SENDS EVERY", Right),
-            ("UPS", Right),
-            ("FAILURES", Right),
-            ("REASON", Left),
-        ];
-        if wide {
-            columns.extend([
-                ("LOCAL", Left),
-                ("PEER STATE", Left),
-                ("PEER REASON", Left),
-                ("ID", Right),
-                ("PEER ID", Right),
-                ("SENT", Right),
-                ("RECEIVED", Right),
-            ]);
-        }
-        let row = |session: &BfdSession| {
-            let mut cells = vec![
-                session.peer.clone(),
-                if session.multihop { "multi" } else { "single" }.to_owned(),
-                session.state.clone(),
-                age(session.since_s),
-                format!("{}ms", session.detection_time_ms),
-                format!("{}ms", session.transmit_interval_ms),
-                session.ups.to_string(),
-                session.failures.to_string(),
-                session.reason.clone(),
-            ];
-            if wide {
-                cells.extend([
-                    session.local.clone().unwrap_or_else(|| "-".to_owned()),
-                    session.remote_state.clone(),
-                    session.remote_reason.clone(),
-                    session.discriminator.to_string(),
-                    session.remote_discriminator.to_string(),
-                    session.packets_sent.to_string(),
-                    session.packets_received.to_string(),
-                ]);
-            }
-            cells
-        };
-        rows(global, &columns, bfd.sessions.iter().map(row).collect())
-    })?;
-    for (why, count) in &bfd.discarded {
-        say(&format!("{count} packets were not taken: {why}"));
-    }
-    if bfd.sessions.is_empty() {
-        say("no BFD sessions; a BGPPeerProfile with `bfd` that selects a peer makes one");
-    }
-    let is_up = |session: &BfdSession| session.state == "up";
-    Ok(if bfd.sessions.iter().all(is_up) {
-        Outcome::Yes
-    } else {
-        Outcome::No
-    })
-}
-
-async fn bgp_routes(global: &Global, set: Set) -> Result<Outcome> {
-    let path = match set {
-        Set::Available => "/v1/bgp/routes?set=available",
-        Set::Advertised => "/v1/bgp/routes?set=advertised",
-    };
-    let paths: Vec<BgpRoute> = ask(&global.socket, path).await?;
-    print_paths(global, &paths)?;
-    if paths.is_empty() {
-        say("no paths; `dpctl bgp peers` shows whether a session is up");
-    }
-    Ok(Outcome::Yes)
-}
-
-async fn bgp_why(global: &Global, prefix: IpNetwork) -> Result<Outcome> {
-    let path = format!("/v1/bgp/why?prefix={prefix}");
-    let paths: Vec<BgpRoute> = ask(&global.socket, &path).await?;
-    print_paths(global, &paths)?;
-    if paths.is_empty() {
-        say(&format!(
-            "no peer has told {prefix}, and it is not announced; `dpctl bgp routes` lists all prefixes"
-        ));
-        return Ok(Outcome::No);
-    }
-    Ok(Outcome::Yes)
-}
-
-fn print_paths(global: &Global, paths: &[BgpRoute]) -> Result<()> {
-    print(global, &paths, |wide| {
-        let mut columns = vec![
-            ("", Left),
-            ("PREFIX", Left),
-            ("NEXT HOP", Left),
-            ("PEER", Left),
-            ("AS PATH", Left),
-            ("ORIGIN", Left),
-        ];
-        if wide {
-            columns.extend([("LOCAL PREF", Right), ("MED", Right), ("COMMUNITIES", Left)]);
-        }
-        columns.push(("REASON", Left));
-        let number = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
-        let lines = paths
-            .iter()
-            .map(|path| {
-                let mark = match (path.best, path.multipath) {
-                    (true, _) => "*>",
-                    (false, true) => "*=",
-                    (false, false) => "",
-                };
-                let mut cells = vec![
-                    mark.to_owned(),
-                    path.prefix.clone(),
-                    path.next_hop.clone(),
-                    path.peer.clone(),
-                    dash(&path.as_path),
-                    path.origin.clone(),
-                ];
-                if wide {
-                    cells.extend([
-                        number(path.local_pref),
-                        number(path.med),
-                        dash(&path.communities.join(" ")),
-                    ]);
-                }
-                cells.push(path.reason.clone());
-                cells
-            })
-            .collect();
-        rows(global, &columns, lines)
-    })
 }
 
 async fn routes(global: &Global) -> Result<Outcome> {

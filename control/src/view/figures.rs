@@ -6,8 +6,9 @@ use anyhow::Result;
 use fairlead_common::service::{SLOTS_PER_PAGE, Traffic};
 use fairlead_common::tables::{self, Table as _};
 
+use super::bgp::{bfd_of, peer_row, peers_of};
 use super::services::{BACKEND_STATES, drops, state_of};
-use super::{View, announcement, bfd_of, peer_row, peers_of};
+use super::{View, announcement};
 use crate::bgp_io::Md5Drops;
 use crate::dataplane::table::Pinned;
 use crate::plan::{Actual, services as rows};

@@ -116,8 +116,9 @@ fn exabgp_and_we_tell_each_other_again_on_request() {
         let begin = tokio::time::Instant::now();
         while ours.handle.peers().await.unwrap()[0]
             .counters
-            .updates_received
-            == before.updates_received
+            .received
+            .updates
+            == before.received.updates
         {
             assert!(begin.elapsed() < Duration::from_secs(10), "{before:?}");
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -343,7 +343,7 @@ fn either_side_may_ask_for_the_routes_again() {
         frr.vtysh("clear bgp ipv6 unicast 10.77.0.1 soft in")
             .unwrap();
         let told_again = async {
-            while ours.handle.peers().await.unwrap()[0].counters.updates_sent == sent.updates_sent {
+            while ours.handle.peers().await.unwrap()[0].counters.sent.updates == sent.sent.updates {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -359,8 +359,9 @@ fn either_side_may_ask_for_the_routes_again() {
         let heard_again = async {
             while ours.handle.peers().await.unwrap()[0]
                 .counters
-                .updates_received
-                == sent.updates_received
+                .received
+                .updates
+                == sent.received.updates
             {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -111,7 +111,7 @@ fn openbgpd_is_told_again_on_request_and_takes_ours() {
             let requests = shown.lines().find(|line| {
                 line.split_whitespace().collect::<Vec<_>>() == ["Route", "Refresh", "2", "1"]
             });
-            if requests.is_some() && after.updates_sent > before.updates_sent {
+            if requests.is_some() && after.sent.updates > before.sent.updates {
                 break;
             }
             assert!(

@@ -44,7 +44,6 @@ impl Peer {
                 }
             }
         }
-        self.counters.updates_sent += messages.len() as u64;
         let is_all = shared.announcements_known && !self.transit.is_waiting();
         if is_all && !self.end_of_rib_sent {
             self.end_of_rib_sent = true;
@@ -193,8 +192,6 @@ impl Peer {
         if messages.is_empty() {
             return;
         }
-        // One of them is counted where it is transmitted.
-        self.counters.sent += messages.len() as u64 - 1;
         let mut outputs = Vec::with_capacity(1);
         let bytes = messages.concat().into();
         let session = self.session_mut(established.direction);

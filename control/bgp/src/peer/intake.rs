@@ -24,19 +24,25 @@ impl Peer {
         now: Instant,
         shared: &mut Shared,
     ) {
+        let received = &mut self.counters.received;
         match message {
-            Message::Open(open) => match negotiate(open, &shared.config, &self.config) {
-                Ok(terms) => self.handle_open(direction, terms, now, shared),
-                Err(refusal) => {
-                    let trigger = Trigger::answered(Event::OpenError, refusal);
-                    self.step(direction, trigger, now, shared);
+            Message::Open(open) => {
+                received.opens += 1;
+                self.heard = Some(open.clone());
+                match negotiate(open, &shared.config, &self.config) {
+                    Ok(terms) => self.handle_open(direction, terms, now, shared),
+                    Err(refusal) => {
+                        let trigger = Trigger::answered(Event::OpenError, refusal);
+                        self.step(direction, trigger, now, shared);
+                    }
                 }
-            },
+            }
             Message::Update(raw) => {
-                self.counters.updates_received += 1;
+                received.updates += 1;
                 self.handle_update(direction, &raw, now, shared);
             }
             Message::Notification(notification) => {
+                received.notifications += 1;
                 let event = if notification.is_version_error() {
                     Event::VersionNotification
                 } else {
@@ -46,10 +52,16 @@ impl Peer {
                 self.step(direction, trigger, now, shared);
             }
             Message::Keepalive => {
+                received.keepalives += 1;
                 self.step(direction, Trigger::of(Event::Keepalive), now, shared);
             }
             Message::RouteRefresh(family) => {
+                received.route_refreshes += 1;
                 if let Some(family) = family {
+                    shared.events.push_back(speaker::Event::RefreshAsked {
+                        peer: self.config.name.clone(),
+                        family,
+                    });
                     self.forget_sent(family);
                 }
                 self.step(direction, Trigger::of(Event::RouteRefresh), now, shared);
@@ -177,6 +189,7 @@ impl Peer {
             }
         }
         if let Some(family) = update.end_of_rib {
+            self.end_of_rib.insert(family);
             self.end_stale(family, shared);
             shared.events.push_back(speaker::Event::EndOfRib {
                 peer: self.config.name.clone(),

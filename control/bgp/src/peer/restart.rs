@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::transit::Transit;
 use super::{Established, Peer};
 use crate::session::Negotiated;
-use crate::speaker::{DownReason, Shared};
+use crate::speaker::{self, DownReason, Shared};
 use crate::wire::Family;
 
 /// How long a peer that is back may take until its End-of-RIB.
@@ -39,6 +39,7 @@ impl Peer {
         self.sent.clear();
         self.transit = Transit::default();
         self.end_of_rib_sent = false;
+        self.end_of_rib.clear();
         self.without_next_hop.clear();
         let without_a_word = matches!(reason, DownReason::Closed(_) | DownReason::Replaced);
         let terms = &established.terms;
@@ -53,6 +54,11 @@ impl Peer {
                 shared.rib.sweep_stale(self.id, family);
                 shared.rib.mark_stale(self.id, family);
                 self.stale.insert(family, now + *restart_time);
+                shared.events.push_back(speaker::Event::RoutesKept {
+                    peer: self.config.name.clone(),
+                    family,
+                    restart_time: *restart_time,
+                });
             } else {
                 self.stale.remove(&family);
                 shared.rib.forget(self.id, family);
@@ -81,7 +87,13 @@ impl Peer {
     /// What is still stale in a family is gone.
     pub(super) fn end_stale(&mut self, family: Family, shared: &mut Shared) {
         if self.stale.remove(&family).is_some() {
+            let before = shared.rib.count(self.id, family).received;
             shared.rib.sweep_stale(self.id, family);
+            shared.events.push_back(speaker::Event::RestartOver {
+                peer: self.config.name.clone(),
+                family,
+                dropped: before - shared.rib.count(self.id, family).received,
+            });
         }
     }
 

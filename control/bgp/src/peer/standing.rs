@@ -90,6 +90,20 @@ impl Peer {
             *reason == DownReason::Stopped || *reason == DownReason::Sent(Notification::COLLISION);
         if !silent {
             self.last_error = Some(reason.clone());
+            match reason {
+                DownReason::Sent(said) => self.last_notification = Some((now, true, said.clone())),
+                DownReason::Received(said) => {
+                    self.last_notification = Some((now, false, said.clone()));
+                }
+                DownReason::Closed(_)
+                | DownReason::Replaced
+                | DownReason::SendHoldExpired
+                | DownReason::Stopped
+                | DownReason::ShutDown(_) => {}
+            }
+            if was == State::Established {
+                self.last_reset = Some((now, reason.clone()));
+            }
             let peer = self.config.name.clone();
             shared.events.push_back(if was == State::Established {
                 speaker::Event::PeerDown {

@@ -177,7 +177,6 @@ impl Peer {
                 messages.extend(wire::pack_withdrawals(batch.family, &gone));
             }
         }
-        self.counters.updates_sent += messages.len() as u64;
         self.send_all(&messages, established, now, shared);
     }
 

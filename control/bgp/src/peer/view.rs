@@ -1,10 +1,16 @@
 //! What a peer shows of itself.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Peer;
+use crate::config::{ExportRule, ImportPolicy};
 use crate::fsm::State;
-use crate::snapshot::{AdvertisedRoute, FamilySnapshot, PeerSnapshot};
+use crate::policy::Rejection;
+use crate::session::our_open;
+use crate::snapshot::{
+    AdvertisedRoute, FamilySnapshot, NeighborSnapshot, PeerSnapshot, PolicySnapshot, Reset, Said,
+};
 use crate::speaker::Shared;
 use crate::wire::{Attributes, Family};
 
@@ -77,8 +83,82 @@ impl Peer {
             local_address: self.established.as_ref().and_then(|e| e.local_address),
             families,
             last_error: self.last_error.as_ref().map(ToString::to_string),
+            last_reset: self.last_reset.as_ref().map(|(at, reason)| Reset {
+                ago: now.saturating_duration_since(*at),
+                reason: reason.clone(),
+            }),
+            last_notification: self
+                .last_notification
+                .as_ref()
+                .map(|(at, by_us, said)| Said {
+                    ago: now.saturating_duration_since(*at),
+                    by_us: *by_us,
+                    notification: said.clone(),
+                }),
+            heard: self.heard.clone(),
             established_count: self.established_count,
             counters: self.counters,
         }
+    }
+
+    /// Everything about it.
+    pub(crate) fn neighbor(&self, now: Instant, shared: &Shared) -> NeighborSnapshot {
+        let left = |at: &Instant| at.saturating_duration_since(now);
+        let established = self.established.as_ref();
+        NeighborSnapshot {
+            peer: self.snapshot(now, shared),
+            config: self.config.clone(),
+            offered: our_open(&shared.config, &self.config, self.restarting),
+            opened: established.map(|established| established.direction),
+            distance: self.distance(&shared.config),
+            stale: self.stale.iter().map(|(f, at)| (*f, left(at))).collect(),
+            end_of_rib: self.end_of_rib.iter().copied().collect(),
+            end_of_rib_sent: self.end_of_rib_sent,
+            rests: self.starts.values().min().map(left),
+            rejected: self.rejected(shared),
+        }
+    }
+
+    /// What decides which routes its session carries.
+    pub(crate) fn policy(&self, shared: &Shared) -> PolicySnapshot {
+        let mut rules = match &self.config.import {
+            ImportPolicy::Nothing | ImportPolicy::All => Vec::new(),
+            ImportPolicy::Prefixes(rules) => rules.iter().map(|rule| (*rule, 0)).collect(),
+        };
+        let mut accepted = 0;
+        for (prefix, path) in shared.rib.of(self.id) {
+            if path.rejection.is_none() {
+                accepted += 1;
+                if let Some((_, count)) = rules.iter_mut().find(|(rule, _)| rule.matches(&prefix)) {
+                    *count += 1;
+                }
+            }
+        }
+        let told = |rule: &ExportRule| {
+            let prefixes = rule.prefixes.iter();
+            prefixes.filter(|p| self.sent.contains_key(p)).count()
+        };
+        let export = self.config.export.iter();
+        PolicySnapshot {
+            peer: self.config.name.clone(),
+            import: self.config.import.clone(),
+            rules,
+            accepted,
+            rejected: self.rejected(shared),
+            export: export.map(|rule| (rule.clone(), told(rule))).collect(),
+            announced: self.sent.len(),
+            transit: self.config.transit,
+            passed_on: self.transit.told().count(),
+        }
+    }
+
+    fn rejected(&self, shared: &Shared) -> BTreeMap<Rejection, usize> {
+        let mut rejected = BTreeMap::new();
+        for (_, path) in shared.rib.of(self.id) {
+            if let Some(rejection) = path.rejection {
+                *rejected.entry(rejection).or_default() += 1;
+            }
+        }
+        rejected
     }
 }

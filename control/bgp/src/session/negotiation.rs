@@ -50,6 +50,7 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
                 .collect(),
         }),
         hostname: speaker.hostname.clone(),
+        others: BTreeSet::new(),
     }
 }
 

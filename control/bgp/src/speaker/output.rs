@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
@@ -113,6 +114,31 @@ pub enum Event {
         peer: String,
         /// The family.
         family: crate::wire::Family,
+    },
+    /// A peer asked for our routes of a family again (RFC 2918).
+    RefreshAsked {
+        /// The peer's name.
+        peer: String,
+        /// The family.
+        family: crate::wire::Family,
+    },
+    /// A peer that restarts gracefully is away; its routes stay (RFC 4724 §4.2).
+    RoutesKept {
+        /// The peer's name.
+        peer: String,
+        /// The family.
+        family: crate::wire::Family,
+        /// How long they stay.
+        restart_time: Duration,
+    },
+    /// A peer's restart is over, well or not: what it did not tell again is gone.
+    RestartOver {
+        /// The peer's name.
+        peer: String,
+        /// The family.
+        family: crate::wire::Family,
+        /// How many prefixes that were.
+        dropped: usize,
     },
     /// Announcements could not be told: their attributes do not fit a message.
     AnnouncementsRefused {

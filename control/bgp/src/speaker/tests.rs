@@ -9,6 +9,7 @@ mod network;
 mod random;
 mod reach;
 mod restart;
+mod shown;
 mod transit;
 
 use std::collections::BTreeMap;
@@ -225,7 +226,7 @@ fn a_change_of_announcements_is_told_as_a_difference() {
         .set_announcements(announce(&["10.1.0.0/24", "10.1.1.0/24"]), now);
     network.run(20 * SECOND);
     let now = network.now();
-    let sent = network.speaker(1).peers(now)[0].counters.updates_sent;
+    let sent = network.speaker(1).peers(now)[0].counters.sent.updates;
     network
         .speaker(1)
         .set_announcements(announce(&["10.1.1.0/24", "10.1.2.0/24"]), now);
@@ -235,7 +236,7 @@ fn a_change_of_announcements_is_told_as_a_difference() {
         [net("10.1.1.0/24"), net("10.1.2.0/24")]
     );
     let now = network.now();
-    let after = network.speaker(1).peers(now)[0].counters.updates_sent;
+    let after = network.speaker(1).peers(now)[0].counters.sent.updates;
     assert_eq!(after - sent, 2, "one withdrawal and one announcement");
     network.speaker(1).withdraw_all(now);
     network.run(SECOND);
@@ -365,8 +366,16 @@ fn a_wrong_as_is_refused_with_bad_peer_as_and_tried_again_ever_more_slowly() {
     let one = &network.speaker(1).peers(now)[0];
     assert_ne!(one.state, State::Established);
     assert_eq!(one.last_error.as_deref(), Some("sent 2/2 Bad Peer AS"));
-    assert!(one.counters.sent < 120, "{} messages", one.counters.sent);
-    assert!(one.counters.sent > 6, "{} messages", one.counters.sent);
+    assert!(
+        one.counters.sent.total() < 120,
+        "{} messages",
+        one.counters.sent.total()
+    );
+    assert!(
+        one.counters.sent.total() > 6,
+        "{} messages",
+        one.counters.sent.total()
+    );
 }
 
 #[test]
@@ -492,7 +501,7 @@ fn a_refresh_brings_all_routes_again() {
         .set_announcements(announce(&["10.2.0.0/24", "2001:db8:2::/64"]), now);
     network.run(20 * SECOND);
     let now = network.now();
-    let before = network.speaker(1).peers(now)[0].counters.updates_received;
+    let before = network.speaker(1).peers(now)[0].counters.received.updates;
     assert!(
         network
             .speaker(1)
@@ -500,7 +509,7 @@ fn a_refresh_brings_all_routes_again() {
     );
     network.run(SECOND);
     let now = network.now();
-    let after = network.speaker(1).peers(now)[0].counters.updates_received;
+    let after = network.speaker(1).peers(now)[0].counters.received.updates;
     assert_eq!(after - before, 1, "the other family is not told again");
     assert_eq!(hops(&mut network, 1).len(), 2);
 }

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 pub use rare::{Aggregator, ExtendedCommunity, RareAttributes, UnknownAttribute};
 
+/// The attribute flag of what somebody on the way did not know (RFC 4271 §4.3).
+const PARTIAL: u8 = 0x20;
+
 /// The well-known community of paths that are about to go (RFC 8326 §5).
 const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
 
@@ -114,17 +117,19 @@ impl Attributes {
         internal: bool,
     ) -> Self {
         let mut read = Self::local(next_hop);
-        let mut rare = RareAttributes::default();
         for attribute in attributes {
-            read.take(attribute, internal);
-            rare.take(attribute, internal);
+            if !read.take(attribute, internal) || attribute.flags() & PARTIAL != 0 {
+                read.rare.get_or_insert_default().take(attribute, internal);
+            }
         }
-        read.set_rare(rare);
+        read.rare
+            .take_if(|rare| **rare == RareAttributes::default());
         read
     }
 
+    /// Reads an attribute; `false`: it is a rare one.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others are rare")]
-    fn take(&mut self, attribute: &PathAttribute, internal: bool) {
+    fn take(&mut self, attribute: &PathAttribute, internal: bool) -> bool {
         match attribute {
             PathAttribute::Origin(origin) => {
                 self.origin = match origin {
@@ -135,15 +140,18 @@ impl Attributes {
             }
             PathAttribute::AsPath(path) => self.as_path = path.asns().collect(),
             PathAttribute::Med(med) => self.med = Some(*med),
-            // RFC 4271 §5.1.5: from an external peer it is ignored.
-            PathAttribute::LocalPref(preference) if internal => {
-                self.local_pref = Some(*preference);
+            PathAttribute::LocalPref(preference) => {
+                // RFC 4271 §5.1.5: from an external peer it is ignored.
+                self.local_pref = internal.then_some(*preference);
             }
+            // They are with the prefixes.
+            PathAttribute::NextHop(_)
+            | PathAttribute::MpReachNlri(_)
+            | PathAttribute::MpUnreachNlri(_) => {}
             other => {
                 if let Some(communities) = other.communities() {
                     self.communities = communities.to_vec();
-                }
-                if let Some(communities) = other.large_communities() {
+                } else if let Some(communities) = other.large_communities() {
                     self.large_communities = communities
                         .iter()
                         .map(|community| LargeCommunity {
@@ -152,9 +160,12 @@ impl Attributes {
                             local2: community.local_data2,
                         })
                         .collect();
+                } else {
+                    return false;
                 }
             }
         }
+        true
     }
 
     /// All but the next hop, in the order of their type codes; ORIGIN and AS_PATH are the first two.

@@ -42,6 +42,8 @@ pub struct Open {
     pub graceful_restart: Option<GracefulRestartOffer>,
     /// The sender's name.
     pub hostname: Option<String>,
+    /// Codes of capabilities that we do not know; none are sent.
+    pub others: BTreeSet<u8>,
 }
 
 /// The graceful restart capability.
@@ -67,6 +69,7 @@ impl Open {
             extended_next_hop: false,
             graceful_restart: None,
             hostname: None,
+            others: BTreeSet::new(),
         };
         let mut names_families = false;
         for capability in &message.capabilities {
@@ -115,7 +118,11 @@ impl Open {
                 });
             }
             Capability::Unknown { code: FQDN, data } => self.hostname = hostname_of(data),
-            _ => {}
+            // A family that we do not speak.
+            Capability::Unknown { code: 1, .. } => {}
+            other => {
+                self.others.insert(other.code());
+            }
         }
     }
 

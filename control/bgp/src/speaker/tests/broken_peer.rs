@@ -94,6 +94,7 @@ fn open() -> Open {
         extended_next_hop: false,
         graceful_restart: None,
         hostname: None,
+        others: BTreeSet::new(),
     }
 }
 

@@ -60,6 +60,7 @@ fn passed(sender_as: u16, heir_as: u16, four_octet_as: bool) -> Said {
             extended_next_hop: false,
             graceful_restart: None,
             hostname: None,
+            others: BTreeSet::new(),
         };
         speaker.handle_bytes(accepted.connection, &wire::encode_open(&open), now);
         speaker.handle_bytes(accepted.connection, &wire::encode_keepalive(), now);

@@ -56,6 +56,7 @@ fn established(theirs: bool) -> (Speaker, ConnectionId, Vec<Message>) {
         extended_next_hop: theirs,
         graceful_restart: None,
         hostname: None,
+        others: BTreeSet::new(),
     };
     speaker.handle_bytes(connection, &wire::encode_open(&open), now);
     speaker.handle_bytes(connection, &wire::encode_keepalive(), now);

@@ -95,7 +95,7 @@ fn it_is_switched_on_and_off_without_a_reset_and_told_again_on_request() {
     let sent = |network: &mut Network| {
         let now = network.now();
         let peers = network.speaker(1).peers(now);
-        peers[1].counters.updates_sent
+        peers[1].counters.sent.updates
     };
     let before = sent(&mut network);
     let now = network.now();

@@ -12,10 +12,11 @@ use std::net::Ipv4Addr;
 use rustbgpd_wire::{Ipv6ExtendedCommunity, PathAttribute, RawAttribute};
 use serde::{Deserialize, Serialize};
 
+use super::PARTIAL;
+
 /// Attribute flags (RFC 4271 §4.3).
 const OPTIONAL: u8 = 0x80;
 const TRANSITIVE: u8 = 0x40;
-const PARTIAL: u8 = 0x20;
 /// The bit of an extended community's first octet that keeps it inside an AS (RFC 4360 §2, RFC 5701 §2).
 const NON_TRANSITIVE: u8 = 0x40;
 
@@ -74,20 +75,24 @@ impl ExtendedCommunity {
 impl fmt::Display for ExtendedCommunity {
     /// As FRR writes it: `RT:65000:7`, `SoO:…`; other kinds as a number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [kind, subtype, a, b, c, d, e, g] = self.0;
+        let [kind, subtype, value @ ..] = self.0;
         let name = match (kind, subtype) {
             (0..=2, 2) => "RT",
             (0..=2, 3) => "SoO",
             _ => return write!(f, "0x{:016x}", u64::from_be_bytes(self.0)),
         };
-        let low = u16::from_be_bytes([e, g]);
+        // The halves of an AS number or an address, and of what it says.
+        let [first, second, third] =
+            [0, 2, 4].map(|at| u16::from_be_bytes([value[at], value[at + 1]]));
+        let joined = |high: u16, low: u16| u32::from(high) << 16 | u32::from(low);
         match kind {
-            0 => {
-                let (asn, number) = (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, g]));
-                write!(f, "{name}:{asn}:{number}")
-            }
-            1 => write!(f, "{name}:{}:{low}", Ipv4Addr::new(a, b, c, d)),
-            _ => write!(f, "{name}:{}:{low}", u32::from_be_bytes([a, b, c, d])),
+            0 => write!(f, "{name}:{first}:{}", joined(second, third)),
+            1 => write!(
+                f,
+                "{name}:{}:{third}",
+                Ipv4Addr::from(joined(first, second))
+            ),
+            _ => write!(f, "{name}:{}:{third}", joined(first, second)),
         }
     }
 }
@@ -244,5 +249,22 @@ fn set_partial(attribute: &mut PathAttribute) {
             *attribute = PathAttribute::LargeCommunitiesPartial(std::mem::take(values));
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extended_community_reads_as_routers_write_it() {
+        for (octets, text) in [
+            ([0, 2, 0xFD, 0xE8, 0, 1, 0, 7], "RT:65000:65543"),
+            ([1, 3, 10, 0, 0, 1, 0, 7], "SoO:10.0.0.1:7"),
+            ([2, 2, 0xFA, 0x56, 0xEA, 0, 0, 7], "RT:4200000000:7"),
+            ([0x40, 4, 0xFD, 0xE8, 0, 0, 0, 1], "0x4004fde800000001"),
+        ] {
+            assert_eq!(ExtendedCommunity(octets).to_string(), text);
+        }
     }
 }
