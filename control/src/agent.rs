@@ -22,6 +22,7 @@ mod round;
 mod sockets;
 mod speakers;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,7 @@ use self::sockets::Sockets;
 use self::speakers::Speakers;
 use crate::api::server::{self, Order};
 use crate::api::types::DrainOutcome;
+use crate::bgp_io::record::Recorder;
 use crate::config::Document;
 use crate::dataplane::apply::KernelStore;
 use crate::dataplane::load;
@@ -128,12 +130,18 @@ struct Agent {
 /// Runs until a signal or an order; leaves the datapath in place.
 ///
 /// # Errors
-/// The datapath cannot be loaded, another agent holds the pins or the socket, or a task failed.
-pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
+/// The datapath cannot be loaded, another agent holds the pins or the socket, the recording cannot be written, or
+/// a task failed.
+pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Path>) -> Result<()> {
     load::check_capabilities()?;
     let pins = Pins::new(&document.bpf.pin_path);
     pins.prepare()?;
     let lock = pins.lock()?;
+    let recorder = record
+        .map(|file| {
+            Recorder::create(file).with_context(|| format!("recording into {}", file.display()))
+        })
+        .transpose()?;
     let listener = server::bind(&document.socket).await?;
     let loaded = load::load(&pins, &lock)?;
     // An earlier agent's services are in the kernel: packets are forwarded while nobody speaks for us.
@@ -179,7 +187,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool) -> Result<()> {
         sockets: Sockets::default(),
         store: KernelStore::open(&pins)?,
         translations: Translations::open(&pins)?,
-        speakers: Speakers::new(learnt_changed, restarting),
+        speakers: Speakers::new(learnt_changed, restarting, recorder),
         adverts: Adverts::default(),
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
         drains: DrainBook::open(&document.state_dir),

@@ -22,6 +22,7 @@ mod distance;
 mod driver;
 mod history;
 mod netstat;
+pub mod record;
 mod signature;
 mod socket;
 
@@ -47,6 +48,7 @@ use bfd::Watch;
 use driver::Driver;
 pub use history::Happened;
 pub use netstat::Md5Drops;
+use record::Recorder;
 
 /// Commands that may wait for the driver.
 const COMMANDS: usize = 64;
@@ -111,7 +113,8 @@ impl fmt::Debug for Look {
 
 /// Starts a speaker without peers; listens on a port of both families if one is given.
 ///
-/// Must be called inside a tokio runtime. The seed feeds the jitter of timers.
+/// Must be called inside a tokio runtime. The seed feeds the jitter of timers. What it is told is written down
+/// if there is a recorder.
 ///
 /// # Errors
 /// The port cannot be listened on.
@@ -119,6 +122,7 @@ pub fn start(
     config: SpeakerConfig,
     seed: u64,
     listen: Option<u16>,
+    recorder: Option<&Recorder>,
     cancel: CancellationToken,
 ) -> io::Result<(BgpHandle, JoinHandle<()>)> {
     let listeners = match listen {
@@ -129,8 +133,10 @@ pub fn start(
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (learnt_sender, learnt) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENTS);
+    let record = recorder.map(|recorder| recorder.begin(&config, seed));
     let driver = Driver::new(
         Speaker::new(config, seed),
+        record,
         listeners,
         learnt_sender,
         events.clone(),

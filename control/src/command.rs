@@ -36,7 +36,7 @@ struct Fairlead {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Runs the agent; on SIGTERM it leaves, and what it programmed keeps forwarding
-    Run(Box<Overrides>),
+    Run(Box<RunFlags>),
     /// Reads the configuration and the manifests, says what is wrong with them and exits
     CheckConfig(Box<Overrides>),
     /// Removes programs, tables, learnt routes: everything that an agent left; traffic stops
@@ -47,6 +47,17 @@ enum Verb {
     /// Unwraps packets of balancers on a backend's interface
     #[command(subcommand)]
     Decap(DecapVerb),
+}
+
+/// Flags of a running agent.
+#[derive(Args, Debug)]
+struct RunFlags {
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Writes everything that the BGP speakers are told into a file, in the place of what it held;
+    /// `dpctl bgp replay` reads it
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 /// Flags that stand above the configuration file.
@@ -163,9 +174,11 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Run(flags) => {
-            let document = flags.document()?;
-            telemetry::logs::start(flags.log_json);
-            runtime()?.block_on(agent::run(document, flags.withdraw_on_exit))?;
+            let RunFlags { overrides, record } = *flags;
+            let document = overrides.document()?;
+            telemetry::logs::start(overrides.log_json);
+            let running = agent::run(document, overrides.withdraw_on_exit, record.as_deref());
+            runtime()?.block_on(running)?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::CheckConfig(flags) => check(&flags.document()?),

@@ -4,7 +4,7 @@
 //! counters and translations from the pinned tables when it is asked. Not here: who asks
 //! (`api::server`) and how it is printed (`dpctl`).
 
-mod bgp;
+pub mod bgp;
 mod figures;
 mod flows;
 mod hint;

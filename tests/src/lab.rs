@@ -332,8 +332,14 @@ impl Node {
 
     /// Starts the agent, attaches the pods, and the backend's own parts.
     pub fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(&[])
+    }
+
+    /// Starts the agent with more words than its configuration, and waits until it answers.
+    pub fn start_agent_with(&mut self, words: &[&str]) -> Result<()> {
         let mut command = self.netns.command(binary("fairlead")?);
         command.arg("run").arg("--config").arg(self.config());
+        command.args(words);
         // Appended, so that a second start does not hide why the first one ended.
         self.agent = Some(Process::start(&mut command, &self.log())?);
         let socket = self.socket();

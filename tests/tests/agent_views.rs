@@ -38,7 +38,13 @@ fn an_operator_sees_how_the_session_with_frr_stands_what_went_over_it_and_what_e
         return;
     }
     let mut lab = Lab::up("fl-views").unwrap();
-    lab.start_agents().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let recording = dir.path().join("bgp.jsonl").display().to_string();
+    lab.nodes[0]
+        .start_agent_with(&["--record", &recording])
+        .unwrap();
+    lab.nodes[1].start_agent().unwrap();
+    lab.wait_for_next_hops(&[1, 2], 20).unwrap();
     lab.wait_until_settled().unwrap();
     let node = &lab.nodes[0];
 
@@ -192,4 +198,21 @@ fn an_operator_sees_how_the_session_with_frr_stands_what_went_over_it_and_what_e
         error.contains("no peer has the address or the name \"10.9.9.9\""),
         "{error}"
     );
+
+    // What the agent was told comes to the same routes again.
+    lab.wait_until_settled().unwrap();
+    wait_for(
+        "the recording to come to the routes of the agent",
+        20,
+        || {
+            let live = node.ask(&["bgp", "routes"])?;
+            let again = node.ask(&["bgp", "replay", &recording])?;
+            ensure!(
+                prefixes(&live).len() > 5 && live == again,
+                "{live:#}\n{again:#}"
+            );
+            Ok(Some(()))
+        },
+    )
+    .unwrap();
 }

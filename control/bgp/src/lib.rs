@@ -32,6 +32,7 @@ mod jitter;
 mod peer;
 pub mod policy;
 mod prefix_map;
+pub mod record;
 mod rib;
 mod session;
 pub mod snapshot;

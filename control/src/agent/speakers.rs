@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::bgp_io::bfd::Bfd;
+use crate::bgp_io::record::Recorder;
 use crate::bgp_io::{self, BgpHandle, LearntRoutes, Stopped};
 use crate::config::document::{Bgp, Import};
 use crate::desired::announce::{Announcement, Prefixes};
@@ -41,6 +42,8 @@ pub struct Speakers {
     changed: mpsc::Sender<()>,
     /// The routers' peers kept the routes of an agent that ran before this one.
     restarting: bool,
+    /// What the speakers are told is written down here.
+    recorder: Option<Recorder>,
 }
 
 #[derive(Debug)]
@@ -62,12 +65,13 @@ struct Running {
 
 impl Speakers {
     /// None yet. `restarting`: the datapath of an earlier agent was found forwarding.
-    pub fn new(changed: mpsc::Sender<()>, restarting: bool) -> Self {
+    pub fn new(changed: mpsc::Sender<()>, restarting: bool, recorder: Option<Recorder>) -> Self {
         Self {
             running: BTreeMap::new(),
             bfd: None,
             changed,
             restarting,
+            recorder,
         }
     }
 
@@ -184,8 +188,14 @@ impl Speakers {
         let stop = CancellationToken::new();
         // The jitter must differ between nodes, not be secret.
         let seed = u64::from(u32::from(config.router_id)) << 32 | u64::from(config.local_as);
-        let (handle, driver) = bgp_io::start(config.clone(), seed, listen, stop.clone())
-            .with_context(|| format!("listening on port {}", listen.unwrap_or_default()))?;
+        let (handle, driver) = bgp_io::start(
+            config.clone(),
+            seed,
+            listen,
+            self.recorder.as_ref(),
+            stop.clone(),
+        )
+        .with_context(|| format!("listening on port {}", listen.unwrap_or_default()))?;
         let (complete_in, complete) = watch::channel(BTreeSet::new());
         let watcher = tokio::spawn(watch_speaker(
             handle.learnt(),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fairlead_bgp::record::Input;
 use fairlead_bgp::{ConnectionId, ConnectionRequest, Event, Password, PeerConfig, Speaker, bfd};
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use tracing::{debug, info, warn};
 use super::bfd::Watch;
 use super::connection::{Arrival, Arrivals, Connection};
 use super::history::History;
+use super::record::Record;
 use super::signature::sign;
 use super::{BgpSnapshot, Command, LearntRoutes, Look, socket};
 
@@ -31,6 +33,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// See the module.
 pub(super) struct Driver {
     speaker: Speaker,
+    /// What it is told is written down here.
+    record: Option<Record>,
     listening: Vec<SocketAddr>,
     listeners: Vec<Arc<TcpListener>>,
     accepting: JoinSet<()>,
@@ -55,6 +59,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         speaker: Speaker,
+        record: Option<Record>,
         listeners: Vec<TcpListener>,
         learnt: watch::Sender<Arc<LearntRoutes>>,
         events: broadcast::Sender<Event>,
@@ -72,6 +77,7 @@ impl Driver {
         }
         Self {
             speaker,
+            record,
             listening,
             listeners,
             accepting,
@@ -103,7 +109,9 @@ impl Driver {
                 biased;
                 () = self.cancel.cancelled() => break,
                 Some(event) = next_change(&mut self.watch) => {
-                    self.speaker.handle_bfd(&event.key, event.standing, now());
+                    let now = now();
+                    self.write(now, || Input::Bfd(event.key, event.standing));
+                    self.speaker.handle_bfd(&event.key, event.standing, now);
                 }
                 () = sleep_until_some(wake) => self.wake(),
                 command = commands.recv() => match command {
@@ -127,7 +135,15 @@ impl Driver {
         if self.publish_at.is_some_and(|at| at <= now) {
             self.publish();
         }
+        self.write(now, || Input::Timeout);
         self.speaker.handle_timeout(now);
+    }
+
+    /// Writes down what the speaker is about to be told, if it is recorded.
+    fn write(&mut self, now: Instant, input: impl FnOnce() -> Input) {
+        if let Some(record) = &mut self.record {
+            record.write(input(), now);
+        }
     }
 
     async fn obey(&mut self, command: Command) {
@@ -138,6 +154,10 @@ impl Driver {
                 self.sign_incoming(&peers);
                 self.watched = peers.iter().filter_map(PeerConfig::bfd_session).collect();
                 self.be_watched();
+                if let Some(record) = &mut self.record {
+                    let input = record.passwords.hide(&peers);
+                    record.write(input, now);
+                }
                 self.speaker.set_peers(peers, now);
             }
             Command::SetBfd(watch) => {
@@ -145,9 +165,11 @@ impl Driver {
                 self.be_watched();
             }
             Command::SetAnnouncements(announcements) => {
+                self.write(now, || Input::Announcements(announcements.clone()));
                 self.speaker.set_announcements(announcements, now);
             }
             Command::Refresh(peer, family, answer) => {
+                self.write(now, || Input::Refresh(peer.clone(), family));
                 let _ = answer.send(self.speaker.request_refresh(&peer, family, now));
             }
             Command::Peers(answer) => {
@@ -161,6 +183,7 @@ impl Driver {
                 let _ = answer.send(self.history.all());
             }
             Command::Shutdown(text, answer) => {
+                self.write(now, || Input::Shutdown(text.clone()));
                 self.speaker.shutdown(&text, now);
                 self.drain();
                 self.wait_for_last_words().await;
@@ -253,10 +276,12 @@ impl Driver {
                     Ok(local) => {
                         let connection = Connection::open(id, stream, &self.arrivals);
                         self.connections.insert(id, connection);
+                        self.write(now, || Input::Connected(id, local));
                         self.speaker.handle_connected(id, local, now);
                     }
                     Err(error) => {
                         let why = error.to_string();
+                        self.write(now, || Input::ConnectFailed(id, why.clone()));
                         self.speaker.handle_connect_failed(id, &why, now);
                     }
                 }
@@ -264,14 +289,22 @@ impl Driver {
             Arrival::Failed(id, error) => {
                 self.dials.remove(&id);
                 let why = error.to_string();
+                self.write(now, || Input::ConnectFailed(id, why.clone()));
                 self.speaker.handle_connect_failed(id, &why, now);
             }
-            Arrival::Bytes(id, bytes) => self.speaker.handle_bytes(id, &bytes, now),
-            Arrival::Written(id, octets) => self.speaker.handle_written(id, octets, now),
+            Arrival::Bytes(id, bytes) => {
+                self.write(now, || Input::Bytes(id, bytes.to_vec()));
+                self.speaker.handle_bytes(id, &bytes, now);
+            }
+            Arrival::Written(id, octets) => {
+                self.write(now, || Input::Written(id, octets));
+                self.speaker.handle_written(id, octets, now);
+            }
             Arrival::Closed(id, why) => {
                 if let Some(connection) = self.connections.remove(&id) {
                     connection.abandon();
                 }
+                self.write(now, || Input::Closed(id, why.clone()));
                 self.speaker.handle_closed(id, &why, now);
             }
         }
@@ -290,13 +323,16 @@ impl Driver {
             debug!(%remote, "connection refused: it cannot be signed");
             return;
         }
+        self.write(now, || Input::Incoming(local, remote));
         let Some(accepted) = self.speaker.handle_incoming(local, remote, now) else {
             debug!(%remote, "connection not wanted");
             return;
         };
         let id = accepted.connection;
         if let Err(error) = socket::prepare(&stream, accepted.distance) {
-            self.speaker.handle_closed(id, &error.to_string(), now);
+            let why = error.to_string();
+            self.write(now, || Input::Closed(id, why.clone()));
+            self.speaker.handle_closed(id, &why, now);
             return;
         }
         self.connections

@@ -26,7 +26,7 @@ async fn node(index: u8) -> Node {
         multipath_limit: 1,
     };
     // Port 0 lets the kernel choose.
-    let (handle, task) = start(config, u64::from(index), Some(0), cancel.clone()).unwrap();
+    let (handle, task) = start(config, u64::from(index), Some(0), None, cancel.clone()).unwrap();
     let port = handle.snapshot().await.unwrap().listening[0].port();
     Node {
         handle,

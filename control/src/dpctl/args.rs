@@ -350,6 +350,12 @@ pub enum Bgp {
         #[arg(short, long)]
         follow: bool,
     },
+    /// The paths that a recording (`fairlead run --record`) comes to; asks nobody
+    Replay {
+        /// The recording
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// BFD sessions: whether packets get to the peers that are watched, and how fast a failure is seen
     Bfd,
     /// Paths

@@ -2,6 +2,7 @@
 
 mod neighbor;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,6 +14,7 @@ use super::render::{Align::Left, Align::Right, age, print, rows, say};
 use super::run::dash;
 use crate::api::client::ask;
 use crate::api::types::{Bfd, BfdSession, BgpEvent, BgpRoute, Neighbor, Peer, Policy};
+use crate::view;
 
 /// Asks and prints.
 pub async fn run(global: &Global, what: Bgp) -> Result<Outcome> {
@@ -23,6 +25,7 @@ pub async fn run(global: &Global, what: Bgp) -> Result<Outcome> {
         Bgp::Advertised { peer: Some(peer) } => paths_of(global, "advertised", &peer).await,
         Bgp::Received { peer } => paths_of(global, "received", &peer).await,
         Bgp::Policy { peer } => policy(global, peer.as_deref()).await,
+        Bgp::Replay { file } => replay(global, &file),
         Bgp::Events { follow } => events(global, follow).await,
         Bgp::Bfd => bfd(global).await,
         Bgp::Routes { set } => bgp_routes(global, set).await,
@@ -52,6 +55,15 @@ async fn paths_of(global: &Global, set: &str, peer: &str) -> Result<Outcome> {
         say(&format!(
             "no paths; `dpctl bgp neighbor {peer}` shows the session"
         ));
+    }
+    Ok(Outcome::Yes)
+}
+
+fn replay(global: &Global, file: &Path) -> Result<Outcome> {
+    let paths = view::bgp::replayed(file)?;
+    print_paths(global, &paths)?;
+    if paths.is_empty() {
+        say("the recording comes to no paths");
     }
     Ok(Outcome::Yes)
 }

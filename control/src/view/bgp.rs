@@ -4,6 +4,7 @@ mod neighbor;
 mod policy;
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -15,8 +16,8 @@ use ipnetwork::IpNetwork;
 
 use super::{State, View, hint};
 use crate::api::types::{self, RouteSet};
-use crate::bgp_io::Md5Drops;
 use crate::bgp_io::bfd::BfdSnapshot;
+use crate::bgp_io::{Md5Drops, record};
 
 impl View {
     /// `GET /v1/bgp/peers`.
@@ -188,6 +189,18 @@ impl View {
         }
         Ok(found)
     }
+}
+
+/// The paths that a recording of speakers comes to, by their AS.
+///
+/// # Errors
+/// The file is no whole recording.
+pub fn replayed(file: &Path) -> Result<Vec<types::BgpRoute>> {
+    let replay = record::replay(file)?;
+    let speakers = replay.speakers.values();
+    Ok(speakers
+        .flat_map(|speaker| path_rows(speaker.config().local_as, speaker.loc_rib()))
+        .collect())
 }
 
 fn is_called(peer: &PeerSnapshot, name: &str) -> bool {

@@ -9,6 +9,7 @@ mod bfd;
 mod distance;
 mod exabgp;
 mod openbgpd;
+mod record;
 mod restart;
 mod signature;
 mod transit;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use fairlead_bgp::{
     Announcement, ExportRule, Family, ImportPolicy, PeerConfig, SpeakerConfig, State,
 };
+use fairlead_control::bgp_io::record::Recorder;
 use fairlead_control::bgp_io::{self, BgpHandle};
 use fairlead_tests::netns::{Netns, veth, wait_for};
 use fairlead_tests::peer::{Bird, Frr, GoBgp};
@@ -127,6 +129,10 @@ struct Ours {
 
 impl Ours {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    fn start_with(recorder: Option<&Recorder>) -> Self {
         let config = SpeakerConfig {
             local_as: 65001,
             router_id: OUR_V4,
@@ -134,7 +140,7 @@ impl Ours {
             multipath_limit: 8,
         };
         let cancel = CancellationToken::new();
-        let (handle, task) = bgp_io::start(config, 1, Some(179), cancel.clone()).unwrap();
+        let (handle, task) = bgp_io::start(config, 1, Some(179), recorder, cancel.clone()).unwrap();
         Self {
             handle,
             task,

@@ -150,7 +150,7 @@ pub fn speak() -> Result<()> {
             hostname: None,
             multipath_limit: 64,
         };
-        let (handle, task) = bgp_io::start(config, 1, Some(179), CancellationToken::new())?;
+        let (handle, task) = bgp_io::start(config, 1, Some(179), None, CancellationToken::new())?;
         let all: [&str; 2] = ["0.0.0.0/0", "::/0"];
         let import = all
             .iter()
