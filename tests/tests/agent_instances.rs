@@ -111,3 +111,59 @@ fn objects_of_ciliums_second_version_are_followed_and_what_is_told_changes_witho
     assert_eq!(holes().unwrap(), "");
     assert_eq!(sessions(), before);
 }
+
+#[test]
+fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() {
+    if !root::is_root() {
+        return;
+    }
+    let mut lab = Lab::up("fl-source").unwrap();
+    lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
+    let node = &lab.nodes[0];
+    // The router knows the node by addresses that no link of theirs chooses.
+    for address in ["10.0.1.50", "10.0.1.51"] {
+        lab.frr
+            .configure(&[
+                "router bgp 65000",
+                &format!("neighbor {address} remote-as 65001"),
+                &format!("neighbor {address} timers connect 1"),
+                "address-family ipv4 unicast",
+                &format!("neighbor {address} activate"),
+            ])
+            .unwrap();
+    }
+    node.netns.ip("link add dum0 type dummy").unwrap();
+    node.netns.ip("link set dum0 up").unwrap();
+    let named = documents("", "65001:7").replace(
+        "spec:\n  timers",
+        "spec:\n  transport: { sourceInterface: dum0 }\n  timers",
+    );
+    node.put("bgp.yaml", &named).unwrap();
+    wait_for("the missing address to be told of", 10, || {
+        let status = node.ask(&["status"])?.to_string();
+        ensure!(
+            status.contains("dum0 has no global IPv4 address"),
+            "{status}"
+        );
+        Ok(Some(()))
+    })
+    .unwrap();
+    let comes_from = |address: &str| {
+        wait_for(&format!("a session from {address}"), 30, || {
+            let neighbors = lab.frr.json("show bgp neighbors")?;
+            let state = &neighbors[address]["bgpState"];
+            ensure!(state == "Established", "{address}: {state}");
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    comes_from("10.0.1.2");
+    node.netns.ip("addr add 10.0.1.50/32 dev dum0").unwrap();
+    comes_from("10.0.1.50");
+    node.netns.ip("addr del 10.0.1.50/32 dev dum0").unwrap();
+    node.netns.ip("addr add 10.0.1.51/32 dev dum0").unwrap();
+    comes_from("10.0.1.51");
+    let shown = node.ask(&["bgp", "neighbor", "10.0.1.1"]).unwrap();
+    assert_eq!(shown[0]["localAddress"], "10.0.1.51", "{shown:#}");
+}

@@ -354,13 +354,16 @@ impl Agent {
         }
     }
 
-    /// Who is around, when peers are sought there.
+    /// Who is around, when peers are sought there, or spoken with from a device.
     async fn look_around(
         &self,
         links: &BTreeMap<String, Link>,
     ) -> (Surroundings, Option<Condition>) {
         let mut configs = self.resources.cluster_configs.values();
-        if !configs.any(|config| config.object.seeks_peers()) {
+        let mut peer_configs = self.resources.peer_configs.values();
+        let is_asked = configs.any(|config| config.object.seeks_peers())
+            || peer_configs.any(|config| config.object.spec.transport.source_interface.is_some());
+        if !is_asked {
             return (Surroundings::default(), None);
         }
         match self.netlink.surroundings(links).await {

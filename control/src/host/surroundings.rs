@@ -1,4 +1,5 @@
-//! Who is around this host: the gateways of its default routes, and routers that advertise themselves.
+//! Who is around this host: the gateways of its default routes, routers that advertise themselves; and by which
+//! addresses it may speak with them.
 //!
 //! The kernel checks router advertisements and remembers who sent them, whether or not it follows them: its
 //! table of neighbours has them marked.
@@ -10,6 +11,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt as _;
 use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 
@@ -58,7 +62,40 @@ impl Netlink {
                 around.routers.entry(device).or_default().insert(router);
             }
         }
+        around.addresses = self.addresses(links).await?;
         Ok(around)
+    }
+
+    /// Addresses that may be the source of a connection, by device.
+    async fn addresses(
+        &self,
+        links: &BTreeMap<String, Link>,
+    ) -> Result<BTreeMap<String, Vec<IpAddr>>, Error> {
+        let unusable = AddressHeaderFlags::Tentative
+            | AddressHeaderFlags::Dadfailed
+            | AddressHeaderFlags::Deprecated;
+        let mut all: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(Error::new("listing addresses"))?;
+        // The primary ones first, else in the order in which the kernel has them.
+        all.sort_by_key(|message| message.header.flags.contains(AddressHeaderFlags::Secondary));
+        let mut found: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for message in all {
+            let is_usable = message.header.scope == AddressScope::Universe
+                && !message.header.flags.intersects(unusable);
+            let link = links
+                .values()
+                .find(|link| link.index == message.header.index);
+            if let (true, Some(link), Some(address)) = (is_usable, link, local(&message)) {
+                found.entry(link.name.clone()).or_default().push(address);
+            }
+        }
+        Ok(found)
     }
 
     /// The gateway of the default route that counts: the one with the least metric.
@@ -96,6 +133,23 @@ impl Netlink {
         }
         Ok(best.map(|(_, found)| found))
     }
+}
+
+/// Our end's address; that of the other end stands beside it on a link between two.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an address has a dozen attributes, two of them are addresses"
+)]
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let mut either = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => return Some(*address),
+            AddressAttribute::Address(address) => either = Some(*address),
+            _ => {}
+        }
+    }
+    either
 }
 
 /// Whether a neighbour has advertised itself as a router.

@@ -76,6 +76,18 @@ fn around() -> Surroundings {
         devices: [("eth0", 2), ("eth1", 3), ("eth2", 4)]
             .map(|(name, index)| (name.to_owned(), index))
             .into(),
+        addresses: [
+            ("eth1".to_owned(), vec!["2001:db8::7".parse().unwrap()]),
+            (
+                "eth2".to_owned(),
+                vec![
+                    "2001:db8::8".parse().unwrap(),
+                    [192, 0, 2, 8].into(),
+                    [192, 0, 2, 9].into(),
+                ],
+            ),
+        ]
+        .into(),
         gateways: [
             (Family::Ipv4, (IpAddr::from([192, 0, 2, 1]), 2)),
             (Family::Ipv6, (router(1).into(), 2)),

@@ -259,14 +259,23 @@ impl Merge<'_, '_> {
             },
             _ => None,
         };
-        if let (Some(device), Some((name, config))) = (&spec.transport.source_interface, config) {
-            let message = format!(
-                "transport.sourceInterface {device} is not acted on: the host chooses the source; a {OVERRIDE_KIND} can name a localAddress"
-            );
-            let origin = &config.origin;
-            let conditions = &mut *self.conditions;
-            conditions.add(PEER_KIND, name, origin, "FieldUnsupported", message);
-        }
+        // An override names the address itself. A peer known by its link is spoken with from there.
+        let is_on_link = interface.is_some();
+        let named = own.and_then(|own| own.local_address);
+        let local_address = match (named, &spec.transport.source_interface) {
+            (None, Some(device)) if !is_on_link => {
+                let found = place::source(device, address, self.around?);
+                found
+                    .map_err(|(reason, why)| {
+                        let message = format!(
+                            "{place}: transport.sourceInterface: {why}; the host chooses the source"
+                        );
+                        self.condition(reason, message);
+                    })
+                    .ok()
+            }
+            (named, _) => named,
+        };
         let advertised = self.families(spec, config);
         if advertised.is_empty() {
             return None;
@@ -286,7 +295,7 @@ impl Merge<'_, '_> {
                 .map(|restart| seconds(restart.restart_time_seconds)),
             password,
             interface,
-            local_address: own.and_then(|own| own.local_address),
+            local_address,
             local_port: own
                 .and_then(|own| own.local_port)
                 .or(spec.transport.local_port),

@@ -102,6 +102,23 @@ fn neighbour(name: &str, around: &Surroundings) -> Result<Place, Lost> {
     }
 }
 
+/// The address of a device from which a peer is spoken with.
+///
+/// # Errors
+/// There is none; the host chooses then, as it does in Cilium.
+pub(super) fn source(name: &str, peer: IpAddr, around: &Surroundings) -> Result<IpAddr, Lost> {
+    device(name, around)?;
+    let addresses = around.addresses.get(name).into_iter().flatten();
+    let mut fitting = addresses.filter(|address| address.is_ipv4() == peer.is_ipv4());
+    let family = if peer.is_ipv4() { "IPv4" } else { "IPv6" };
+    fitting.next().copied().ok_or_else(|| {
+        (
+            "NoSourceAddress",
+            format!("{name} has no global {family} address to speak with {peer} from"),
+        )
+    })
+}
+
 fn device(name: &str, around: &Surroundings) -> Result<u32, Lost> {
     let index = around.devices.get(name).copied();
     index.ok_or_else(|| {

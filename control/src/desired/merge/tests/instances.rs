@@ -192,15 +192,6 @@ fn what_stands_in_the_way_is_a_condition_as_cilium_names_it() {
         ),
         (
             CLUSTER.to_owned(),
-            PEER.replace("transport: {", "transport: {sourceInterface: lo, "),
-            ADVERTISEMENT.to_owned(),
-            "CiliumBGPPeerConfig tor",
-            "FieldUnsupported",
-            "transport.sourceInterface lo is not acted on",
-            2,
-        ),
-        (
-            CLUSTER.to_owned(),
             PEER.to_owned(),
             format!(
                 "{ADVERTISEMENT}  - {{advertisementType: Interface, interface: {{name: lo}}}}\n"
@@ -331,5 +322,48 @@ fn a_peer_that_is_not_found_is_a_condition_and_the_others_stay() {
         let message = format!("instance instance-65000, peer tor0: {says}");
         assert_eq!(only.message, message);
         assert_eq!(instance(&desired).neighbors.len(), 1);
+    }
+}
+
+#[test]
+fn a_source_interface_gives_its_address_of_the_peers_family_or_says_why_the_host_chooses() {
+    let v4 = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+    let tor1 = ("fd00::1".parse::<IpAddr>().unwrap(), 1790);
+    for (device, sources, said) in [
+        ("eth2", [v4("192.0.2.8"), v4("2001:db8::8")], vec![]),
+        (
+            "eth1",
+            [None, v4("2001:db8::7")],
+            vec![("NoSourceAddress", "eth1 has no global IPv4 address")],
+        ),
+        (
+            "eth9",
+            [None, None],
+            vec![
+                (
+                    "InterfaceUnknown",
+                    "peer tor0: transport.sourceInterface: this host has no device eth9; the host chooses",
+                ),
+                ("InterfaceUnknown", "peer tor1"),
+            ],
+        ),
+    ] {
+        let named = format!("transport: {{sourceInterface: {device}, ");
+        let peer = PEER.replace("transport: {", &named);
+        let desired = desired(&[NODE, CLUSTER, &peer, ADVERTISEMENT]);
+
+        let neighbors = &instance(&desired).neighbors;
+        let found = [tor0(&desired), &neighbors[&tor1]].map(|neighbor| neighbor.local_address);
+        assert_eq!(found, sources, "{device}");
+        assert_eq!(
+            desired.conditions.len(),
+            said.len(),
+            "{:?}",
+            desired.conditions
+        );
+        for (condition, (reason, message)) in desired.conditions.iter().zip(said) {
+            assert_eq!(condition.reason, reason);
+            assert!(condition.message.contains(message), "{}", condition.message);
+        }
     }
 }
