@@ -69,7 +69,7 @@ fn attach_all(pins: &Pins, device: &str) -> Result<State, attach::Error> {
 /// Removes a pod, also a half-done one; `false` when there was nothing of it.
 pub async fn del(netlink: &Netlink, pins: &Pins, name: &str) -> Result<bool, Error> {
     let device = host::pods::device_name(name);
-    let parted = netlink.part_pod(name).await?;
+    let parted = netlink.part_pod(&device).await?;
     let mut detached = false;
     for hook in Hook::OF_POD {
         detached |= attach::detach(pins, *hook, &device)?;

@@ -56,14 +56,11 @@ fn pod_node() -> PodNode {
 
 impl PodNode {
     fn wanted(&self, pod: usize) -> Wanted {
-        Wanted {
-            name: format!("pod-{pod}"),
-            namespace: self.pods[pod].path(),
-            addresses: vec![
-                ip(&format!("10.1.0.{}", pod + 5)),
-                ip(&format!("fd00:1::{}", pod + 5)),
-            ],
-        }
+        let addresses = vec![
+            ip(&format!("10.1.0.{}", pod + 5)),
+            ip(&format!("fd00:1::{}", pod + 5)),
+        ];
+        Wanted::new(&format!("pod-{pod}"), self.pods[pod].path(), addresses)
     }
 
     fn add(&self, pod: usize) -> Result<pod::Added, pod::Error> {

@@ -151,11 +151,7 @@ pub async fn add_pod(
 ) -> Result<Vec<String>> {
     // CAP_SYS_ADMIN: it enters the pod's namespace.
     load::require(&[Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN])?;
-    let wanted = Wanted {
-        name: name.to_owned(),
-        namespace: namespace::path(netns),
-        addresses: ips.to_vec(),
-    };
+    let wanted = Wanted::new(name, namespace::path(netns), ips.to_vec());
     let added = pod::add(&Netlink::open()?, &Pins::new(pin_path), &wanted).await?;
     let mut said = vec![format!(
         "pod {name} is joined by {}",

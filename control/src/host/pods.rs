@@ -13,12 +13,13 @@
 //!
 //! The alias is the record: a restarted agent and `dpctl` find pods by it.
 //!
-//! Not for the datapath's part (programs, redirects): `crate::pod` joins the two.
+//! Not for the datapath's part (programs, redirects): `crate::pod` joins the two. Not for who asks for pods: people
+//! (`fairlead pod add`) and container runtimes (`crate::cni`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -27,26 +28,86 @@ use serde::Serialize;
 use super::links::Link;
 use super::{Error, Netlink, namespace, offload, routes, sysctl};
 
+pub mod verify;
+
 /// What the alias of a pod's device begins with.
 const ALIAS: &str = "fairlead pod ";
-/// The pod's end.
-const INSIDE: &str = "eth0";
+/// The pod's end, unless another name is asked for.
+pub const INTERFACE: &str = "eth0";
 /// The pod's IPv4 gateway.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The pod's IPv6 gateway.
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The longest name of a pod, in bytes: with what the alias begins with it fits `IFALIASZ` (include/uapi/linux/if.h).
+pub const LONGEST_NAME: usize = 200;
+/// Where routes lead that carry everything.
+const EVERYWHERE: [IpNetwork; 2] = {
+    let v4 = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0);
+    let v6 = Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0);
+    match (v4, v6) {
+        (Some(v4), Some(v6)) => [IpNetwork::V4(v4), IpNetwork::V6(v6)],
+        _ => unreachable!(),
+    }
+};
 /// `RTPROT_STATIC`: what an administrator would write.
 const STATIC: u8 = 4;
 
 /// A pod as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its name on this node.
+    /// Its name on this node, for people.
     pub name: String,
+    /// The node's end of its link: a [`device_name`], by which it is found again.
+    pub device: String,
     /// The file of its network namespace: see [`namespace::path`].
     pub namespace: PathBuf,
+    /// The pod's end of its link.
+    pub interface: String,
+    /// The largest packet of the link, in bytes; absent: the kernel's default.
+    pub mtu: Option<u32>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Where its routes over the link lead; empty: everywhere, for each family that it has an address of.
+    pub routes: Vec<IpNetwork>,
+}
+
+impl Wanted {
+    /// A pod with one link that carries everything.
+    pub fn new(name: &str, namespace: PathBuf, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            name: name.to_owned(),
+            device: device_name(name),
+            namespace,
+            interface: INTERFACE.to_owned(),
+            mtu: None,
+            addresses,
+            routes: Vec::new(),
+        }
+    }
+
+    /// The prefixes that the pod has routes to over the link.
+    pub fn destinations(&self) -> Vec<IpNetwork> {
+        let wanted = if self.routes.is_empty() {
+            EVERYWHERE.as_slice()
+        } else {
+            &self.routes
+        };
+        let has_family = |prefix: &&IpNetwork| {
+            self.addresses
+                .iter()
+                .any(|addr| addr.is_ipv4() == prefix.is_ipv4())
+        };
+        wanted.iter().filter(has_family).copied().collect()
+    }
+}
+
+/// The gateway of a pod's routes of a family.
+pub const fn gateway(is_ipv4: bool) -> IpAddr {
+    if is_ipv4 {
+        IpAddr::V4(GATEWAY_V4)
+    } else {
+        IpAddr::V6(GATEWAY_V6)
+    }
 }
 
 /// A pod as it is.
@@ -70,11 +131,15 @@ pub struct Pod {
 pub struct Joined {
     /// The pod.
     pub pod: Pod,
+    /// The MAC address of the pod's end.
+    pub mac_inside: [u8; 6],
+    /// The largest packet of the link, in bytes.
+    pub mtu: u32,
     /// The kernel parameters of the node that were changed.
     pub changes: Vec<sysctl::Change>,
 }
 
-/// The device of a pod: `fl` and a hash of its name, as long as a device name may be.
+/// The device of a pod: `fl` and a hash of what tells it from others, as long as a device name may be.
 pub fn device_name(pod: &str) -> String {
     // FNV-1a, 64 bits (draft-eastlake-fnv): short, fixed, and no secret is needed here.
     let hash = pod.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -115,27 +180,27 @@ impl Netlink {
     pub async fn join_pod(&self, wanted: &Wanted) -> Result<Joined, Error> {
         self.check(wanted).await?;
         let file = namespace::open(&wanted.namespace)?;
-        let device = device_name(&wanted.name);
+        let device = &wanted.device;
         let mut changes = sysctl::forwarding()?;
 
-        let link = match self.link(&device).await? {
+        let link = match self.link(device).await? {
             Some(link) => link,
-            None => self.make_pair(wanted, &device, &file).await?,
+            None => self.make_pair(wanted, &file).await?,
         };
         self.describe(link.index, &format!("{ALIAS}{}", wanted.name))
             .await?;
-        changes.extend(prepare_device(&device)?);
+        changes.extend(prepare_device(device)?);
         self.switch_on(link.index).await?;
 
-        let addresses = wanted.addresses.clone();
+        let inside = wanted.clone();
         let node_mac = link.mac;
-        let pod_mac = namespace::inside(file, move || async move {
-            set_up_inside(&addresses, node_mac).await
+        let mac_inside = namespace::inside(file, move || async move {
+            set_up_inside(&inside, node_mac).await
         })
         .await?;
 
         for &addr in &wanted.addresses {
-            self.add_permanent(link.index, addr, pod_mac).await?;
+            self.add_permanent(link.index, addr, mac_inside).await?;
             self.put(
                 device_route(addr, link.index),
                 &format!("{addr} dev {device}"),
@@ -147,19 +212,21 @@ impl Netlink {
         Ok(Joined {
             pod: Pod {
                 name: wanted.name.clone(),
-                device,
+                device: device.clone(),
                 index: link.index,
                 mac: link.mac,
                 addresses,
             },
+            mac_inside,
+            mtu: link.mtu,
             changes,
         })
     }
 
-    /// Takes a pod off this node: its device, and with it its routes and neighbours. `None` when there
+    /// Takes a pod off this node by its device: that goes, and with it its routes and neighbours. `None` when there
     /// was nothing of it.
-    pub async fn part_pod(&self, name: &str) -> Result<Option<Link>, Error> {
-        let Some(link) = self.link(&device_name(name)).await? else {
+    pub async fn part_pod(&self, device: &str) -> Result<Option<Link>, Error> {
+        let Some(link) = self.link(device).await? else {
             return Ok(None);
         };
         match self.delete_link(link.index).await {
@@ -174,29 +241,29 @@ impl Netlink {
             Error::new(format!("adding pod {}", wanted.name))(std::io::Error::other(why))
         };
         let is_name = !wanted.name.is_empty()
-            && wanted.name.len() <= 200
+            && wanted.name.len() <= LONGEST_NAME
             && !wanted.name.contains(|c: char| c.is_control());
         if !is_name {
-            return Err(wrong(
-                "a name has 1 to 200 characters, none of them control characters".to_owned(),
-            ));
+            return Err(wrong(format!(
+                "a name has 1 to {LONGEST_NAME} characters, none of them control characters"
+            )));
         }
         if wanted.addresses.is_empty() {
             return Err(wrong("it needs at least one address (--ip)".to_owned()));
         }
-        let device = device_name(&wanted.name);
         for other in self.pods().await? {
-            if other.name == wanted.name {
+            if other.device == wanted.device {
+                if other.name != wanted.name {
+                    return Err(wrong(format!(
+                        "pod {} has the same device name {}: choose another name",
+                        other.name, other.device
+                    )));
+                }
                 let mut addresses = wanted.addresses.clone();
                 addresses.sort_unstable();
                 if other.addresses != addresses && !other.addresses.is_empty() {
-                    self.part_pod(&wanted.name).await?;
+                    self.part_pod(&wanted.device).await?;
                 }
-            } else if other.device == device {
-                return Err(wrong(format!(
-                    "pod {} has the same device name {device}: choose another name",
-                    other.name
-                )));
             } else if let Some(taken) = other
                 .addresses
                 .iter()
@@ -208,27 +275,27 @@ impl Netlink {
         Ok(())
     }
 
-    async fn make_pair(
-        &self,
-        wanted: &Wanted,
-        device: &str,
-        namespace: &std::fs::File,
-    ) -> Result<Link, Error> {
+    async fn make_pair(&self, wanted: &Wanted, namespace: &std::fs::File) -> Result<Link, Error> {
         use std::os::fd::AsRawFd as _;
 
+        let (device, inside) = (&*wanted.device, &*wanted.interface);
         let doing = format!("making the link of pod {}", wanted.name);
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(INSIDE)
-            .setns_by_fd(namespace.as_raw_fd())
-            .build();
-        let pair = LinkVeth::new(device, INSIDE)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(inside)
+            .setns_by_fd(namespace.as_raw_fd());
+        let mut pair = LinkVeth::new(device, inside);
+        if let Some(mtu) = wanted.mtu {
+            peer = peer.mtu(mtu);
+            pair = pair.mtu(mtu);
+        }
+        let pair = pair
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .build();
         let made = self.handle.link().add(pair).execute().await;
         made.map_err(Error::new(&*doing)).map_err(|mut error| {
             if error.source.raw_os_error() == Some(libc::EEXIST) {
                 error.source = std::io::Error::other(format!(
-                    "{} has a device {INSIDE} already: remove it there, or the pod that it belongs to",
+                    "{} has a device {inside} already: remove it there, or the pod that it belongs to",
                     wanted.namespace.display()
                 ));
             }
@@ -293,25 +360,26 @@ fn prepare_device(device: &str) -> Result<Vec<sysctl::Change>, Error> {
 }
 
 /// The pod's end; returns its MAC address. Runs inside the pod's namespace.
-async fn set_up_inside(addresses: &[IpAddr], node_mac: [u8; 6]) -> Result<[u8; 6], Error> {
+async fn set_up_inside(wanted: &Wanted, node_mac: [u8; 6]) -> Result<[u8; 6], Error> {
+    let interface = &*wanted.interface;
     let netlink = Netlink::open()?;
     let missing = || {
         Error::new("setting up the pod's end")(std::io::Error::other(format!(
-            "the pod's device {INSIDE} is not in this network namespace: it was joined with another one; remove the pod first (`fairlead pod del`)"
+            "the pod's device {interface} is not in this network namespace: it was joined with another one; remove the pod first (`fairlead pod del`)"
         )))
     };
-    let link = netlink.link(INSIDE).await?.ok_or_else(missing)?;
+    let link = netlink.link(interface).await?.ok_or_else(missing)?;
     sysctl::set_all(&[
-        (&format!("net/ipv6/conf/{INSIDE}/disable_ipv6"), "0"),
-        (&format!("net/ipv6/conf/{INSIDE}/accept_dad"), "0"),
-        (&format!("net/ipv6/conf/{INSIDE}/accept_ra"), "0"),
+        (&format!("net/ipv6/conf/{interface}/disable_ipv6"), "0"),
+        (&format!("net/ipv6/conf/{interface}/accept_dad"), "0"),
+        (&format!("net/ipv6/conf/{interface}/accept_ra"), "0"),
     ])?;
     if let Some(loopback) = netlink.link("lo").await? {
         netlink.switch_on(loopback.index).await?;
     }
     netlink.switch_on(link.index).await?;
-    offload::enable_gro(INSIDE)?;
-    for &addr in addresses {
+    offload::enable_gro(interface)?;
+    for &addr in &wanted.addresses {
         let length = if addr.is_ipv4() { 32 } else { 128 };
         netlink
             .handle
@@ -322,28 +390,38 @@ async fn set_up_inside(addresses: &[IpAddr], node_mac: [u8; 6]) -> Result<[u8; 6
             .await
             .map_err(Error::new(format!("giving the pod address {addr}")))?;
     }
-    if addresses.iter().any(IpAddr::is_ipv4) {
-        netlink
-            .add_permanent(link.index, GATEWAY_V4.into(), node_mac)
-            .await?;
-        let default = RouteMessageBuilder::<Ipv4Addr>::new()
-            .gateway(GATEWAY_V4)
-            .output_interface(link.index)
-            .onlink()
-            .build();
-        netlink.put(default, "default (IPv4) of the pod").await?;
+    for is_ipv4 in [true, false] {
+        if wanted
+            .addresses
+            .iter()
+            .any(|addr| addr.is_ipv4() == is_ipv4)
+        {
+            netlink
+                .add_permanent(link.index, gateway(is_ipv4), node_mac)
+                .await?;
+        }
     }
-    if addresses.iter().any(IpAddr::is_ipv6) {
-        netlink
-            .add_permanent(link.index, GATEWAY_V6.into(), node_mac)
-            .await?;
-        let default = RouteMessageBuilder::<Ipv6Addr>::new()
-            .gateway(GATEWAY_V6)
-            .output_interface(link.index)
-            .build();
-        netlink.put(default, "default (IPv6) of the pod").await?;
+    for prefix in wanted.destinations() {
+        let route = gateway_route(prefix, link.index);
+        netlink.put(route, &format!("{prefix} of the pod")).await?;
     }
     Ok(link.mac)
+}
+
+fn gateway_route(prefix: IpNetwork, device: u32) -> RouteMessage {
+    match prefix {
+        IpNetwork::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(v4.network(), v4.prefix())
+            .gateway(GATEWAY_V4)
+            .output_interface(device)
+            .onlink()
+            .build(),
+        IpNetwork::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(v6.network(), v6.prefix())
+            .gateway(GATEWAY_V6)
+            .output_interface(device)
+            .build(),
+    }
 }
 
 fn device_route(addr: IpAddr, device: u32) -> RouteMessage {
