@@ -18,6 +18,7 @@ mod devices;
 mod drains;
 mod lifecycle;
 mod paths;
+mod pod_network;
 mod round;
 mod sockets;
 mod speakers;
@@ -41,6 +42,7 @@ pub use self::lifecycle::{
 use self::devices::Devices;
 use self::drains::DrainBook;
 use self::paths::Paths;
+use self::pod_network::PodNetwork;
 use self::sockets::Sockets;
 use self::speakers::Speakers;
 use crate::api::server::{self, Order};
@@ -125,6 +127,7 @@ struct Agent {
     meter: Meter,
     exporter: Exporter,
     health_checks: HealthChecks,
+    pod_network: PodNetwork,
 }
 
 /// Runs until a signal or an order; leaves the datapath in place.
@@ -207,13 +210,16 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         health: told.health.clone(),
         meter: told.meter.clone(),
         health_checks: HealthChecks::new(told.health.clone(), stop.clone()),
+        pod_network: PodNetwork::new(&document, restarting),
         exporter: Exporter::new(document.telemetry.listen, told, stop.clone()),
         pins,
         document,
     };
     info!(node = agent.node_name, pins = %agent.pins.root().display(), restarting, "agent started");
 
-    let api = tokio::spawn(server::serve(listener, view, orders_in, stop.clone()));
+    let health = agent.health.clone();
+    let api = server::serve(listener, view, health, orders_in, stop.clone());
+    let api = tokio::spawn(api);
     let mut source = open_source(&agent.document, &mut agent.resources).await?;
     #[cfg(feature = "kubernetes")]
     let giver = start_ipam(&source, &agent, &stop);

@@ -17,6 +17,7 @@ pub mod agent;
 pub mod api;
 pub mod bgp_io;
 pub mod cleanup;
+pub mod cni;
 pub mod command;
 pub mod config;
 pub mod dataplane;

@@ -221,8 +221,8 @@ const NEEDS: [Need; 24] = [
     },
     Need {
         name: "cni",
-        why: "makes the links of pods",
-        uses: &[For::Cluster],
+        why: "makes the links of pods, and gives their addresses",
+        uses: &[For::Cluster, For::Test],
         there_when: Sign::File("/usr/lib/cni/ptp"),
         remedy: package("containernetworking-plugins", None),
     },

@@ -14,6 +14,7 @@ use super::speakers::Speakers;
 use super::{FAREWELL, node_name};
 use crate::api::client;
 use crate::cleanup;
+use crate::cni::conflist;
 use crate::config::Document;
 use crate::config::document::XdpMode;
 use crate::dataplane::pins::Pins;
@@ -58,6 +59,11 @@ pub async fn cleanup(document: &Document) -> Result<Vec<String>> {
     };
     if owner.is_some() && said.is_empty() {
         said.extend(take_leave(document).await?);
+    }
+    // First: no pod is to come to a node without a datapath.
+    let file = conflist::path(document);
+    if conflist::remove(&file).with_context(|| format!("removing {}", file.display()))? {
+        said.push(format!("removed {}", file.display()));
     }
     let removed = cleanup::cleanup(&Netlink::open()?, &pins, owner).await?;
     said.push(removed.to_string());

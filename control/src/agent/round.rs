@@ -107,8 +107,15 @@ impl Agent {
         self.speakers.announce(&announcements).await;
 
         let pods = self.pods(&mut conditions).await;
-        self.say(&conditions);
         let in_sync = tables.in_sync;
+        // Last: pods come when it is written.
+        let is_ready = in_sync && has_programs && has_speakers;
+        let cidrs = &desired.node.pod_cidrs;
+        let untold = self
+            .pod_network
+            .follow(&self.document, cidrs, &links, is_ready);
+        conditions.extend(untold);
+        self.say(&conditions);
         self.view.publish(State {
             actual: tables.actual,
             in_sync,

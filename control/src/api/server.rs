@@ -18,10 +18,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::types::{DrainOutcome, Refusal, RouteSet, TraceQuestion};
+use super::types::{DrainOutcome, Readiness, Refusal, RouteSet, TraceQuestion};
 use crate::desired::ObjectName;
 use crate::desired::drain::Drain;
 use crate::telemetry::cause;
+use crate::telemetry::health::{Health, Latch};
 use crate::view::{FlowQuestion, View};
 
 #[derive(Deserialize)]
@@ -98,6 +99,7 @@ pub async fn bind(path: &Path) -> Result<UnixListener> {
 pub async fn serve(
     listener: UnixListener,
     view: Arc<View>,
+    health: Arc<Health>,
     orders: mpsc::Sender<Order>,
     stop: CancellationToken,
 ) -> Result<()> {
@@ -143,6 +145,7 @@ pub async fn serve(
         )
         .with_state(view.clone())
         .merge(bgp_routes(view))
+        .merge(ready_route(health))
         .merge(order_routes(orders))
         .fallback(async || {
             let error =
@@ -201,6 +204,17 @@ fn bgp_routes(view: Arc<View>) -> Router {
             get(async |State(view): Asked| answer(view.bgp_events().await)),
         )
         .with_state(view)
+}
+
+fn ready_route(health: Arc<Health>) -> Router {
+    let readiness = async |State(health): State<Arc<Health>>| {
+        let waits_for = health.waiting_for().into_iter().map(Latch::about);
+        let waits_for = waits_for.map(str::to_owned).collect();
+        answer(Ok(Readiness { waits_for }))
+    };
+    Router::new()
+        .route("/v1/ready", get(readiness))
+        .with_state(health)
 }
 
 fn order_routes(orders: mpsc::Sender<Order>) -> Router {

@@ -47,6 +47,14 @@ pub struct Status {
     pub conditions: Vec<Condition>,
 }
 
+/// Whether the agent has become ready, as `/readyz` has it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// What is waited for; nothing: it is ready.
+    pub waits_for: Vec<String>,
+}
+
 /// So many of so many.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Tally {

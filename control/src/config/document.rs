@@ -18,6 +18,8 @@ pub const DEFAULT_CONFIG: &str = "/etc/fairlead/config.yaml";
 pub const DEFAULT_SOCKET: &str = "/run/fairlead/agent.sock";
 /// Default of [`Document::state_dir`].
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/fairlead";
+/// Default of [`Cni::config_dir`].
+pub const DEFAULT_CNI_CONFIG_DIR: &str = "/etc/cni/net.d";
 /// Default of [`Bpf::pin_path`].
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fairlead";
 
@@ -146,6 +148,55 @@ pub struct Kubernetes {
     /// LoadBalancer. Not beside Cilium's operator, which does the same. Default: no.
     #[serde(rename = "loadBalancerIPAM")]
     pub load_balancer_ipam: bool,
+    /// The network of this node's pods, where it is ours to make.
+    pub cni: Cni,
+}
+
+/// The network of this node's pods: the plugin `fairlead-cni`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cni {
+    /// Whether container runtimes are told to use it, once the agent is ready and the `Node` object says which
+    /// addresses pods get (`podCIDRs`). Default: no.
+    pub enabled: bool,
+    /// The folder that the container runtime reads network configurations from. Default: `/etc/cni/net.d`.
+    pub config_dir: PathBuf,
+    /// The version of CNI that the configuration is in. All of its plugins must know it, and GC and STATUS are asked
+    /// for from 1.1.0 on. Default: 1.0.0.
+    pub version: CniVersion,
+    /// The largest packet that a pod sends, in bytes. Default: that of the uplink that takes the least.
+    pub mtu: Option<u32>,
+    /// The plugins that are run after ours, as in a network configuration list. Default: `portmap`, for `hostPort`.
+    pub chained: Vec<serde_json::Value>,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            config_dir: PathBuf::from(DEFAULT_CNI_CONFIG_DIR),
+            version: CniVersion::default(),
+            mtu: None,
+            chained: vec![serde_json::json!({
+                "type": "portmap", "capabilities": {"portMappings": true},
+            })],
+        }
+    }
+}
+
+/// A version of the CNI specification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CniVersion {
+    /// The oldest that runtimes of today write.
+    #[serde(rename = "0.4.0")]
+    V0_4_0,
+    /// What every runtime and plugin of today knows.
+    #[default]
+    #[serde(rename = "1.0.0")]
+    V1_0_0,
+    /// With GC and STATUS.
+    #[serde(rename = "1.1.0")]
+    V1_1_0,
 }
 
 /// How pods leave for the outside.

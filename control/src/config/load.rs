@@ -109,6 +109,18 @@ pub fn contradiction(document: &Document) -> Option<String> {
             ));
         }
     }
+    let cni = &document.kubernetes.cni;
+    if let Some(mtu) = cni.mtu.filter(|mtu| !(1280..=65535).contains(mtu)) {
+        return Some(format!(
+            "kubernetes.cni.mtu: {mtu} is none; choose 1280 to 65535 bytes, or leave it out"
+        ));
+    }
+    let nameless = |plugin: &serde_json::Value| plugin["type"].as_str().is_none_or(str::is_empty);
+    if let Some(index) = cni.chained.iter().position(nameless) {
+        return Some(format!(
+            "kubernetes.cni.chained[{index}]: no plugin is named; add its `type`"
+        ));
+    }
     if document.kubernetes.enabled && document.manifests.is_some() {
         return Some(
             "manifests and kubernetes.enabled: objects come from one place; keep one of the two"
@@ -148,7 +160,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::document::{Import, Role, XdpMode};
+    use crate::config::document::{CniVersion, Import, Role, XdpMode};
     use crate::config::listen::Listen;
 
     fn read(text: &str) -> Document {
@@ -184,6 +196,8 @@ bgp:
   import: {prefixes: [{prefix: 10.0.0.0/8, ge: 16, le: 24}, {prefix: 'fd00::/8'}]}
   maxPrefixes: 1000
   hostname: node1.example
+kubernetes:
+  cni: {enabled: true, configDir: /cni, version: 1.1.0, mtu: 9000, chained: [{type: tuning, sysctl: {a: '1'}}]}
 loadBalancer: {drainWindow: 1m 30s}
 telemetry: {listen: '[::1]:7000'}
 ",
@@ -197,6 +211,10 @@ telemetry: {listen: '[::1]:7000'}
             ["10.0.0.0/8".parse().unwrap()]
         );
         assert!(document.masquerade.enabled);
+        let cni = &document.kubernetes.cni;
+        assert_eq!((cni.enabled, cni.mtu), (true, Some(9000)));
+        assert_eq!(cni.version, CniVersion::V1_1_0);
+        assert_eq!(cni.chained[0]["sysctl"]["a"], "1");
         assert_eq!(document.load_balancer.drain_window, Duration::from_secs(90));
         assert_eq!(document.telemetry.listen.to_string(), "[::1]:7000");
         assert!(document.bgp.import.accepts("10.1.0.0/16".parse().unwrap()));
@@ -275,6 +293,11 @@ telemetry: {listen: '[::1]:7000'}
                 2,
                 "\"7179\" is no address with a port, such as 127.0.0.1:7179",
             ),
+            (
+                "kubernetes:\n  cni: {version: 1.2.0}\n",
+                2,
+                "unknown variant `1.2.0`, expected one of 0.4.0, 1.0.0, 1.1.0",
+            ),
             ("nodeName: a\nnodeName: b\n", 2, "duplicate"),
             ("nodeName: [\n", 1, ""),
         ] {
@@ -314,6 +337,14 @@ telemetry: {listen: '[::1]:7000'}
             (
                 "masquerade: {egressAddress: 224.0.0.1}",
                 "masquerade.egressAddress: 224.0.0.1 is no address that others can answer to",
+            ),
+            (
+                "kubernetes: {cni: {mtu: 500}}",
+                "config.yaml: kubernetes.cni.mtu: 500 is none; choose 1280 to 65535 bytes",
+            ),
+            (
+                "kubernetes: {cni: {chained: [{type: portmap}, {sysctl: {}}]}}",
+                "config.yaml: kubernetes.cni.chained[1]: no plugin is named; add its `type`",
             ),
             (
                 "nodeName: a\n---\nnodeName: b\n",
