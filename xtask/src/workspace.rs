@@ -37,6 +37,17 @@ pub fn is_root() -> bool {
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     cargo.current_dir(root());
+    // What the cargo that started us says of its own package: ring's build script looks at it, and with it half of
+    // the agent would be built anew each time that another program asks.
+    let of_package = |name: &OsString| {
+        let name = name.to_string_lossy();
+        ["CARGO_PKG_", "CARGO_MANIFEST_"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    };
+    for (name, _) in env::vars_os().filter(|(name, _)| of_package(name)) {
+        cargo.env_remove(name);
+    }
     cargo
 }
 
