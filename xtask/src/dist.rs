@@ -1,5 +1,5 @@
-//! `cargo xtask dist image`: what is delivered. One program, linked with nothing, in an image of one layer without a
-//! shell; `dpctl` is a link to it.
+//! `cargo xtask dist image`: what is delivered. Two programs, linked with nothing, in an image of one layer without a
+//! shell: the agent, to which `dpctl` is a link, and the CNI plugin.
 //!
 //! Not for pushing it: `skopeo copy docker-archive:FILE docker://…`, `docker load`, or `ctr images import` do.
 
@@ -42,12 +42,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Makes the image and returns its archive.
 pub fn image(tag: &str, debug: bool) -> Result<PathBuf> {
     setup::ensure(&[setup::For::Build])?;
-    let program = static_program(debug)?;
+    let [agent, plugin] = static_programs(debug)?;
     let folder = workspace::target()?.join("dist");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     Image {
         tag,
-        programs: vec![&program],
+        programs: vec![&agent, &plugin],
         entrypoint: vec!["/bin/fairlead".to_owned()],
         links: vec!["dpctl".to_owned()],
         ..Image::default()
@@ -55,8 +55,9 @@ pub fn image(tag: &str, debug: bool) -> Result<PathBuf> {
     .write(&folder)
 }
 
-/// Builds the agent with the C library in it.
-fn static_program(debug: bool) -> Result<PathBuf> {
+/// Builds the agent and the CNI plugin with the C library in them.
+fn static_programs(debug: bool) -> Result<[PathBuf; 2]> {
+    const PROGRAMS: [&str; 2] = ["fairlead", "fairlead-cni"];
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let flags = format!(
         "CARGO_TARGET_{}_RUSTFLAGS",
@@ -65,28 +66,23 @@ fn static_program(debug: bool) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
     // With a target named, build scripts and macros are linked as ever: a macro cannot be static.
     cargo
-        .args([
-            "build",
-            "--package",
-            "fairlead-control",
-            "--bin",
-            "fairlead",
-        ])
+        .args(["build", "--package", "fairlead-control"])
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
         .args(["--target", &triple])
         .env(flags, "-C target-feature=+crt-static");
     if !debug {
         cargo.arg("--release");
     }
-    workspace::run(&mut cargo, "building the agent")?;
+    workspace::run(&mut cargo, "building the agent and the CNI plugin")?;
     let profile = if debug { "debug" } else { "release" };
-    let program = workspace::target()?
-        .join(triple)
-        .join(profile)
-        .join("fairlead");
-    ensure!(
-        program.is_file(),
-        "{}: the build left no such file",
-        program.display()
-    );
-    Ok(program)
+    let folder = workspace::target()?.join(triple).join(profile);
+    let programs = PROGRAMS.map(|program| folder.join(program));
+    for program in &programs {
+        ensure!(
+            program.is_file(),
+            "{}: the build left no such file",
+            program.display()
+        );
+    }
+    Ok(programs)
 }

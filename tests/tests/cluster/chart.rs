@@ -14,10 +14,16 @@ pub const CHART: &str = concat!(
 );
 
 /// What `docs/kubernetes.md` shows.
-const SETS: [&[&str]; 8] = [
+const SETS: [&[&str]; 10] = [
     &[],
     &["config.kubernetes.apiServer=https://10.0.0.10:6443"],
     &["config.kubernetes.loadBalancerIPAM=false"],
+    &["cni.enabled=true"],
+    &[
+        "cni.enabled=true",
+        "cni.binDir=/usr/lib/cni",
+        "config.kubernetes.cni.mtu=9000",
+    ],
     &["image.repository=registry.example/fairlead", "image.tag=v1"],
     &[
         "listen.address=0.0.0.0",
@@ -68,10 +74,42 @@ fn mistakes_are_refused_with_what_is_wrong() {
         ),
         ("listen.port=0", "at '/listen/port'"),
         ("config.devices[0].role=wan", "at '/config/devices/0/role'"),
+        ("cni.binDir=opt/cni/bin", "at '/cni/binDir'"),
+        (
+            "config.kubernetes.cni.enabled=true",
+            "config.kubernetes.cni.enabled: set cni.enabled",
+        ),
         ("image.digest=latest", "at '/image/digest'"),
     ] {
         let error = helm(&["template", "fl"], &[set]).unwrap_err().to_string();
         assert!(error.contains(said), "{set}: {error}");
+    }
+}
+
+/// The agent is told what the runtime is, and only the container that needs a folder has it.
+#[test]
+fn pods_get_their_network_from_it_when_that_is_wanted() {
+    let template = ["template", "fl", "--namespace", "kube-system"];
+    let without = helm(&template, &[]).unwrap();
+    assert!(!without.contains("cni"), "{without}");
+    let sets = [
+        "cni.enabled=true",
+        "cni.confDir=/etc/other",
+        "config.kubernetes.cni.mtu=9000",
+    ];
+    let with = helm(&template, &sets).unwrap();
+    for line in [
+        "command: [/bin/fairlead-cni, install, /host/cni/bin]",
+        "capabilities: { drop: [ALL] }",
+        "- { name: cni-bin, mountPath: /host/cni/bin }",
+        "hostPath: { path: \"/opt/cni/bin\", type: DirectoryOrCreate }",
+        "- { name: cni-conf, mountPath: \"/etc/other\" }",
+        "hostPath: { path: \"/etc/other\", type: DirectoryOrCreate }",
+        "configDir: /etc/other",
+        "mtu: 9000",
+    ] {
+        let count = with.matches(line).count();
+        assert_eq!(count, 1, "{line}: {with}");
     }
 }
 

@@ -42,6 +42,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* The agent's configuration: as it was given, and what the pods' network needs. */}}
+{{- define "fairlead.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- if .Values.cni.enabled -}}
+{{- $cni := dict "enabled" true "configDir" .Values.cni.confDir -}}
+{{- $config = mergeOverwrite $config (dict "kubernetes" (dict "cni" $cni)) -}}
+{{- else if dig "kubernetes" "cni" "enabled" false $config -}}
+{{- fail "config.kubernetes.cni.enabled: set cni.enabled, which brings the plugin to the nodes as well" -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
 {{/* Where the Secrets of BGP peers are read. */}}
 {{- define "fairlead.secretsNamespace" -}}
 {{- dig "bgp" "secretsNamespace" "kube-system" .Values.config | default "kube-system" -}}
