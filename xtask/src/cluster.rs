@@ -42,7 +42,7 @@ use clap::Subcommand;
 
 use crate::{setup, workspace};
 use groups::Groups;
-use place::{Cluster, IpFamily, KubeProxy};
+use place::{Cluster, Cni, IpFamily, KubeProxy};
 use progress::Progress;
 
 #[derive(clap::Args)]
@@ -109,6 +109,9 @@ struct Up {
     /// Leave Fairlead out; a cluster with kube-proxy is always bare
     #[arg(long)]
     bare: bool,
+    /// Who makes the network of pods
+    #[arg(long, value_enum, default_value_t = Cni::Ptp)]
+    cni: Cni,
 }
 
 /// Does what was asked.
@@ -174,6 +177,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
         node_count: up.nodes,
         kube_proxy: up.kube_proxy,
         ip_family: up.ip_family,
+        cni: up.cni,
         has_fairlead: !up.bare && up.kube_proxy == KubeProxy::None,
     };
     let progress = Progress::start();
@@ -202,8 +206,14 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
         teardown::down(name).context("after a failed start")?;
         return Err(error);
     }
+    let rest = match wanted.cni {
+        Cni::Fairlead if !wanted.has_fairlead => {
+            "; its nodes are ready when Fairlead is installed (docs/kubernetes.md)"
+        }
+        Cni::Ptp | Cni::Fairlead => "",
+    };
     progress.step(&format!(
-        "{name} is up: `cargo xtask cluster kubectl -- get nodes`"
+        "{name} is up: `cargo xtask cluster kubectl -- get nodes`{rest}"
     ));
     Ok(())
 }
@@ -229,16 +239,26 @@ fn make(cluster: &Cluster, fairlead: Option<&Path>, progress: &Progress) -> Resu
     progress.step("images loaded");
     for node in cluster.nodes() {
         node::join(cluster, node, progress)?;
-        progress.step(&format!("{} has its pod network", node.name()));
+        progress.step(&format!("{} has joined", node.name()));
     }
+    if cluster.cni == Cni::Ptp {
+        wait_for_nodes(cluster, progress)?;
+    }
+    if let Some(image) = fairlead {
+        chart::install(cluster, image, progress)?;
+        if cluster.cni == Cni::Fairlead {
+            wait_for_nodes(cluster, progress)?;
+        }
+    }
+    cluster.mark_complete()
+}
+
+fn wait_for_nodes(cluster: &Cluster, progress: &Progress) -> Result<()> {
     for node in cluster.nodes() {
         node::wait_until_ready(cluster, node, progress)?;
         progress.step(&format!("{} is ready", node.name()));
     }
-    if let Some(image) = fairlead {
-        chart::install(cluster, image, progress)?;
-    }
-    cluster.mark_complete()
+    Ok(())
 }
 
 fn status(cluster: &Cluster) -> Result<()> {

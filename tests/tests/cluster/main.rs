@@ -1,9 +1,11 @@
 //! Fairlead on a real Kubernetes cluster: API server, kubelets, pods, and FRR around them.
 //!
-//! One cluster serves all of it, in the order of a story: bringing one up costs more than everything else.
+//! One cluster serves all that can be told beside another CNI plugin, in the order of a story: bringing one up costs
+//! more than everything else. A second one has no network but ours.
 
 mod chart;
 mod leftovers;
+mod pod_network;
 mod pools;
 mod web;
 

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{helm, kubernetes, node, place::Cluster, progress::Progress};
+use super::{
+    helm, kubernetes, node,
+    place::{Cluster, Cni},
+    progress::Progress,
+};
 use crate::{dist, workspace};
 
 const CHART: &str = concat!(
@@ -40,6 +44,10 @@ pub fn install(cluster: &Cluster, archive: &Path, progress: &Progress) -> Result
         .args(["--namespace", "kube-system", "--values", VALUES])
         // helm never updates kinds that are there: the next step does.
         .args(["--skip-crds", "--wait", "--timeout=180s"]);
+    if cluster.cni == Cni::Fairlead {
+        // Where a node of ours has its plugins.
+        helm.args(["--set", "cni.enabled=true,cni.binDir=/usr/lib/cni"]);
+    }
     workspace::run_quietly(&mut helm, "installing the chart")?;
     let kinds = format!("{CHART}/crds");
     let mut apply = kubernetes::kubectl(cluster)?;

@@ -14,7 +14,7 @@ use super::{
     fabric,
     groups::Groups,
     image, kubernetes,
-    place::{Cluster, IpFamily, KubeProxy, Node, word},
+    place::{Cluster, Cni, IpFamily, KubeProxy, Node, word},
     progress::Progress,
 };
 use crate::workspace;
@@ -22,12 +22,15 @@ use crate::workspace;
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where containerd looks for the pod network; the node is ready when something is there.
 const CNI_FOLDER: &str = "etc/cni/net.d";
+/// Layers of a node's own: what it adds to /etc and to the machine's CNI plugins.
+const LAYERS: [&str; 4] = ["etc", "etc.work", "cni", "cni.work"];
 
 /// Starts containerd, which makes the node's namespaces.
 pub fn start(cluster: &Cluster, node: Node) -> Result<()> {
     let name = node.name();
     let folder = cluster.folder().join(&name);
-    for part in ["lib/kubelet", "log", "work", "etc/containerd", CNI_FOLDER] {
+    let parts = ["lib/kubelet", "log", "etc/containerd", CNI_FOLDER];
+    for part in parts.into_iter().chain(LAYERS) {
         fs::create_dir_all(folder.join(part)).with_context(|| folder.display().to_string())?;
     }
     write(
@@ -109,8 +112,8 @@ fn start_containerd(cluster: &Cluster, node: Node, folder: &Path) -> Result<Daem
     )
 }
 
-/// Gives a node the network of its pods, when the cluster has said which addresses they get: `ptp` links, and
-/// routes that others make (see `fabric`).
+/// Waits until the cluster has said which addresses a node's pods get, and gives the node their network where that is
+/// ours to make: `ptp` links, and routes that others make (see `fabric`).
 pub fn join(cluster: &Cluster, node: Node, progress: &Progress) -> Result<()> {
     let name = node.name();
     let kubelet = daemon::find(cluster, &format!("kubelet-{name}"))?;
@@ -132,25 +135,18 @@ pub fn join(cluster: &Cluster, node: Node, progress: &Progress) -> Result<()> {
             Ok(cidrs)
         })
     })?;
-    let file = cluster
-        .folder()
-        .join(&name)
-        .join(CNI_FOLDER)
-        .join("90-ptp.conflist");
-    // Through the node's own view: a layer of an overlay is not written to behind its back.
-    let mut put = enter(cluster, node)?;
-    put.args([
-        "sh",
-        "-euc",
-        "printf %s \"$1\" >\"$0.new\"; mv \"$0.new\" \"$0\"",
-    ])
-    .arg(
-        Path::new("/")
-            .join(CNI_FOLDER)
-            .join(file.file_name().unwrap_or_default()),
-    )
-    .arg(pod_network(&cidrs).to_string());
-    workspace::run_quietly(&mut put, "writing the pod network")?;
+    if cluster.cni == Cni::Ptp {
+        // Through the node's own view: a layer of an overlay is not written to behind its back.
+        let mut put = enter(cluster, node)?;
+        put.args([
+            "sh",
+            "-euc",
+            "printf %s \"$1\" >\"$0.new\"; mv \"$0.new\" \"$0\"",
+        ])
+        .arg(Path::new("/").join(CNI_FOLDER).join("90-ptp.conflist"))
+        .arg(pod_network(&cidrs).to_string());
+        workspace::run_quietly(&mut put, "writing the pod network")?;
+    }
     if cluster.kube_proxy != KubeProxy::None {
         for cidr in &cidrs {
             fabric::route_to_pods(cluster, node, cidr)?;

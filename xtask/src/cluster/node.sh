@@ -12,7 +12,9 @@ while read -r _ point kind _; do
 done </proc/mounts
 # What a node writes stays in its own folder, under the names that every node uses.
 mount --bind "$FOLDER/log" /var/log
-mount -t overlay overlay -o "lowerdir=/etc,upperdir=$FOLDER/etc,workdir=$FOLDER/work" /etc
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$FOLDER/etc,workdir=$FOLDER/etc.work" /etc
+# A DaemonSet may put a CNI plugin beside those of the machine.
+mount -t overlay overlay -o "lowerdir=/usr/lib/cni,upperdir=$FOLDER/cni,workdir=$FOLDER/cni.work" /usr/lib/cni
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/lock
 # Last of the folders: it hides where FOLDER is.

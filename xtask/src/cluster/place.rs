@@ -34,6 +34,17 @@ pub enum KubeProxy {
     Nftables,
 }
 
+/// Who makes the network of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Cni {
+    /// The standard plugin of this name.
+    #[default]
+    Ptp,
+    /// Fairlead, once it is installed: until then no node is ready.
+    Fairlead,
+}
+
 /// Which families nodes, pods and services have addresses of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -59,6 +70,8 @@ pub struct Cluster {
     pub node_count: u8,
     pub kube_proxy: KubeProxy,
     pub ip_family: IpFamily,
+    #[serde(default)]
+    pub cni: Cni,
     /// Whether Fairlead's chart is installed on it.
     pub has_fairlead: bool,
 }
@@ -67,11 +80,12 @@ impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} nodes, kube-proxy {}, {}, {}",
+            "{}: {} nodes, kube-proxy {}, {}, pods by {}, {}",
             self.name,
             self.node_count,
             word(&self.kube_proxy),
             word(&self.ip_family),
+            word(&self.cni),
             if self.has_fairlead {
                 "Fairlead"
             } else {
