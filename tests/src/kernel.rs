@@ -403,11 +403,13 @@ impl Node {
                 load_program(name, program);
             }
         }
-        let hook = match kind {
-            ProgramType::Xdp => Hook::Xdp,
-            ProgramType::SchedClassifier => Hook::Tc,
+        let hook = if kind == ProgramType::Xdp {
+            Hook::Xdp
+        } else if kind == ProgramType::SchedClassifier {
+            Hook::Tc
+        } else {
             // Those of sockets turn off to nowhere.
-            _ => return,
+            return;
         };
         if !self.turns_off.contains(&hook) {
             self.turns_off.push(hook);
