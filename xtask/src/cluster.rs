@@ -20,6 +20,7 @@
 mod chart;
 mod control_plane;
 mod daemon;
+mod e2e;
 mod fabric;
 mod groups;
 mod helm;
@@ -86,6 +87,8 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Run Kubernetes' own tests of the network on it
+    E2e(e2e::Arguments),
     /// Show what one of its parts printed, or name the parts
     Logs {
         part: Option<String>,
@@ -162,6 +165,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             let mut helm = helm::command(cluster.as_ref())?;
             Err(helm.args(arguments).exec()).context("starting helm")
         }
+        Verb::E2e(arguments) => e2e::run(&Cluster::existing(name)?, arguments),
         Verb::Logs { part, follow } => logs(&Cluster::existing(name)?, part.as_deref(), *follow),
     }
 }

@@ -23,6 +23,8 @@ pub struct Image<'a> {
     pub tag: &'a str,
     pub programs: Vec<&'a Path>,
     pub entrypoint: Vec<String>,
+    /// What is appended to it where a container says nothing.
+    pub command: Vec<String>,
     /// Other names of the first program in `/bin`.
     pub links: Vec<String>,
     /// Small files: path, text.
@@ -92,7 +94,7 @@ impl Image<'_> {
         let config = serde_json::json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
-            "config": {"Entrypoint": self.entrypoint, "Env": ["PATH=/bin"]},
+            "config": {"Entrypoint": self.entrypoint, "Cmd": self.command, "Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)]},
         });
         let manifest = serde_json::json!([{

@@ -27,6 +27,7 @@ pub struct Arguments {
 pub enum For {
     Build,
     Cluster,
+    E2e,
     Lint,
     Run,
     Test,
@@ -71,7 +72,7 @@ const fn package(name: &'static str, service: Option<&'static str>) -> Remedy {
 }
 
 /// Everything, in the order in which it is installed.
-const NEEDS: [Need; 24] = [
+const NEEDS: [Need; 26] = [
     Need {
         name: "compiler",
         why: "compiles the datapath for BPF",
@@ -124,7 +125,7 @@ const NEEDS: [Need; 24] = [
     Need {
         name: "curl",
         why: "sends the requests of the demonstration",
-        uses: &[For::Run, For::Test],
+        uses: &[For::Run, For::Test, For::E2e],
         there_when: Sign::Programs(&["curl"]),
         remedy: package("curl", None),
     },
@@ -232,6 +233,20 @@ const NEEDS: [Need; 24] = [
         uses: &[For::Cluster],
         there_when: Sign::Programs(&["busybox"]),
         remedy: package("busybox-static", None),
+    },
+    Need {
+        name: "wget",
+        why: "is what Kubernetes' own tests ask with",
+        uses: &[For::E2e],
+        there_when: Sign::Programs(&["wget"]),
+        remedy: package("wget", None),
+    },
+    Need {
+        name: "nc",
+        why: "is what Kubernetes' own tests connect with",
+        uses: &[For::E2e],
+        there_when: Sign::Programs(&["nc.openbsd"]),
+        remedy: package("netcat-openbsd", None),
     },
     Need {
         name: "openssl",

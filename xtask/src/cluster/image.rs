@@ -41,6 +41,7 @@ pub fn own(cluster: &Cluster) -> Result<Vec<PathBuf>> {
             programs: vec![&busybox],
             entrypoint: bin(&["/bin/httpd", "-f", "-p", "80", "-h", "/www"]),
             links,
+            command: Vec::new(),
             files: vec![("www/cgi-bin/who", answer)],
         },
     ]

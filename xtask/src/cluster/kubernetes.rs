@@ -56,9 +56,35 @@ pub fn major_minor() -> (&'static str, &'static str) {
 }
 
 fn folder() -> Result<PathBuf> {
+    beside("kubernetes")
+}
+
+/// Where something of this version of Kubernetes is built and kept.
+pub fn beside(what: &str) -> Result<PathBuf> {
     Ok(workspace::target()?
         .join("cluster")
-        .join(format!("kubernetes-{VERSION}")))
+        .join(format!("{what}-{VERSION}")))
+}
+
+/// Makes a folder one of a Go module that builds parts of Kubernetes.
+pub fn module(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let file = downloaded(folder, "GoMod")?;
+    let own = fs::read_to_string(&file)
+        .with_context(|| format!("reading go.mod of k8s.io/kubernetes {VERSION}"))?;
+    fs::write(folder.join("go.mod"), go_mod(&own)?).with_context(|| folder.display().to_string())
+}
+
+/// Where the sources of Kubernetes are.
+pub fn module_folder(folder: &Path) -> Result<PathBuf> {
+    downloaded(folder, "Dir")
+}
+
+/// Flags of the linker by which a program knows its version: the API server refuses to be without.
+pub fn version_flags() -> String {
+    let (major, minor) = major_minor();
+    let version = "-X k8s.io/component-base/version.git";
+    format!("-s -w {version}Version={VERSION} {version}Major={major} {version}Minor={minor}")
 }
 
 /// Builds the programs unless they are there.
@@ -71,24 +97,23 @@ pub fn build(progress: &Progress) -> Result<()> {
     progress.step(&format!(
         "building Kubernetes {VERSION} (once; 3 to 10 minutes)"
     ));
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    module(&folder)?;
     fs::write(folder.join("main.go"), include_str!("kubernetes.go"))
-        .with_context(|| folder.display().to_string())?;
-    let own = fs::read_to_string(downloaded_go_mod(&folder)?)
-        .with_context(|| format!("reading go.mod of k8s.io/kubernetes {VERSION}"))?;
-    fs::write(folder.join("go.mod"), go_mod(&own)?)
         .with_context(|| folder.display().to_string())?;
     workspace::run_quietly(
         go(&folder).args(["mod", "tidy"]),
         "collecting the modules of Kubernetes",
     )?;
     progress.step("modules downloaded");
-    let (major, minor) = major_minor();
-    let version = "-X k8s.io/component-base/version.git";
-    let flags =
-        format!("-s -w {version}Version={VERSION} {version}Major={major} {version}Minor={minor}");
     workspace::run(
-        go(&folder).args(["build", "-ldflags", &flags, "-o", "kubernetes.new", "."]),
+        go(&folder).args([
+            "build",
+            "-ldflags",
+            &version_flags(),
+            "-o",
+            "kubernetes.new",
+            ".",
+        ]),
         "building Kubernetes",
     )?;
     // Renamed when whole: an interrupted build leaves nothing that looks like one.
@@ -113,7 +138,8 @@ pub fn go(folder: &Path) -> Command {
     go
 }
 
-fn downloaded_go_mod(folder: &Path) -> Result<PathBuf> {
+/// What `go mod download` says of the module of Kubernetes: the path in this field.
+fn downloaded(folder: &Path, field: &str) -> Result<PathBuf> {
     let module = format!("k8s.io/kubernetes@{VERSION}");
     // Outside of any module: there is none yet.
     let output = go(folder)
@@ -123,7 +149,7 @@ fn downloaded_go_mod(folder: &Path) -> Result<PathBuf> {
         .context("starting go")?;
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("go mod download {module}: {}", output.status))?;
-    let path = answer["GoMod"].as_str();
+    let path = answer[field].as_str();
     path.map(PathBuf::from)
         .with_context(|| format!("go mod download {module}: {}", answer["Error"]))
 }
