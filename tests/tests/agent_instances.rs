@@ -133,19 +133,14 @@ fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() 
             ])
             .unwrap();
     }
-    node.netns.ip("link add dum0 type dummy").unwrap();
-    node.netns.ip("link set dum0 up").unwrap();
     let named = documents("", "65001:7").replace(
         "spec:\n  timers",
-        "spec:\n  transport: { sourceInterface: dum0 }\n  timers",
+        "spec:\n  transport: { sourceInterface: lo }\n  timers",
     );
     node.put("bgp.yaml", &named).unwrap();
     wait_for("the missing address to be told of", 10, || {
         let status = node.ask(&["status"])?.to_string();
-        ensure!(
-            status.contains("dum0 has no global IPv4 address"),
-            "{status}"
-        );
+        ensure!(status.contains("lo has no global IPv4 address"), "{status}");
         Ok(Some(()))
     })
     .unwrap();
@@ -159,10 +154,10 @@ fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() 
         .unwrap();
     };
     comes_from("10.0.1.2");
-    node.netns.ip("addr add 10.0.1.50/32 dev dum0").unwrap();
+    node.netns.ip("addr add 10.0.1.50/32 dev lo").unwrap();
     comes_from("10.0.1.50");
-    node.netns.ip("addr del 10.0.1.50/32 dev dum0").unwrap();
-    node.netns.ip("addr add 10.0.1.51/32 dev dum0").unwrap();
+    node.netns.ip("addr del 10.0.1.50/32 dev lo").unwrap();
+    node.netns.ip("addr add 10.0.1.51/32 dev lo").unwrap();
     comes_from("10.0.1.51");
     let shown = node.ask(&["bgp", "neighbor", "10.0.1.1"]).unwrap();
     assert_eq!(shown[0]["localAddress"], "10.0.1.51", "{shown:#}");
