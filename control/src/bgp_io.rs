@@ -35,8 +35,8 @@ use std::time::Instant;
 
 use fairlead_bgp::config::Announcements;
 use fairlead_bgp::{
-    AdvertisedRoute, Event, Family, LearntPath, PeerConfig, PeerSnapshot, RouteSnapshot, Speaker,
-    SpeakerConfig,
+    AdvertisedRoute, Event, Family, LearntPath, PeerConfig, PeerRange, PeerSnapshot, RouteSnapshot,
+    Speaker, SpeakerConfig,
 };
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,7 @@ pub struct BgpHandle {
 #[derive(Debug)]
 enum Command {
     SetPeers(Vec<PeerConfig>),
+    SetRanges(Vec<PeerRange>),
     SetBfd(Option<Watch>),
     SetAnnouncements(Announcements),
     Refresh(String, Family, oneshot::Sender<bool>),
@@ -161,6 +162,11 @@ impl BgpHandle {
     /// Makes the peers exactly these; sessions whose OPEN does not change stay up.
     pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Stopped> {
         self.command(Command::SetPeers(peers)).await
+    }
+
+    /// Makes the ranges from which others may dial exactly these.
+    pub async fn set_ranges(&self, ranges: Vec<PeerRange>) -> Result<(), Stopped> {
+        self.command(Command::SetRanges(ranges)).await
     }
 
     /// Lets BFD watch the peers that want it; with `None` nobody is watched.

@@ -301,9 +301,22 @@ pub struct Neighbor {
     pub advertised: BTreeMap<Family, Vec<Advertised>>,
 }
 
+/// Routers that are peers when they dial from a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Where they dial from, host bits zero.
+    pub prefix: IpNetwork,
+    /// Their ASes; any when empty.
+    pub asns: BTreeSet<u32>,
+    /// How many there may be at a time.
+    pub limit: usize,
+}
+
 /// What Cilium's objects have no field for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
+    /// The peer stands for all who dial from here.
+    pub range: Option<Range>,
     /// How the peer is watched by BFD.
     pub bfd: Option<BfdConfig>,
     /// How many hops away it is at most (RFC 5082).

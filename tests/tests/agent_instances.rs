@@ -162,3 +162,72 @@ fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() 
     let shown = node.ask(&["bgp", "neighbor", "10.0.1.1"]).unwrap();
     assert_eq!(shown[0]["localAddress"], "10.0.1.51", "{shown:#}");
 }
+
+#[test]
+fn a_router_that_dials_from_a_range_is_a_peer_and_hears_what_the_range_is_told() {
+    if !root::is_root() {
+        return;
+    }
+    let mut lab = Lab::up("fl-range").unwrap();
+    lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
+    let node = &lab.nodes[0];
+    let profile = |asns: &str| {
+        format!(
+            "apiVersion: fairlead.io/v1alpha1\nkind: BGPPeerProfile\nmetadata: {{ name: racks }}\n\
+             spec:\n  nodeSelector: {{ matchLabels: {{ rack: rack1 }} }}\n  \
+             range: {{ prefixLength: 28, asns: [{asns}], limit: 4 }}\n"
+        )
+    };
+    node.put("profile.yaml", &profile("64999")).unwrap();
+    let ranged = documents("", "65001:7")
+        .replace("localASN: 65001", "localASN: 65001\n      localPort: 179")
+        .replace(
+            "peerASN: 65000, peerAddress: 10.0.1.1,",
+            "peerAddress: 10.0.1.0,",
+        );
+    node.put("bgp.yaml", &ranged).unwrap();
+    let events = |what: &str| {
+        wait_for(what, 30, || {
+            let events = node.ask(&["bgp", "events"])?.to_string();
+            ensure!(events.contains(what), "{events}");
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    // It is of another AS than the range wants.
+    events("sent 2/2 Bad Peer AS");
+    node.put("profile.yaml", &profile("64999, 65000")).unwrap();
+    wait_for("the router to be let in and to be told", 60, || {
+        let path = lab
+            .frr
+            .json("show bgp ipv4 unicast 10.1.1.0/24")?
+            .to_string();
+        ensure!(path.contains("65001:7"), "{path}");
+        let shown = node.ask(&["bgp", "neighbor", "10.0.1.1"])?;
+        ensure!(shown[0]["state"] == "Established", "{shown:#}");
+        ensure!(
+            shown[0]["families"][0]["accepted"].as_u64() > Some(0),
+            "{shown:#}"
+        );
+        ensure!(shown[0]["range"] == "10.0.1.0", "{shown:#}");
+        ensure!(shown[0]["peerAsn"] == 65000, "{shown:#}");
+        Ok(Some(()))
+    })
+    .unwrap();
+
+    // Without the profile its address is a peer of its own, at which nobody is.
+    std::fs::remove_file(node.manifests().join("profile.yaml")).unwrap();
+    wait_for("the router to be let go", 20, || {
+        let peers = node.ask(&["bgp", "peers"])?;
+        let addresses: Vec<_> = peers
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| &p["address"])
+            .collect();
+        ensure!(addresses == ["10.0.1.0"], "{peers:#}");
+        Ok(Some(()))
+    })
+    .unwrap();
+}

@@ -94,6 +94,35 @@ pub struct PeerConfig {
     pub password: Option<Password>,
 }
 
+/// Neighbours that are not named one by one: who dials from a prefix, and is of one of some ASes, is a peer as long
+/// as its session lasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRange {
+    /// Where they dial from, host bits zero; of two ranges the longer prefix counts.
+    pub prefix: IpNetwork,
+    /// Their ASes; any when empty.
+    pub asns: BTreeSet<u32>,
+    /// How many of them there may be at a time.
+    pub limit: usize,
+    /// What each of them is. Its name is the range's, by which announcements may name all of them; each is called by its
+    /// address. They are never dialled, and none has a password or is watched by BFD.
+    pub template: PeerConfig,
+}
+
+impl PeerRange {
+    /// The peer at an address of the range.
+    pub(crate) fn peer(&self, address: IpAddr) -> PeerConfig {
+        PeerConfig {
+            name: address.to_string(),
+            address,
+            passive: true,
+            password: None,
+            bfd: None,
+            ..self.template.clone()
+        }
+    }
+}
+
 impl PeerConfig {
     /// A peer with the defaults of Cilium's objects: 90 s hold, 30 s keepalive, 120 s connect
     /// retry, both families, nothing imported.

@@ -42,7 +42,7 @@ pub mod wire;
 pub use best_path::Reason;
 pub use config::{
     Announcement, BfdConfig, ExportRule, GracefulRestart, ImportPolicy, NoPassword, Password,
-    PeerConfig, PrefixRule, SpeakerConfig,
+    PeerConfig, PeerRange, PrefixRule, SpeakerConfig,
 };
 pub use fsm::State;
 pub use policy::Rejection;

@@ -40,6 +40,8 @@ const REPLACEABLE_AFTER: Duration = Duration::from_secs(5);
 pub(crate) struct Peer {
     id: PeerId,
     config: PeerConfig,
+    /// The range that let it in.
+    range: Option<Range>,
     enabled: bool,
     dialling: Session,
     dialled: Session,
@@ -73,6 +75,14 @@ pub(crate) struct Peer {
     counters: Counters,
 }
 
+/// The range that a peer came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Range {
+    pub(crate) name: String,
+    /// The ASes that it may be of; any when empty.
+    pub(crate) asns: BTreeSet<u32>,
+}
+
 /// A session in which routes flow.
 #[derive(Debug, Clone)]
 struct Established {
@@ -86,6 +96,7 @@ impl Peer {
     pub(crate) fn new(id: PeerId, config: PeerConfig, now: Instant) -> Self {
         Self {
             id,
+            range: None,
             enabled: true,
             dialling: Session::new(Direction::Active),
             dialled: Session::new(Direction::Passive),
@@ -112,6 +123,22 @@ impl Peer {
             counters: Counters::default(),
             config,
         }
+    }
+
+    /// Makes it a peer of a range.
+    pub(crate) fn belong(&mut self, range: Range) {
+        self.range = Some(range);
+    }
+
+    /// The name of the range that let it in.
+    pub(crate) fn range(&self) -> Option<&str> {
+        self.range.as_ref().map(|range| range.name.as_str())
+    }
+
+    /// Whether a range let it in and nothing is left of it: no connection, no rest after a fault, no routes that are
+    /// kept over a restart.
+    pub(crate) fn is_over(&self) -> bool {
+        self.range.is_some() && self.dialled.state() == State::Active && self.stale.is_empty()
     }
 
     pub(crate) fn name(&self) -> &str {

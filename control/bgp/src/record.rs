@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::bfd;
-use crate::config::{Announcements, Password, PeerConfig, SpeakerConfig};
+use crate::config::{Announcements, Password, PeerConfig, PeerRange, SpeakerConfig};
 use crate::speaker::{ConnectionId, Speaker};
 use crate::wire::Family;
 
@@ -36,6 +36,8 @@ pub enum Input {
     Begin(SpeakerConfig, u64),
     /// [`Speaker::set_peers`], with the names of the passwords of those peers that have one.
     Peers(Vec<PeerConfig>, BTreeMap<String, u32>),
+    /// [`Speaker::set_ranges`].
+    Ranges(Vec<PeerRange>),
     /// [`Speaker::set_announcements`].
     Announcements(Announcements),
     /// [`Speaker::request_refresh`].
@@ -157,6 +159,7 @@ impl Speaker {
                 }
                 self.set_peers(peers, now);
             }
+            Input::Ranges(ranges) => self.set_ranges(ranges, now),
             Input::Announcements(announcements) => self.set_announcements(announcements, now),
             Input::Refresh(peer, family) => {
                 self.request_refresh(&peer, family, now);

@@ -107,6 +107,8 @@ pub struct NeighborSnapshot {
     pub peer: PeerSnapshot,
     /// What was asked of it.
     pub config: PeerConfig,
+    /// The range that let it in, when it is not named itself.
+    pub range: Option<String>,
     /// The OPEN that we send.
     pub offered: Open,
     /// Who opened the connection of the established session.

@@ -6,6 +6,7 @@
 //! before has been written, so that a NOTIFICATION reaches the peer.
 
 mod output;
+mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -15,9 +16,9 @@ use std::time::Instant;
 use ipnetwork::IpNetwork;
 
 use crate::bfd;
-use crate::config::{Announcements, PeerConfig, SpeakerConfig};
+use crate::config::{Announcements, PeerConfig, PeerRange, SpeakerConfig};
 use crate::jitter::Jitter;
-use crate::peer::Peer;
+use crate::peer::{Peer, Range};
 use crate::policy::OwnPrefixes;
 use crate::rib::{Hop, PeerId, Ranked, Rib, Selection};
 use crate::session::Direction;
@@ -35,6 +36,7 @@ pub use output::{
 #[derive(Debug)]
 pub struct Speaker {
     peers: BTreeMap<PeerId, Peer>,
+    ranges: Vec<PeerRange>,
     next_peer: u32,
     shared: Shared,
 }
@@ -63,6 +65,7 @@ impl Speaker {
     pub fn new(config: SpeakerConfig, seed: u64) -> Self {
         Self {
             peers: BTreeMap::new(),
+            ranges: Vec::new(),
             next_peer: 0,
             shared: Shared {
                 rib: Rib::new(config.multipath_limit),
@@ -85,6 +88,7 @@ impl Speaker {
     ///
     /// A change resets the session only if it needs another OPEN or another connection.
     pub fn set_peer(&mut self, config: PeerConfig, now: Instant) {
+        self.give_way(&config, now);
         if let Some(id) = self.find(&config.name) {
             if let Some(peer) = self.peers.get_mut(&id) {
                 peer.reconfigure(config, now, &mut self.shared);
@@ -93,20 +97,28 @@ impl Speaker {
             self.pass_on(now);
             return;
         }
+        self.add(config, None, now);
+    }
+
+    fn add(&mut self, config: PeerConfig, range: Option<Range>, now: Instant) {
         self.next_peer += 1;
         let id = PeerId(self.next_peer);
         let mut peer = Peer::new(id, config, now);
+        if let Some(range) = range {
+            peer.belong(range);
+        }
         peer.start(now, &mut self.shared);
         self.peers.insert(id, peer);
         self.watch_best();
     }
 
-    /// Makes the peers exactly these, by difference.
+    /// Makes the peers exactly these, by difference; those that ranges let in stay.
     pub fn set_peers(&mut self, configs: Vec<PeerConfig>, now: Instant) {
         let wanted: BTreeSet<_> = configs.iter().map(|config| config.name.clone()).collect();
         let gone: Vec<_> = self
             .peers
             .values()
+            .filter(|peer| peer.range().is_none())
             .map(|peer| peer.name().to_owned())
             .filter(|name| !wanted.contains(name))
             .collect();
@@ -193,6 +205,7 @@ impl Speaker {
         remote: SocketAddr,
         now: Instant,
     ) -> Option<Accepted> {
+        self.admit(remote, now);
         let peer = self.peers.values_mut().find(|peer| peer.is_at(remote))?;
         let connection = peer.handle_incoming(local, now, &mut self.shared);
         let distance = peer.distance(&self.shared.config);
@@ -233,6 +246,7 @@ impl Speaker {
         if let Some((peer, direction, shared)) = self.connection(connection) {
             peer.handle_bytes(direction, bytes, now, shared);
         }
+        self.dismiss(now);
         self.pass_on(now);
     }
 
@@ -250,6 +264,7 @@ impl Speaker {
             shared.connections.remove(&connection);
             peer.handle_closed(direction, why, now, shared);
         }
+        self.dismiss(now);
         self.pass_on(now);
     }
 
@@ -258,6 +273,7 @@ impl Speaker {
         for peer in self.peers.values_mut() {
             peer.handle_timeout(now, &mut self.shared);
         }
+        self.dismiss(now);
         self.pass_on(now);
     }
 

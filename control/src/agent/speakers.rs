@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use fairlead_bgp::Event;
 use fairlead_bgp::config::{
     Announcement as Told, Announcements, ExportRule, GracefulRestart, ImportPolicy, PeerConfig,
-    PrefixRule, SpeakerConfig,
+    PeerRange, PrefixRule, SpeakerConfig,
 };
 use fairlead_bgp::wire::Family;
 use ipnetwork::IpNetwork;
@@ -25,7 +25,9 @@ use crate::bgp_io::record::Recorder;
 use crate::bgp_io::{self, BgpHandle, LearntRoutes, Stopped};
 use crate::config::document::{Bgp, Import};
 use crate::desired::announce::{Announcement, Prefixes};
-use crate::desired::{self, Condition, Desired, NodeState, PathAttributes, VirtualRouter};
+use crate::desired::{
+    self, Condition, Desired, Neighbor, NodeState, PathAttributes, VirtualRouter,
+};
 use crate::telemetry::cause;
 
 /// How many equal paths are used together, as routers of this class do.
@@ -51,6 +53,7 @@ struct Running {
     config: SpeakerConfig,
     listen: Option<u16>,
     peers: Vec<PeerConfig>,
+    ranges: Vec<PeerRange>,
     told: Option<Announcements>,
     /// What that was made from.
     prefixes: Prefixes,
@@ -178,8 +181,9 @@ impl Speakers {
             self.running.insert(name.to_owned(), running);
         }
         let peers = self.peers(router, node, bgp);
+        let ranges = self.ranges(router, node, bgp);
         if let Some(running) = self.running.get_mut(name) {
-            running.set_peers(peers).await?;
+            running.set_peers(peers, ranges).await?;
         }
         Ok(())
     }
@@ -207,6 +211,7 @@ impl Speakers {
             config,
             listen,
             peers: Vec::new(),
+            ranges: Vec::new(),
             told: None,
             prefixes: Prefixes::new(),
             export: BTreeMap::new(),
@@ -221,43 +226,76 @@ impl Speakers {
         router
             .neighbors
             .iter()
-            .map(|(&(address, port), neighbor)| PeerConfig {
-                port,
-                hold_time: neighbor.hold,
-                keepalive_time: neighbor.keepalive,
-                connect_retry_time: neighbor.connect_retry,
-                ebgp_multihop_ttl: neighbor.ebgp_multihop_ttl,
-                families: neighbor.advertised.keys().copied().map(family).collect(),
-                import: import(&bgp.import),
-                max_prefixes: neighbor
-                    .profile
-                    .max_prefixes
-                    .or(bgp.max_prefixes)
-                    .map(|limit| limit as usize),
-                graceful_restart: neighbor
-                    .graceful_restart
-                    .map(|restart_time| GracefulRestart {
-                        restart_time,
-                        restarting: self.restarting,
-                        // The pinned datapath forwards without us.
-                        forwarding_preserved: true,
-                    }),
-                next_hop_v4: node.ipv4,
-                next_hop_v6: node.ipv6,
-                password: neighbor.password.clone(),
-                bfd: neighbor.profile.bfd,
-                ttl_security: neighbor.profile.ttl_security,
-                passive: neighbor.profile.passive,
-                shutdown: neighbor.profile.shutdown.clone(),
-                graceful_shutdown: neighbor.profile.graceful_shutdown,
-                transit: neighbor.profile.transit,
-                local_address: neighbor.local_address,
-                local_port: neighbor.local_port,
-                interface: neighbor.interface,
-                extended_next_hop: neighbor.interface.is_some(),
-                ..PeerConfig::new(address.to_string(), address, neighbor.asn)
+            .filter(|(_, neighbor)| neighbor.profile.range.is_none())
+            .map(|(&at, neighbor)| self.peer(at, neighbor, node, bgp))
+            .collect()
+    }
+
+    fn ranges(&self, router: &VirtualRouter, node: &NodeState, bgp: &Bgp) -> Vec<PeerRange> {
+        router
+            .neighbors
+            .iter()
+            .filter_map(|(&at, neighbor)| {
+                let range = neighbor.profile.range.as_ref()?;
+                let mut template = self.peer(at, neighbor, node, bgp);
+                // With a choice it is learnt from the OPEN.
+                template.remote_as = match range.asns.iter().collect::<Vec<_>>()[..] {
+                    [only] => *only,
+                    _ => 0,
+                };
+                Some(PeerRange {
+                    prefix: range.prefix,
+                    asns: range.asns.clone(),
+                    limit: range.limit,
+                    template,
+                })
             })
             .collect()
+    }
+
+    fn peer(
+        &self,
+        (address, port): (IpAddr, u16),
+        neighbor: &Neighbor,
+        node: &NodeState,
+        bgp: &Bgp,
+    ) -> PeerConfig {
+        PeerConfig {
+            port,
+            hold_time: neighbor.hold,
+            keepalive_time: neighbor.keepalive,
+            connect_retry_time: neighbor.connect_retry,
+            ebgp_multihop_ttl: neighbor.ebgp_multihop_ttl,
+            families: neighbor.advertised.keys().copied().map(family).collect(),
+            import: import(&bgp.import),
+            max_prefixes: neighbor
+                .profile
+                .max_prefixes
+                .or(bgp.max_prefixes)
+                .map(|limit| limit as usize),
+            graceful_restart: neighbor
+                .graceful_restart
+                .map(|restart_time| GracefulRestart {
+                    restart_time,
+                    restarting: self.restarting,
+                    // The pinned datapath forwards without us.
+                    forwarding_preserved: true,
+                }),
+            next_hop_v4: node.ipv4,
+            next_hop_v6: node.ipv6,
+            password: neighbor.password.clone(),
+            bfd: neighbor.profile.bfd,
+            ttl_security: neighbor.profile.ttl_security,
+            passive: neighbor.profile.passive,
+            shutdown: neighbor.profile.shutdown.clone(),
+            graceful_shutdown: neighbor.profile.graceful_shutdown,
+            transit: neighbor.profile.transit,
+            local_address: neighbor.local_address,
+            local_port: neighbor.local_port,
+            interface: neighbor.interface,
+            extended_next_hop: neighbor.interface.is_some(),
+            ..PeerConfig::new(address.to_string(), address, neighbor.asn)
+        }
     }
 
     /// Tells the peers what is announced.
@@ -273,9 +311,9 @@ impl Speakers {
                 .collect();
             // Before the announcements, so that none is told without its attributes.
             running.export = export(&announced);
-            let peers = running.peers.clone();
+            let (peers, ranges) = (running.peers.clone(), running.ranges.clone());
             // A speaker that has stopped is missed where it is asked.
-            let _ = running.set_peers(peers).await;
+            let _ = running.set_peers(peers, ranges).await;
             let told: Announcements = announced
                 .into_iter()
                 .map(|(prefix, announcement)| {
@@ -376,15 +414,24 @@ impl Speakers {
 }
 
 impl Running {
-    /// Makes the peers these, with what announcements carry towards each.
-    async fn set_peers(&mut self, mut peers: Vec<PeerConfig>) -> Result<(), Stopped> {
-        for peer in &mut peers {
+    /// Makes the peers and ranges these, with what announcements carry towards each.
+    async fn set_peers(
+        &mut self,
+        mut peers: Vec<PeerConfig>,
+        mut ranges: Vec<PeerRange>,
+    ) -> Result<(), Stopped> {
+        let templates = ranges.iter_mut().map(|range| &mut range.template);
+        for peer in peers.iter_mut().chain(templates) {
             let export = self.export.get(&peer.address);
             peer.export = export.cloned().unwrap_or_default();
         }
         if self.peers != peers {
             self.handle.set_peers(peers.clone()).await?;
             self.peers = peers;
+        }
+        if self.ranges != ranges {
+            self.handle.set_ranges(ranges.clone()).await?;
+            self.ranges = ranges;
         }
         Ok(())
     }

@@ -160,6 +160,10 @@ impl Driver {
                 }
                 self.speaker.set_peers(peers, now);
             }
+            Command::SetRanges(ranges) => {
+                self.write(now, || Input::Ranges(ranges.clone()));
+                self.speaker.set_ranges(ranges, now);
+            }
             Command::SetBfd(watch) => {
                 self.watch = watch;
                 self.be_watched();
@@ -506,6 +510,9 @@ fn log(event: &Event) {
             family,
             dropped,
         } => info!(%peer, %family, dropped, "restart over"),
+        Event::RangeFull { peer, address } => {
+            warn!(range = %peer, %address, "the range of peers is full");
+        }
         Event::AnnouncementsRefused { peer, prefixes } => {
             warn!(%peer, ?prefixes, "announcements do not fit a message");
         }

@@ -140,6 +140,11 @@ fn told(event: &Event) -> (&str, &'static str, String) {
             let why = format!("{family}: {dropped} routes were not told again");
             (peer, "restart over", why)
         }
+        Event::RangeFull { peer, address } => (
+            peer,
+            "range full",
+            format!("{address} dialled; raise the limit of the range"),
+        ),
         Event::AnnouncementsRefused { peer, prefixes } => {
             let first = prefixes
                 .first()

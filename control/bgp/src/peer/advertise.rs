@@ -96,10 +96,10 @@ impl Peer {
         let mut without_next_hop = BTreeMap::new();
         for (prefix, announcement) in &shared.announcements {
             let family = Family::of(prefix);
-            let chosen = announcement
-                .peers
-                .as_ref()
-                .is_none_or(|peers| peers.contains(&self.config.name));
+            let chosen = announcement.peers.as_ref().is_none_or(|peers| {
+                peers.contains(&self.config.name)
+                    || self.range().is_some_and(|range| peers.contains(range))
+            });
             if !chosen || !established.terms.families.contains(&family) {
                 continue;
             }

@@ -29,7 +29,16 @@ impl Peer {
             Message::Open(open) => {
                 received.opens += 1;
                 self.heard = Some(open.clone());
-                match negotiate(open, &shared.config, &self.config) {
+                let is_admitted = self
+                    .range
+                    .as_ref()
+                    .is_none_or(|range| range.asns.is_empty() || range.asns.contains(&open.asn));
+                let terms = if is_admitted {
+                    negotiate(open, &shared.config, &self.config)
+                } else {
+                    Err(Notification::BAD_PEER_AS)
+                };
+                match terms {
                     Ok(terms) => self.handle_open(direction, terms, now, shared),
                     Err(refusal) => {
                         let trigger = Trigger::answered(Event::OpenError, refusal);

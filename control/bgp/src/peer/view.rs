@@ -108,6 +108,7 @@ impl Peer {
         NeighborSnapshot {
             peer: self.snapshot(now, shared),
             config: self.config.clone(),
+            range: self.range().map(ToOwned::to_owned),
             offered: our_open(&shared.config, &self.config, self.restarting),
             opened: established.map(|established| established.direction),
             distance: self.distance(&shared.config),

@@ -140,6 +140,13 @@ pub enum Event {
         /// How many prefixes that were.
         dropped: usize,
     },
+    /// Somebody dialled from a range that has as many peers as it may.
+    RangeFull {
+        /// The range's name.
+        peer: String,
+        /// Who.
+        address: IpAddr,
+    },
     /// Announcements could not be told: their attributes do not fit a message.
     AnnouncementsRefused {
         /// The peer's name.

@@ -7,6 +7,7 @@ mod fabric;
 mod link;
 mod network;
 mod random;
+mod ranges;
 mod reach;
 mod restart;
 mod shown;

@@ -161,6 +161,9 @@ pub struct Neighbor {
     pub peer: Peer,
     /// Its name in our configuration.
     pub name: String,
+    /// The range that let it in, when it is not named itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<String>,
     /// Our BGP identifier.
     pub local_router_id: String,
     /// Its BGP identifier.

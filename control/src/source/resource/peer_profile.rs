@@ -35,6 +35,9 @@ pub struct Spec {
     /// The peers it is for: those that one entry fits. Absent or empty: all.
     #[serde(default)]
     pub peers: Vec<PeerSelector>,
+    /// The selected peer is not one router: all who dial from this many bits of its address are let in. Absent: it is
+    /// one.
+    pub range: Option<Range>,
     /// Watched by BFD; absent: not.
     pub bfd: Option<Bfd>,
     /// The peer is at most this many hops away: packets from farther are not taken (GTSM, RFC 5082).
@@ -73,6 +76,21 @@ pub struct PeerSelector {
     pub peer_config: Option<String>,
 }
 
+/// Routers that are not named one by one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Range {
+    /// The bits of the peer's address that theirs have, too.
+    #[serde(deserialize_with = "within::<u8, 1, 128, _>")]
+    pub prefix_length: u8,
+    /// Their AS numbers. Absent or empty: the one that the peer's object says, or any when that is 0.
+    #[serde(default)]
+    pub asns: Vec<u32>,
+    /// How many there may be at a time. Default: 32.
+    #[serde(default = "limit", deserialize_with = "within::<u32, 1, 4096, _>")]
+    pub limit: u32,
+}
+
 /// How a peer is watched by BFD (RFC 5880).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -99,6 +117,9 @@ pub struct Bfd {
     pub strict: bool,
 }
 
+const fn limit() -> u32 {
+    32
+}
 const fn multiplier() -> u8 {
     3
 }

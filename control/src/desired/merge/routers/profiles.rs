@@ -3,18 +3,19 @@
 //! Of several profiles that select a peer the first by name counts, and the others say so: two halves of
 //! what two people meant would be neither.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use fairlead_bgp::BfdConfig;
 use fairlead_bgp::bfd::{Hops, Timing};
+use ipnetwork::IpNetwork;
 
 use super::super::Conditions;
 use super::selector_of;
-use crate::desired::{Neighbor, NodeState, Profile, VirtualRouter};
+use crate::desired::{Neighbor, NodeState, Profile, Range, VirtualRouter};
 use crate::source::resource::Resources;
-use crate::source::resource::peer_profile::{Bfd, PeerProfile, PeerSelector};
+use crate::source::resource::peer_profile::{self, Bfd, PeerProfile, PeerSelector};
 
 const KIND: &str = "BGPPeerProfile";
 
@@ -33,8 +34,9 @@ pub(super) fn apply(
             selector.is_none_or(|selector| selector_of(selector).matches(&node.labels))
         })
         .collect();
-    for router in routers.values_mut() {
-        for ((address, _), neighbor) in &mut router.neighbors {
+    let mut impossible = BTreeSet::new();
+    for (instance, router) in &mut *routers {
+        for ((address, port), neighbor) in &mut router.neighbors {
             let mut selecting = for_this_node
                 .iter()
                 .filter(|(_, profile)| selects(&profile.object, *address, neighbor));
@@ -49,13 +51,27 @@ pub(super) fn apply(
             }
             let is_multihop = neighbor.ebgp_multihop_ttl > 1;
             let said = &chosen.object.spec;
-            let bfd = said.bfd.as_ref().filter(|_| neighbor.interface.is_none());
+            let is_one = neighbor.interface.is_none() && said.range.is_none();
+            let bfd = said.bfd.as_ref().filter(|_| is_one);
             if said.bfd.is_some() && bfd.is_none() {
-                let message =
-                    format!("peer {address}: BFD does not watch peers by link-local addresses");
+                let message = format!(
+                    "peer {address}: BFD watches neither peers by link-local addresses nor ranges"
+                );
                 conditions.add(KIND, first, &chosen.origin, "FieldUnsupported", message);
             }
+            let range = said
+                .range
+                .as_ref()
+                .map(|said| range(said, *address, neighbor));
+            let range = range.transpose().unwrap_or_else(|why| {
+                let message =
+                    format!("peer {address}: {why}; there is no session with anybody of it");
+                conditions.add(KIND, first, &chosen.origin, "RangeImpossible", message);
+                impossible.insert((instance.clone(), (*address, *port)));
+                None
+            });
             neighbor.profile = Profile {
+                range,
                 bfd: bfd.map(|bfd| watch(bfd, is_multihop)),
                 ttl_security: said.ttl_security_hops,
                 passive: said.passive,
@@ -79,6 +95,42 @@ pub(super) fn apply(
             conditions.add(KIND, name, &profile.origin, "NoPeerSelected", message);
         }
     }
+    for (instance, neighbor) in impossible {
+        if let Some(router) = routers.get_mut(&instance) {
+            router.neighbors.remove(&neighbor);
+        }
+    }
+}
+
+/// The range that a peer stands for.
+fn range(said: &peer_profile::Range, address: IpAddr, peer: &Neighbor) -> Result<Range, String> {
+    let length = said.prefix_length;
+    let prefix = IpNetwork::new(address, length)
+        .map_err(|_| format!("range.prefixLength {length} is more than its address has bits"))?;
+    if prefix.network() != address {
+        return Err(format!(
+            "it is no range of prefixLength {length}: give the peer the address {}",
+            prefix.network()
+        ));
+    }
+    if peer.interface.is_some() {
+        return Err("a range of link-local addresses is not supported".to_owned());
+    }
+    // The kernel would have to want signatures of a whole prefix; to let its members in unsigned is no answer.
+    if peer.password.is_some() {
+        return Err("a range with authSecretRef is not supported".to_owned());
+    }
+    let asns: BTreeSet<u32> = said.asns.iter().copied().collect();
+    let own = Some(peer.asn).filter(|asn| *asn != 0);
+    Ok(Range {
+        prefix,
+        asns: if asns.is_empty() {
+            own.into_iter().collect()
+        } else {
+            asns
+        },
+        limit: said.limit as usize,
+    })
 }
 
 fn selects(profile: &PeerProfile, address: IpAddr, neighbor: &Neighbor) -> bool {

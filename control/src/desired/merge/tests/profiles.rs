@@ -85,3 +85,51 @@ fn of_two_profiles_for_a_peer_the_first_counts_and_one_for_no_peer_says_so() {
         "it selects none of the BGP peers of node node1; `dpctl bgp peers` lists them"
     );
 }
+
+#[test]
+fn a_range_makes_a_peer_stand_for_all_who_dial_from_there() {
+    let policy = POLICY.replace("10.0.0.1/32", "10.0.0.0/32");
+    let range_of = |desired: &Desired| {
+        let router = desired.routers.values().next().unwrap();
+        let neighbor = router.neighbors.values().next().unwrap();
+        neighbor.profile.range.clone().unwrap()
+    };
+    let plain = desired(&[
+        NODE,
+        &policy,
+        &profile("pods", "{range: {prefixLength: 24}}"),
+    ]);
+    assert_eq!(plain.conditions, []);
+    let range = range_of(&plain);
+    assert_eq!(range.prefix.to_string(), "10.0.0.0/24");
+    assert_eq!(
+        (range.asns, range.limit),
+        ([65010].into(), 32),
+        "the peer's own AS"
+    );
+    let chosen = "{range: {prefixLength: 30, asns: [64512, 64513], limit: 2}, bfd: {}}";
+    let chosen = desired(&[NODE, &policy, &profile("pods", chosen)]);
+    let range = range_of(&chosen);
+    assert_eq!((range.asns, range.limit), ([64512, 64513].into(), 2));
+    assert_eq!(bfd_of(&chosen), None);
+    assert_eq!(only(&chosen).reason, "FieldUnsupported");
+}
+
+#[test]
+fn a_range_that_cannot_be_is_no_peer_and_says_why() {
+    for (length, why) in [
+        (16, "give the peer the address 10.0.0.0"),
+        (
+            33,
+            "range.prefixLength 33 is more than its address has bits",
+        ),
+    ] {
+        let spec = format!("{{range: {{prefixLength: {length}}}}}");
+        let desired = desired(&[NODE, POLICY, &profile("pods", &spec)]);
+        let said = only(&desired);
+        assert_eq!(said.reason, "RangeImpossible");
+        assert!(said.message.contains(why), "{}", said.message);
+        let router = desired.routers.values().next().unwrap();
+        assert!(router.neighbors.is_empty(), "nobody is let in");
+    }
+}
