@@ -1,5 +1,8 @@
 //! Packing, and what comes back from it.
 
+mod mutated;
+mod second_opinion;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;

@@ -1,0 +1,327 @@
+//! UPDATEs that are almost right: parts of good ones, mixed and damaged where decoders look.
+//!
+//! Random octets are refused at the first length; these get behind it. What must hold of each: nothing panics, and
+//! what is accepted without a fault is said again in the same way.
+
+use super::*;
+use crate::wire::{LargeCommunity, RareAttributes, UnknownAttribute, message_length};
+
+/// A small generator (splitmix64): a seed gives the same messages everywhere.
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        (self.roll() % bound.max(1) as u64) as usize
+    }
+
+    fn octet(&mut self) -> u8 {
+        const TELLING: [u8; 12] = [0, 1, 2, 4, 8, 16, 32, 33, 64, 127, 128, 255];
+        if self.below(2) == 0 {
+            TELLING[self.below(TELLING.len())]
+        } else {
+            self.roll() as u8
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Part {
+    flags: u8,
+    code: u8,
+    value: Vec<u8>,
+    /// How much its length says too much or too little.
+    lie: i16,
+}
+
+/// The three sections of an UPDATE.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    withdrawn: Vec<u8>,
+    parts: Vec<Part>,
+    nlri: Vec<u8>,
+    /// How much the length of the attributes says too much or too little.
+    lie: i16,
+}
+
+impl Shape {
+    fn of(message: &[u8]) -> Self {
+        let word = |at: usize| usize::from(u16::from_be_bytes([message[at], message[at + 1]]));
+        let withdrawn = word(19);
+        let attributes = word(21 + withdrawn);
+        let begin = 23 + withdrawn;
+        let mut rest = &message[begin..begin + attributes];
+        let mut parts = Vec::new();
+        while let [flags, code, ..] = *rest {
+            let (header, length) = if flags & 0x10 == 0 {
+                (3, usize::from(rest[2]))
+            } else {
+                (4, usize::from(u16::from_be_bytes([rest[2], rest[3]])))
+            };
+            parts.push(Part {
+                flags: flags & !0x10,
+                code,
+                value: rest[header..header + length].to_vec(),
+                lie: 0,
+            });
+            rest = &rest[header + length..];
+        }
+        Self {
+            withdrawn: message[21..21 + withdrawn].to_vec(),
+            parts,
+            nlri: message[begin + attributes..].to_vec(),
+            lie: 0,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> Bytes {
+        let lying = |length: usize, lie: i16| (length as u16).saturating_add_signed(lie);
+        let mut attributes = Vec::new();
+        for part in &self.parts {
+            let length = lying(part.value.len(), part.lie);
+            if part.flags & 0x10 == 0 && length < 256 {
+                attributes.extend([part.flags, part.code, length as u8]);
+            } else {
+                attributes.extend([part.flags | 0x10, part.code]);
+                attributes.extend(length.to_be_bytes());
+            }
+            attributes.extend(&part.value);
+        }
+        let mut body = (self.withdrawn.len() as u16).to_be_bytes().to_vec();
+        body.extend(&self.withdrawn);
+        body.extend(lying(attributes.len(), self.lie).to_be_bytes());
+        body.extend(attributes);
+        body.extend(&self.nlri);
+        body.truncate(4096 - 19);
+        let mut bytes = vec![0xFF; 16];
+        bytes.extend((19 + body.len() as u16).to_be_bytes());
+        bytes.push(2);
+        bytes.extend(body);
+        bytes.into()
+    }
+
+    pub(super) fn damage(&mut self, dice: &mut Dice, others: &[Self]) {
+        let parts = self.parts.len();
+        let at = dice.below(parts);
+        match dice.below(14) {
+            0 => self.lie = dice.below(9) as i16 - 4,
+            1 => damage_octets(&mut self.nlri, dice),
+            2 => damage_octets(&mut self.withdrawn, dice),
+            3 => std::mem::swap(&mut self.nlri, &mut self.withdrawn),
+            4 => {
+                let other = &others[dice.below(others.len())];
+                if let Some(part) = other.parts.get(dice.below(other.parts.len())) {
+                    self.parts.insert(dice.below(parts + 1), part.clone());
+                }
+            }
+            _ if parts == 0 => {}
+            5 => self.parts[at].flags ^= 1 << dice.below(8),
+            6 => self.parts[at].code = dice.below(44) as u8,
+            7 => self.parts[at].code = dice.octet(),
+            8 => self.parts[at].lie = dice.below(9) as i16 - 4,
+            9 => self.parts.swap(at, dice.below(parts)),
+            10 => {
+                self.parts.remove(at);
+            }
+            11 => {
+                let part = self.parts[at].clone();
+                self.parts.push(part);
+            }
+            12 => {
+                let length = dice.below(300);
+                self.parts[at].value = (0..length).map(|_| dice.octet()).collect();
+            }
+            _ => damage_octets(&mut self.parts[at].value, dice),
+        }
+    }
+}
+
+fn damage_octets(octets: &mut Vec<u8>, dice: &mut Dice) {
+    let at = dice.below(octets.len());
+    match dice.below(4) {
+        0 => octets.truncate(at),
+        1 => octets.insert(at, dice.octet()),
+        2 => octets.extend((0..dice.below(24)).map(|_| dice.octet())),
+        _ => {
+            if let Some(octet) = octets.get_mut(at) {
+                *octet = dice.octet();
+            }
+        }
+    }
+}
+
+/// Good messages of every kind that we know, with default routes among their prefixes or without.
+pub(super) fn seeds(with_default: bool) -> Vec<Shape> {
+    let prefixes = |all: &[&str]| {
+        let all = all
+            .iter()
+            .map(|prefix| prefix.parse::<IpNetwork>().unwrap());
+        all.filter(|prefix| with_default || prefix.prefix() > 0)
+            .collect::<Vec<_>>()
+    };
+    let v4 = prefixes(&[
+        "10.0.0.0/8",
+        "0.0.0.0/0",
+        "192.0.2.128/25",
+        "203.0.113.7/32",
+    ]);
+    let v6 = prefixes(&["2001:db8::/32", "::/0", "2001:db8::1/128"]);
+    let mut rich = attributes("192.0.2.1");
+    rich.med = Some(7);
+    rich.local_pref = Some(100);
+    rich.communities = vec![1, 2, 0xFFFF_FF01];
+    rich.large_communities = vec![LargeCommunity {
+        global: 1,
+        local1: 2,
+        local2: 3,
+    }];
+    rich.set_rare(RareAttributes {
+        originator_id: Some(Ipv4Addr::new(10, 0, 0, 9)),
+        cluster_list: vec![Ipv4Addr::new(10, 0, 0, 8)],
+        atomic_aggregate: true,
+        aggregator: Some(crate::wire::Aggregator {
+            asn: 4_200_000_000,
+            router_id: Ipv4Addr::new(10, 0, 0, 7),
+        }),
+        extended_communities: vec![crate::wire::ExtendedCommunity([0, 2, 0, 1, 0, 0, 0, 7])],
+        ipv6_extended_communities: vec![[0; 20]],
+        unknown: vec![UnknownAttribute {
+            code: 200,
+            value: vec![1, 2, 3],
+        }],
+        partial: [8, 32].into(),
+    });
+    let mut on_link = rich.clone();
+    on_link.next_hop = "fe80::1".parse().unwrap();
+    let mut global = rich.clone();
+    global.next_hop = "2001:db8::9".parse().unwrap();
+    global.link_local = Some("fe80::1".parse().unwrap());
+    let mut messages = Vec::new();
+    for four_octet_as in [true, false] {
+        for (attributes, family, prefixes) in [
+            (&rich, Family::Ipv4Unicast, &v4),
+            (&global, Family::Ipv6Unicast, &v6),
+            (&on_link, Family::Ipv4Unicast, &v4),
+            (&attributes("192.0.2.1"), Family::Ipv4Unicast, &v4),
+        ] {
+            messages
+                .extend(pack_announcements(attributes, family, prefixes, four_octet_as).unwrap());
+        }
+    }
+    messages.extend(pack_withdrawals(Family::Ipv4Unicast, &v4));
+    messages.extend(pack_withdrawals(Family::Ipv6Unicast, &v6));
+    messages.extend(Family::ALL.map(end_of_rib));
+    messages.iter().map(|message| Shape::of(message)).collect()
+}
+
+/// How sessions differ in which an UPDATE is read: AS numbers of four octets, internal, on a known link.
+const SESSIONS: [(bool, bool, bool); 4] = [
+    (true, true, true),
+    (true, false, false),
+    (false, true, false),
+    (false, false, true),
+];
+
+/// Reads a message in every kind of session. How often it was accepted without a fault.
+fn hear(bytes: &Bytes) -> usize {
+    assert_eq!(message_length(bytes), Ok(Some(bytes.len())));
+    let Ok(Message::Update(raw)) = decode(bytes.clone()) else {
+        return 0;
+    };
+    let both = BTreeSet::from(Family::ALL);
+    let mut accepted = 0;
+    for (four_octet_as, internal, on_link) in SESSIONS {
+        let one = BTreeSet::from([Family::Ipv6Unicast]);
+        let _ = decode_update(&raw, four_octet_as, internal, &one, on_link);
+        let Ok(update) = decode_update(&raw, four_octet_as, internal, &both, on_link) else {
+            continue;
+        };
+        accepted += usize::from(update.faults.is_empty());
+        for reach in &update.reach {
+            say_again(reach, four_octet_as, internal, on_link);
+        }
+    }
+    accepted
+}
+
+/// What was accepted is said in the same way, and comes back as it is.
+fn say_again(reach: &Reach, four_octet_as: bool, internal: bool, on_link: bool) {
+    let family = Family::of(&reach.prefixes[0]);
+    for prefix in &reach.prefixes {
+        assert_eq!(prefix.ip(), prefix.network(), "host bits are zero");
+        assert_eq!(Family::of(prefix), family);
+    }
+    let said = pack_announcements(&reach.attributes, family, &reach.prefixes, four_octet_as);
+    let Ok(said) = said else {
+        // Attributes that filled their message may be longer in our words.
+        return;
+    };
+    let mut back = Vec::new();
+    for message in said {
+        let Ok(Message::Update(raw)) = decode(message.clone()) else {
+            panic!("we do not read our own {message:02x?}");
+        };
+        let update = decode_update(
+            &raw,
+            four_octet_as,
+            internal,
+            &BTreeSet::from(Family::ALL),
+            on_link,
+        );
+        let update = update.unwrap_or_else(|error| panic!("{error}: {message:02x?}"));
+        assert!(
+            update.faults.is_empty(),
+            "{:?}: {message:02x?}",
+            update.faults
+        );
+        for again in update.reach {
+            assert_eq!(again.attributes, reach.attributes);
+            back.extend(again.prefixes);
+        }
+    }
+    assert_eq!(back, reach.prefixes);
+}
+
+fn run(seed: u64, count: u64) {
+    let seeds = seeds(true);
+    let mut dice = Dice(seed);
+    let mut accepted = 0;
+    for _ in 0..count {
+        let mut shape = seeds[dice.below(seeds.len())].clone();
+        for _ in 0..=dice.below(4) {
+            shape.damage(&mut dice, &seeds);
+        }
+        accepted += hear(&shape.bytes());
+    }
+    // Damage that is always seen at once would test little.
+    assert!(
+        accepted as u64 > count / 20,
+        "{accepted} of {count} accepted"
+    );
+}
+
+#[test]
+fn damaged_updates_panic_nowhere_and_what_is_accepted_is_said_again() {
+    for seed in seeds(true) {
+        assert!(hear(&seed.bytes()) > 0, "{seed:?}");
+    }
+    run(1, 5_000);
+}
+
+/// `FAIRLEAD_MUTANTS` says how many, `FAIRLEAD_SEED` which.
+#[test]
+#[ignore = "minutes: cargo test -p fairlead-bgp --release --lib mutated -- --ignored"]
+fn millions_of_damaged_updates_panic_nowhere() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    run(
+        number("FAIRLEAD_SEED").unwrap_or(2),
+        number("FAIRLEAD_MUTANTS").unwrap_or(10_000_000),
+    );
+}
