@@ -39,34 +39,49 @@ impl Machine {
                 &["-maxdepth", "1"],
             )?,
         );
-        add(
-            "process",
-            &run(Command::new("ps").args(["-eo", "pid=,args="]))?,
-        );
+        add("process", &processes()?);
         Ok(Self(lines))
     }
 
-    /// What is here and was not there, as far as it is a cluster's: other tests may run beside.
-    pub fn beyond(&self, before: &Self) -> Vec<String> {
-        const OURS: [&str; 9] = [
+    /// What is here and was not there, as far as it is this cluster's: other tests and clusters may be beside it.
+    pub fn beyond(&self, before: &Self, cluster: &str) -> Vec<String> {
+        const OURS: [&str; 6] = [
             "fl-test",
             "fairlead-cluster",
             "containerd",
             "kube",
             "etcd",
-            "pause",
             "cni",
-            "zebra",
-            "bgpd",
         ];
         self.0
             .difference(&before.0)
             .filter(|line| OURS.iter().any(|word| line.contains(word)))
-            // The test itself and its own question.
-            .filter(|line| !line.contains("target/debug/deps/cluster") && !line.contains(" ps -eo"))
-            // A build beside it names features that are called so.
-            .filter(|line| !line.contains("<defunct>") && !line.contains("/bin/rustc "))
+            .filter(|line| !is_of_another(line, cluster))
             .cloned()
             .collect()
     }
+}
+
+/// The processes that are in a cluster's control group or name its folder: all that it starts are, or do.
+fn processes() -> Result<String> {
+    let mut lines = String::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        // One may end while it is looked at.
+        let read =
+            |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let (words, groups) = (read("cmdline"), read("cgroup"));
+        let line = format!("{} {words} {groups}", entry.file_name().display());
+        if line.contains("fairlead-cluster") {
+            lines += &line.replace(['\0', '\n'], " ");
+            lines.push('\n');
+        }
+    }
+    Ok(lines)
+}
+
+/// Whether a line names a cluster's control group or folder, and not this one's.
+fn is_of_another(line: &str, cluster: &str) -> bool {
+    ["fairlead-cluster-", "fairlead-cluster/"]
+        .iter()
+        .any(|start| line.contains(start) && !line.contains(&format!("{start}{cluster}")))
 }

@@ -28,6 +28,7 @@ use web::{Answer, Asking, ask};
 const DOCUMENTS: &str = include_str!("documents.yaml");
 const SERVICE: [&str; 2] = ["203.0.113.10", "2001:db8:5e::10"];
 const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8:c::2"];
+const NAME: &str = "fl-test";
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
 #[test]
@@ -36,7 +37,7 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
         return;
     }
     let before = Machine::look().unwrap();
-    let cluster = Cluster::up("fl-test", &[]).unwrap();
+    let cluster = Cluster::up(NAME, &[]).unwrap();
     let again = cluster.xtask(&["up"]).unwrap().output().unwrap();
     assert!(again.status.success(), "a second `up` finds it there");
     let other = cluster
@@ -63,7 +64,7 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
 
     cluster.down().unwrap();
     let after = Machine::look().unwrap();
-    assert_eq!(after.beyond(&before), Vec::<String>::new());
+    assert_eq!(after.beyond(&before, NAME), Vec::<String>::new());
 }
 
 fn to(address: &str, port: u16) -> Result<SocketAddr> {

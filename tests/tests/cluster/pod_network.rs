@@ -17,13 +17,15 @@ use super::{
     pods_and_nodes_reach_it_by_its_cluster_address, processes, scale, to,
 };
 
+const NAME: &str = "fl-test-cni";
+
 #[test]
 fn nodes_become_ready_by_our_plugin_and_pods_leave_nothing_however_it_ends() {
     if !root::is_root() {
         return;
     }
     let before = Machine::look().unwrap();
-    let cluster = Cluster::up("fl-test-cni", &["--cni", "fairlead"]).unwrap();
+    let cluster = Cluster::up(NAME, &["--cni", "fairlead"]).unwrap();
     agents_may_be_away(&cluster).unwrap();
     cluster.apply(DOCUMENTS).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
@@ -46,7 +48,7 @@ fn nodes_become_ready_by_our_plugin_and_pods_leave_nothing_however_it_ends() {
 
     cluster.down().unwrap();
     let after = Machine::look().unwrap();
-    assert_eq!(after.beyond(&before), Vec::<String>::new());
+    assert_eq!(after.beyond(&before, NAME), Vec::<String>::new());
 }
 
 /// From now on a node without a label is one whose agent is down.

@@ -31,7 +31,7 @@ fn node() -> Option<Node> {
     Some(Node {
         host,
         runtime,
-        fabric: Netns::unique("fl-cni").unwrap(),
+        fabric: Netns::unique("fl-plug").unwrap(),
     })
 }
 

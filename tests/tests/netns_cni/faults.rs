@@ -203,10 +203,10 @@ fn bad_input_has_its_code_and_says_what_to_do() {
             "CNI_IFNAME: \"a/b\" is no",
         ),
         (
-            &[("CNI_NETNS", "/run/netns/fl-cni-nowhere")],
+            &[("CNI_NETNS", "/run/netns/fl-plug-nowhere")],
             &text,
             3,
-            "fl-cni-nowhere: there is no such namespace",
+            "fl-plug-nowhere: there is no such namespace",
         ),
         (
             &[("CNI_NETNS", &node)],

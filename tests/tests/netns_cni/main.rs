@@ -90,7 +90,7 @@ fn add_and_del_may_be_repeated() {
         runtime.is_clean().unwrap();
     }
     // The namespace has gone, and with it the link; the runtime may not name it any more.
-    for variables in [&[][..], &[("CNI_NETNS", "/run/netns/fl-cni-nowhere")]] {
+    for variables in [&[][..], &[("CNI_NETNS", "/run/netns/fl-plug-nowhere")]] {
         let pod = runtime.pod();
         runtime.add("b", &pod);
         drop(pod);

@@ -53,7 +53,7 @@ impl Answer {
 pub fn runtime() -> Option<Runtime> {
     is_root().then(|| {
         let runtime = Runtime {
-            node: Netns::unique("fl-cni").unwrap(),
+            node: Netns::unique("fl-plug").unwrap(),
             dir: tempfile::tempdir().unwrap(),
         };
         std::fs::create_dir(runtime.dir.path().join("bin")).unwrap();
@@ -66,7 +66,7 @@ pub fn runtime() -> Option<Runtime> {
 
 impl Runtime {
     pub fn pod(&self) -> Netns {
-        Netns::unique("fl-cni").unwrap()
+        Netns::unique("fl-plug").unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
