@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::runtime::{NETWORK, Runtime, reaches, runtime};
+use crate::runtime::{Answer, NETWORK, Runtime, new_pod, reaches, runtime};
 
 /// The agent's host, and the runtime that is on it.
 struct Node {
@@ -83,7 +83,7 @@ impl Node {
         network
     }
 
-    fn status(&self, mut network: Value) -> crate::runtime::Answer {
+    fn status(&self, mut network: Value) -> Answer {
         network["cniVersion"] = json!("1.1.0");
         self.runtime
             .run(&[("CNI_COMMAND", "STATUS")], &network.to_string())
@@ -158,7 +158,7 @@ fn a_pod_that_comes_while_the_agent_is_down_is_attached_when_it_is_back() {
     let agent = node.start();
     wait_for("the configuration", 20, || Ok(node.conflist())).unwrap();
     let network = node.network();
-    let (a, b) = (node.runtime.pod(), node.runtime.pod());
+    let (a, b) = (new_pod(), new_pod());
 
     let first = node.runtime.ask("ADD", "a", &a, &network).done();
     node.wait_attached("a");

@@ -4,7 +4,7 @@ use fairlead_control::host::pods::device_name;
 use fairlead_tests::netns::Netns;
 use serde_json::{Value, json};
 
-use crate::runtime::{Answer, address, runtime};
+use crate::runtime::{Answer, address, new_pod, runtime};
 
 #[test]
 fn check_names_what_differs() {
@@ -55,7 +55,7 @@ fn check_names_what_differs() {
             "this node does not know the pod's MAC address for fd00:77::2 on DEV",
         ),
     ] {
-        let pod = runtime.pod();
+        let pod = new_pod();
         let result = runtime.add("a", &pod);
         runtime.check("a", &pod, &result).done();
         let words = words
@@ -76,7 +76,7 @@ fn check_names_what_differs() {
         runtime.del("a", &pod);
         runtime.is_clean().unwrap();
     }
-    let pod = runtime.pod();
+    let pod = new_pod();
     let result = runtime.add("a", &pod);
     runtime.del("a", &pod);
     let (code, message) = runtime.check("a", &pod, &result).refused();
@@ -89,7 +89,7 @@ fn check_names_what_differs() {
 #[test]
 fn check_asks_the_plugin_that_gave_the_addresses() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     let result = runtime.add("a", &pod);
     let store = runtime.dir.path().join("store");
     std::fs::remove_dir_all(store).unwrap();
@@ -102,7 +102,7 @@ fn check_asks_the_plugin_that_gave_the_addresses() {
 #[test]
 fn an_add_that_fails_leaves_nothing() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     pod.ip("link add eth0 type veth peer name other").unwrap();
 
     let (code, message) = runtime.ask("ADD", "a", &pod, &runtime.network()).refused();
@@ -115,7 +115,7 @@ fn an_add_that_fails_leaves_nothing() {
     let mut narrow = runtime.network();
     narrow["ipam"]["ranges"] =
         json!([[{"subnet": "10.77.0.0/24", "rangeStart": "10.77.0.9", "rangeEnd": "10.77.0.9"}]]);
-    let (first, second) = (runtime.pod(), runtime.pod());
+    let (first, second) = (new_pod(), new_pod());
     let result = runtime.ask("ADD", "b", &first, &narrow).done();
     let (_, message) = runtime.ask("ADD", "c", &second, &narrow).refused();
     assert!(message.contains("no IP addresses available"), "{message}");
@@ -128,7 +128,7 @@ fn an_add_that_fails_leaves_nothing() {
 #[test]
 fn a_plugin_that_gives_nonsense_is_named_and_asked_to_take_it_back() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     for (gives, code, says) in [
         ("echo nonsense", 6, "scripted gave no result of CNI"),
         ("echo '{\"ips\": []}'", 102, "scripted gave no address"),
@@ -159,7 +159,7 @@ fn a_plugin_that_gives_nonsense_is_named_and_asked_to_take_it_back() {
 #[test]
 fn bad_input_has_its_code_and_says_what_to_do() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     let namespace = pod.path().display().to_string();
     let node = runtime.node.path().display().to_string();
     let good = runtime.network();
@@ -179,7 +179,7 @@ fn bad_input_has_its_code_and_says_what_to_do() {
         all.retain(|(key, _)| !variables.iter().any(|(other, _)| key == other));
         all.extend(variables);
         let answer: Answer = runtime.run(&all, input);
-        assert_eq!(answer.json["cniVersion"].as_str().is_some(), true);
+        assert!(answer.json["cniVersion"].is_string());
         answer.refused()
     };
     let text = good.to_string();

@@ -7,7 +7,7 @@ use fairlead_tests::netns::{Netns, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::runtime::{Runtime, reaches, runtime};
+use crate::runtime::{Runtime, new_pod, reaches, runtime};
 
 fn start(runtime: &Runtime, id: &str, pod: &Netns, network: &serde_json::Value) -> Child {
     let namespace = pod.path().display().to_string();
@@ -32,7 +32,7 @@ fn whenever_an_add_is_killed_del_or_gc_or_another_add_finds_what_it_left() {
     let network = runtime.network();
     let (mut begun, mut made) = (0, 0);
     for round in 0..60_u64 {
-        let pod = runtime.pod();
+        let pod = new_pod();
         let add = start(&runtime, "a", &pod, &network);
         std::thread::sleep(Duration::from_micros(500 * round));
         // The IPAM plugin may go on.
@@ -71,7 +71,7 @@ fn whenever_an_add_is_killed_del_or_gc_or_another_add_finds_what_it_left() {
 #[test]
 fn gc_leaves_an_add_alone_that_is_under_way_and_del_waits_for_it() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     let slow = runtime.dir.path().join("slow");
     let script = format!(
         "[ $CNI_COMMAND != ADD ] || {{ touch {0}; sleep 1; echo '{{\"ips\": [{{\"address\": \"10.77.0.5/24\"}}]}}'; }}",

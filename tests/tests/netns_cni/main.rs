@@ -12,13 +12,13 @@ mod runtime;
 use std::collections::BTreeSet;
 
 use fairlead_control::host::pods::device_name;
-use runtime::{NETWORK, address, reaches, runtime};
+use runtime::{NETWORK, address, new_pod, reaches, runtime};
 use serde_json::{Value, json};
 
 #[test]
 fn pods_of_both_families_reach_each_other_and_leave_nothing() {
     let Some(runtime) = runtime() else { return };
-    let (a, b) = (runtime.pod(), runtime.pod());
+    let (a, b) = (new_pod(), new_pod());
 
     let first = runtime.add("a", &a);
     let second = runtime.add("b", &b);
@@ -49,7 +49,7 @@ fn pods_of_both_families_reach_each_other_and_leave_nothing() {
 #[test]
 fn a_pod_is_called_as_kubernetes_calls_it() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     let namespace = pod.path().display().to_string();
     let variables = [
         ("CNI_COMMAND", "ADD"),
@@ -74,7 +74,7 @@ fn a_pod_is_called_as_kubernetes_calls_it() {
 #[test]
 fn add_and_del_may_be_repeated() {
     let Some(runtime) = runtime() else { return };
-    let (pod, other) = (runtime.pod(), runtime.pod());
+    let (pod, other) = (new_pod(), new_pod());
 
     let first = runtime.add("a", &pod);
     assert_eq!(runtime.add("a", &pod), first, "nothing new");
@@ -91,7 +91,7 @@ fn add_and_del_may_be_repeated() {
     }
     // The namespace has gone, and with it the link; the runtime may not name it any more.
     for variables in [&[][..], &[("CNI_NETNS", "/run/netns/fl-plug-nowhere")]] {
-        let pod = runtime.pod();
+        let pod = new_pod();
         runtime.add("b", &pod);
         drop(pod);
         let mut all = vec![
@@ -108,7 +108,7 @@ fn add_and_del_may_be_repeated() {
 #[test]
 fn twenty_pods_at_once_have_addresses_of_their_own_and_those_listed_are_kept() {
     let Some(runtime) = runtime() else { return };
-    let pods: Vec<_> = (0..20).map(|_| runtime.pod()).collect();
+    let pods: Vec<_> = (0..20).map(|_| new_pod()).collect();
     let ids: Vec<_> = (0..20).map(|number| format!("pod-{number}")).collect();
 
     let results: Vec<Value> = std::thread::scope(|scope| {
@@ -143,7 +143,7 @@ fn twenty_pods_at_once_have_addresses_of_their_own_and_those_listed_are_kept() {
 #[test]
 fn what_the_configuration_asks_for_is_made() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     let mut network = runtime.network();
     network["mtu"] = json!(1400);
     network["dns"] = json!({"nameservers": ["10.96.0.10"]});
@@ -173,7 +173,7 @@ fn what_the_configuration_asks_for_is_made() {
 fn each_version_is_answered_in_its_own_format() {
     let Some(runtime) = runtime() else { return };
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
-        let pod = runtime.pod();
+        let pod = new_pod();
         let mut network = runtime.network();
         network["cniVersion"] = json!(version);
 
@@ -207,7 +207,7 @@ fn each_version_is_answered_in_its_own_format() {
 #[test]
 fn ipv4_alone_is_served() {
     let Some(runtime) = runtime() else { return };
-    let pod = runtime.pod();
+    let pod = new_pod();
     let mut network = runtime.network();
     network["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}]]);
 

@@ -64,11 +64,12 @@ pub fn runtime() -> Option<Runtime> {
     })
 }
 
-impl Runtime {
-    pub fn pod(&self) -> Netns {
-        Netns::unique("fl-plug").unwrap()
-    }
+/// A namespace for a pod.
+pub fn new_pod() -> Netns {
+    Netns::unique("fl-plug").unwrap()
+}
 
+impl Runtime {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
