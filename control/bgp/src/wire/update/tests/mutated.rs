@@ -111,7 +111,7 @@ impl Shape {
         let parts = self.parts.len();
         let at = dice.below(parts);
         match dice.below(14) {
-            0 => self.lie = dice.below(9) as i16 - 4,
+            0 => self.lie = (dice.roll() as i8 % 5).into(),
             1 => damage_octets(&mut self.nlri, dice),
             2 => damage_octets(&mut self.withdrawn, dice),
             3 => std::mem::swap(&mut self.nlri, &mut self.withdrawn),
@@ -125,7 +125,7 @@ impl Shape {
             5 => self.parts[at].flags ^= 1 << dice.below(8),
             6 => self.parts[at].code = dice.below(44) as u8,
             7 => self.parts[at].code = dice.octet(),
-            8 => self.parts[at].lie = dice.below(9) as i16 - 4,
+            8 => self.parts[at].lie = (dice.roll() as i8 % 5).into(),
             9 => self.parts.swap(at, dice.below(parts)),
             10 => {
                 self.parts.remove(at);
