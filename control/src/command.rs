@@ -15,6 +15,7 @@ use crate::config::document::{DEFAULT_CONFIG, DEFAULT_PIN_PATH, Device, Document
 use crate::config::listen::Listen;
 use crate::config::load::{self, Invalid};
 use crate::desired::Condition;
+use crate::source::resource::definition::definitions;
 use crate::{agent, telemetry};
 
 /// `EX_CONFIG` of sysexits.h.
@@ -41,6 +42,8 @@ enum Verb {
     CheckConfig(Box<Overrides>),
     /// Removes programs, tables, learnt routes: everything that an agent left; traffic stops
     Cleanup(Box<Overrides>),
+    /// Prints the definitions of Fairlead's own kinds, for `kubectl apply -f -`
+    Crds,
     /// Attaches network namespaces as pods
     #[command(subcommand)]
     Pod(PodVerb),
@@ -185,6 +188,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Cleanup(flags) => {
             let document = flags.document()?;
             say(&runtime()?.block_on(agent::cleanup(&document))?)
+        }
+        Verb::Crds => {
+            let text = definitions().context("writing the definitions")?;
+            say(&[text.trim_end().to_owned()])
         }
         Verb::Pod(PodVerb::Add {
             name,

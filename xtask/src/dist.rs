@@ -30,12 +30,17 @@ enum What {
         #[arg(long)]
         debug: bool,
     },
+    /// The definitions of our own kinds, into the chart
+    Crds,
 }
 
 /// Makes it and says where it is.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let What::Image { tag, debug } = &arguments.what;
-    println!("{}", image(tag, *debug)?.display());
+    setup::ensure(&[setup::For::Build])?;
+    match &arguments.what {
+        What::Image { tag, debug } => println!("{}", image(tag, *debug)?.display()),
+        What::Crds => write_crds()?,
+    }
     Ok(())
 }
 
@@ -53,6 +58,31 @@ pub fn image(tag: &str, debug: bool) -> Result<PathBuf> {
         ..Image::default()
     }
     .write(&folder)
+}
+
+/// Asks the agent, which reads the kinds, for their definitions.
+fn write_crds() -> Result<()> {
+    let mut agent = workspace::cargo();
+    agent.args([
+        "run",
+        "--quiet",
+        "--package",
+        "fairlead-control",
+        "--bin",
+        "fairlead",
+        "--",
+        "crds",
+    ]);
+    let output = agent.output().context("starting the agent")?;
+    ensure!(
+        output.status.success(),
+        "fairlead crds: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let file = workspace::root().join("control/packaging/helm/fairlead/crds/fairlead.io.yaml");
+    fs::write(&file, output.stdout).with_context(|| file.display().to_string())?;
+    println!("{}", file.display());
+    Ok(())
 }
 
 /// Builds the agent and the CNI plugin with the C library in them.

@@ -9,6 +9,7 @@ pub mod advertisement;
 pub mod cluster_config;
 pub mod community;
 pub mod config_override;
+pub mod definition;
 pub mod field;
 mod limits;
 pub mod peer_config;

@@ -5,8 +5,10 @@
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::definition;
 use super::field::{check_selector, within, within_if_any};
 use super::{Check, Wrong};
 use crate::source::located::FieldPath;
@@ -27,10 +29,12 @@ pub struct PeerProfile {
 }
 
 /// What a profile says.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
     /// The nodes it is for; absent or empty: all.
+    #[serde(default)]
+    #[schemars(schema_with = "definition::label_selector")]
     pub node_selector: Option<LabelSelector>,
     /// The peers it is for: those that one entry fits. Absent or empty: all.
     #[serde(default)]
@@ -43,6 +47,7 @@ pub struct Spec {
     /// The peer is at most this many hops away: packets from farther are not taken (GTSM, RFC 5082).
     /// Absent: not looked at.
     #[serde(default, deserialize_with = "within_if_any::<u8, 1, 254, _>")]
+    #[schemars(range(min = 1, max = 254))]
     pub ttl_security_hops: Option<u8>,
     /// It is waited for, never dialled. Default: no.
     #[serde(default)]
@@ -53,8 +58,10 @@ pub struct Spec {
         default,
         deserialize_with = "within_if_any::<u32, 1, 4_294_967_295, _>"
     )]
+    #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     pub max_prefixes: Option<u32>,
     /// No session, for this reason, which the peer is told (RFC 9003).
+    #[schemars(length(max = 128))]
     pub shutdown: Option<String>,
     /// Our paths are about to go: the peer is asked to prefer others (RFC 8326). Default: no.
     #[serde(default)]
@@ -65,10 +72,15 @@ pub struct Spec {
 }
 
 /// Peers of which all that is said is true.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("minProperties" = 1))]
 pub struct PeerSelector {
     /// Its address is this one, or in this prefix.
+    #[schemars(
+        with = "Option<String>",
+        regex(pattern = r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$")
+    )]
     pub address: Option<IpNetwork>,
     /// Its AS number, as the peer's object says it.
     pub asn: Option<u32>,
@@ -92,23 +104,26 @@ pub struct Range {
 }
 
 /// How a peer is watched by BFD (RFC 5880).
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Bfd {
     /// Packets that may be lost before the peer counts as gone. Default: 3.
     #[serde(default = "multiplier", deserialize_with = "within::<u8, 2, 255, _>")]
+    #[schemars(range(min = 2, max = 255))]
     pub detect_multiplier: u8,
     /// The least milliseconds between two packets that we send. Default: 300.
     #[serde(
         default = "interval_ms",
         deserialize_with = "within::<u32, 10, 60_000, _>"
     )]
+    #[schemars(range(min = 10, max = 60_000))]
     pub transmit_interval_milliseconds: u32,
     /// The least milliseconds between two packets that we can take. Default: 300.
     #[serde(
         default = "interval_ms",
         deserialize_with = "within::<u32, 10, 60_000, _>"
     )]
+    #[schemars(range(min = 10, max = 60_000))]
     pub receive_interval_milliseconds: u32,
     /// The peer may be behind routers (RFC 5883). Default: when its `ebgpMultihop` is more than 1.
     pub multihop: Option<bool>,
