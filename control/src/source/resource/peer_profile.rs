@@ -89,17 +89,19 @@ pub struct PeerSelector {
 }
 
 /// Routers that are not named one by one.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Range {
     /// The bits of the peer's address that theirs have, too.
     #[serde(deserialize_with = "within::<u8, 1, 128, _>")]
+    #[schemars(range(min = 1, max = 128))]
     pub prefix_length: u8,
     /// Their AS numbers. Absent or empty: the one that the peer's object says, or any when that is 0.
     #[serde(default)]
     pub asns: Vec<u32>,
     /// How many there may be at a time. Default: 32.
     #[serde(default = "limit", deserialize_with = "within::<u32, 1, 4096, _>")]
+    #[schemars(range(min = 1, max = 4096))]
     pub limit: u32,
 }
 
