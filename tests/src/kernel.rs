@@ -16,11 +16,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aya::Ebpf;
 use aya::programs::{
-    Program, ProgramError, ProgramFd, ProgramType, SchedClassifier, TcAttachType, TestRun,
-    TestRunOptions, TestRunResult, Xdp, XdpMode,
+    Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunOptions,
+    TestRunResult, Xdp, XdpMode,
 };
-use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable;
 use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
 use fairlead_common::detour::Hook;
@@ -37,7 +37,6 @@ use fairlead_common::tables::{
     Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NatFlows, NatRecent, NextHops,
     NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table, TxPorts,
 };
-use fairlead_control::dataplane::load::{self, OBJECT};
 use fairlead_control::host::namespace;
 
 use crate::packet::{Mac, Packet, check};
@@ -45,6 +44,7 @@ use crate::packet::{Mac, Packet, check};
 mod context;
 mod here;
 mod place;
+mod programs;
 mod rare;
 mod rows;
 mod sockets;
@@ -169,7 +169,7 @@ impl Node {
     fn new(rows: &[(&str, u32)]) -> Self {
         place::make();
         let mut node = Self {
-            ebpf: load_object(rows),
+            ebpf: programs::load_object(rows),
             seen: Vec::new(),
             addresses: BTreeSet::new(),
             next_backend: 1,
@@ -182,7 +182,7 @@ impl Node {
         node.set::<NodeTable>(&0, &a_node());
         // A veth has receive queues for XDP only while a program is attached.
         let program = node.ebpf.program_mut("xdp_ingress").expect("xdp_ingress");
-        load_program("xdp_ingress", program);
+        programs::load_program("xdp_ingress", program);
         let program: &mut Xdp = program.try_into().expect("xdp_ingress");
         for link in [UP0, UP1] {
             program
@@ -395,28 +395,6 @@ impl Node {
             .collect()
     }
 
-    /// Loads a program, and all of its kind, which it may turn off to: the verifier takes its time for each.
-    fn load_beside(&mut self, name: &str) {
-        let kind = self.ebpf.program(name).expect(name).prog_type();
-        for (name, program) in self.ebpf.programs_mut() {
-            if program.prog_type() == kind && program.fd().is_err() {
-                load_program(name, program);
-            }
-        }
-        let hook = if kind == ProgramType::Xdp {
-            Hook::Xdp
-        } else if kind == ProgramType::SchedClassifier {
-            Hook::Tc
-        } else {
-            // Those of sockets turn off to nowhere.
-            return;
-        };
-        if !self.turns_off.contains(&hook) {
-            self.turns_off.push(hook);
-            load::fill_detours_of(&mut self.ebpf, hook).expect("programs for every detour");
-        }
-    }
-
     fn program<'a, P: 'a>(&'a mut self, name: &str) -> &'a mut P
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -550,29 +528,6 @@ pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
         Port::new(dst.1),
         proto,
     )
-}
-
-fn load_object(rows: &[(&str, u32)]) -> Ebpf {
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
-    for &(name, rows) in rows {
-        loader.map_max_entries(name, rows);
-    }
-    loader.load(OBJECT).expect("an object that loads")
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "aya knows 29 kinds of programs, the datapath has three"
-)]
-fn load_program(name: &str, program: &mut Program) {
-    let result = match program {
-        Program::Xdp(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        _ => panic!("{name}: a program of another kind"),
-    };
-    result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
 }
 
 /// Tables that a test's node has fewer rows of.

@@ -17,6 +17,8 @@ impl Node {
     /// Empties the tables of programs for rare packets.
     pub fn close_detours(&mut self) {
         for detour in detour::ALL {
+            // What is filled now is not filled again.
+            self.load_beside(detour.program);
             let name = match detour.hook {
                 Hook::Xdp => Detours::NAME,
                 Hook::Tc => PodDetours::NAME,
