@@ -47,7 +47,7 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
         .unwrap();
     assert!(!other.status.success(), "and does not change it");
 
-    cluster.apply(DOCUMENTS).unwrap();
+    deploy(&cluster).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
 
     the_client_is_seen_by_every_pod(&cluster).unwrap();
@@ -65,6 +65,13 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
     cluster.down().unwrap();
     let after = Machine::look().unwrap();
     assert_eq!(after.beyond(&before, NAME), Vec::<String>::new());
+}
+
+/// The workload, until every pod of it is ready.
+fn deploy(cluster: &Cluster) -> Result<()> {
+    cluster.apply(DOCUMENTS)?;
+    let rolled = ["rollout", "status", "deployment/web", "--timeout=120s"];
+    cluster.kubectl(&rolled).map(drop)
 }
 
 fn to(address: &str, port: u16) -> Result<SocketAddr> {

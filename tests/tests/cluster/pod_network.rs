@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::leftovers::Machine;
 use super::web::ask;
 use super::{
-    CLIENT, DOCUMENTS, NODES, SERVICE, announced, dpctl, group, on,
+    CLIENT, NODES, SERVICE, announced, deploy, dpctl, group, on,
     pods_and_nodes_reach_it_by_its_cluster_address, processes, scale, to,
 };
 
@@ -27,7 +27,7 @@ fn nodes_become_ready_by_our_plugin_and_pods_leave_nothing_however_it_ends() {
     let before = Machine::look().unwrap();
     let cluster = Cluster::up(NAME, &["--cni", "fairlead"]).unwrap();
     agents_may_be_away(&cluster).unwrap();
-    cluster.apply(DOCUMENTS).unwrap();
+    deploy(&cluster).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
     pods_reach_each_other(&cluster).unwrap();
     pods_and_nodes_reach_it_by_its_cluster_address(&cluster).unwrap();
