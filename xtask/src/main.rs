@@ -48,7 +48,7 @@ enum Verb {
     Lint,
     /// Show all of Fairlead on this machine, or run the agent on this host: `run -- <agent flags>`
     Run(run::Arguments),
-    /// A real Kubernetes cluster in network namespaces: up, down, status, load-image, kubectl, logs
+    /// A real Kubernetes cluster in network namespaces: up, kubectl, helm, e2e, down
     Cluster(cluster::Arguments),
     /// Make what is delivered: the image of the DaemonSet, the chart
     Dist(dist::Arguments),
