@@ -37,10 +37,23 @@ pub(super) fn steps(
         *wanted.entry(key.addr).or_insert(0) |= served;
     }
     let sieve: Box<Sieve> = Box::new(wanted.keys().copied().collect());
+    let mut unknown = 0_u32;
     for addr in desired.other_nodes.iter().copied().map(Addr::from) {
-        if wanted.len() < Addresses::CAPACITY as usize {
-            wanted.entry(addr).or_insert(flags::NODE);
+        if wanted.len() >= Addresses::CAPACITY as usize && !wanted.contains_key(&addr) {
+            unknown += 1;
+            continue;
         }
+        wanted.entry(addr).or_insert(flags::NODE);
+    }
+    if unknown > 0 {
+        conditions.push(Condition {
+            object: "table ADDRESSES".to_owned(),
+            origin: String::new(),
+            reason: "AddressesFull".to_owned(),
+            message: format!(
+                "{unknown} addresses of other nodes have no room: their node ports are reached by way of those nodes, which fails where they choose a backend of this one; remove services"
+            ),
+        });
     }
     if left_out > 0 {
         conditions.push(Condition {
@@ -188,6 +201,39 @@ mod tests {
         let expected = [(addr(1), flags::SERVED), (addr(2), flags::NODE)];
         assert_eq!(tables.addresses, OrdMap::from_iter(expected));
         assert!(tables.sieve.passes(addr(1)) && !tables.sieve.passes(addr(2)));
+    }
+
+    #[test]
+    fn nodes_that_have_no_room_are_told_of_and_take_none_from_services() {
+        let mut desired = with_kinds(&[(1, 80, &[AddressKind::External])]);
+        let first = u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0));
+        let nodes = first..first + Addresses::CAPACITY + 1;
+        desired.other_nodes = nodes
+            .map(|node| std::net::Ipv4Addr::from(node).into())
+            .collect();
+        let rows = OrdMap::unit(key(1, 80), row(7));
+        let (mut planned, mut conditions) = (Vec::new(), Vec::new());
+
+        steps(
+            &desired,
+            &rows,
+            &Actual::default(),
+            &mut planned,
+            &mut conditions,
+        );
+
+        let put = planned
+            .iter()
+            .filter(|step| matches!(step, Step::PutAddress(..)));
+        assert_eq!(put.count(), Addresses::CAPACITY as usize);
+        assert!(planned.contains(&Step::PutAddress(addr(1), flags::SERVED)));
+        let [told] = &conditions[..] else {
+            panic!("{conditions:?}");
+        };
+        assert!(
+            told.message.starts_with("2 addresses of other nodes"),
+            "{told:?}"
+        );
     }
 
     #[test]
