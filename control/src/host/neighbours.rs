@@ -42,15 +42,16 @@ impl Netlink {
     }
 
     async fn our_neighbours(&self) -> Result<Vec<NeighbourMessage>, Error> {
-        let all: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(Error::new("listing neighbours"))?;
+        let all = self.all_neighbours().await?;
         Ok(all.into_iter().filter(is_ours).collect())
+    }
+
+    /// What the kernel says of all neighbours, whoever made them.
+    pub(super) async fn all_neighbours(&self) -> Result<Vec<NeighbourMessage>, Error> {
+        let all = self.handle.neighbours().get().execute();
+        all.try_collect()
+            .await
+            .map_err(Error::new("listing neighbours"))
     }
 
     /// Makes the neighbours that are ours exactly these; returns how many were added and removed.

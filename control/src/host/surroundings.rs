@@ -47,14 +47,7 @@ impl Netlink {
                 around.gateways.insert(family, found);
             }
         }
-        let all: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(Error::new("listing neighbours"))?;
+        let all = self.all_neighbours().await?;
         for message in all.iter().filter(|message| is_router(message)) {
             if let Some((device, IpAddr::V6(router))) = neighbours::next(message)
                 && router.is_unicast_link_local()

@@ -126,14 +126,7 @@ impl Netlink {
 
     /// The MAC addresses that are known on a device.
     async fn macs_on(&self, device: u32) -> Result<BTreeMap<IpAddr, [u8; 6]>, Error> {
-        let messages: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(Error::new("listing neighbours"))?;
+        let messages = self.all_neighbours().await?;
         let read = messages.iter().filter_map(neighbours::read);
         let on_device = read.filter(|neighbour| neighbour.device == device);
         Ok(on_device
