@@ -170,7 +170,8 @@ fn a_manifest_that_breaks_keeps_its_last_good_version_until_a_good_one_comes() {
             assert_eq!(seen, [CLIENT[family].parse::<IpAddr>().unwrap()]);
         }
         // Other files are still followed.
-        node.put("echo.yaml", &echo::service()).unwrap();
+        node.put("echo.yaml", &echo::service(echo::Servers::Hosts))
+            .unwrap();
         wait_for("the other file's service", 5, || {
             let services = node.ask(&["services"])?;
             // Two addresses of two services, one of them with TCP and UDP, for clients on each side.

@@ -10,9 +10,10 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fairlead_tests::lab::echo::{Echo, at};
+use fairlead_tests::lab::echo::{Echo, Servers, at};
 use fairlead_tests::lab::{CLIENT, Lab, Plan, SERVICE};
 use fairlead_tests::root;
+use rstest::rstest;
 
 fn lab(prefix: &str) -> Option<Lab> {
     if !root::is_root() {
@@ -58,10 +59,14 @@ fn upload(to: SocketAddr, bytes: usize) -> Result<String> {
 
 const BLOCK: usize = 32 << 10;
 
-#[test]
-fn uploads_of_full_size_segments_find_the_tunnels_mtu_by_themselves() {
-    let Some(lab) = lab("fl-pmtu") else { return };
-    let echo = Echo::start(&lab).unwrap();
+#[rstest]
+fn uploads_of_full_size_segments_find_the_tunnels_mtu_by_themselves(
+    #[values(Servers::Hosts, Servers::Pods)] servers: Servers,
+) {
+    let Some(lab) = lab(&format!("fl-pmtu-{servers:?}")) else {
+        return;
+    };
+    let echo = Echo::start_on(&lab, servers).unwrap();
     for address in SERVICE {
         let to = at(address).unwrap();
         let mut servers = std::collections::BTreeSet::new();
@@ -79,10 +84,14 @@ fn uploads_of_full_size_segments_find_the_tunnels_mtu_by_themselves() {
     drop(echo);
 }
 
-#[test]
-fn what_routers_say_of_a_backends_answers_reaches_that_backend() {
-    let Some(lab) = lab("fl-icmperr") else { return };
-    let echo = Echo::start(&lab).unwrap();
+#[rstest]
+fn what_routers_say_of_a_backends_answers_reaches_that_backend(
+    #[values(Servers::Hosts, Servers::Pods)] servers: Servers,
+) {
+    let Some(lab) = lab(&format!("fl-icmperr-{servers:?}")) else {
+        return;
+    };
+    let echo = Echo::start_on(&lab, servers).unwrap();
     for (client, length) in CLIENT.into_iter().zip([32, 128]) {
         let route = format!("route add {client}/{length} dev client mtu lock 1400");
         lab.router.ip(&route).unwrap();
@@ -122,10 +131,14 @@ fn ask(to: SocketAddr, question: &[u8]) -> Result<String> {
     anyhow::bail!("{} bytes were never answered", question.len())
 }
 
-#[test]
-fn datagrams_in_fragments_are_answered_by_their_flows_backend() {
-    let Some(lab) = lab("fl-frags") else { return };
-    let echo = Echo::start(&lab).unwrap();
+#[rstest]
+fn datagrams_in_fragments_are_answered_by_their_flows_backend(
+    #[values(Servers::Hosts, Servers::Pods)] servers: Servers,
+) {
+    let Some(lab) = lab(&format!("fl-frags-{servers:?}")) else {
+        return;
+    };
+    let echo = Echo::start_on(&lab, servers).unwrap();
     for address in SERVICE {
         let to = at(address).unwrap();
         let mut servers = std::collections::BTreeSet::new();

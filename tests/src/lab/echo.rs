@@ -34,8 +34,17 @@ pub fn at(address: &str) -> Result<SocketAddr> {
     Ok(SocketAddr::new(address.parse()?, PORT))
 }
 
+/// What the servers are to their nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Servers {
+    /// Hosts without an agent, which carry the service's addresses.
+    Hosts,
+    /// Pods: their nodes translate for them.
+    Pods,
+}
+
 /// A second service at the same addresses: TCP and UDP echo.
-pub fn service() -> String {
+pub fn service(servers: Servers) -> String {
     let [v4, v6] = SERVICE;
     let mut text = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: echo, labels: {{announce: bgp}}}}\nspec:\n  \
@@ -44,14 +53,21 @@ pub fn service() -> String {
          {{ip: '{v6}'}}]}}\n"
     );
     for (family, kind) in ["IPv4", "IPv6"].into_iter().enumerate() {
-        let [one, two] = [1, 2].map(|n| Plan(n).web()[family].clone());
+        let endpoints = [Plan(1), Plan(2)].map(|plan| {
+            let node = match servers {
+                Servers::Hosts => String::new(),
+                Servers::Pods => format!("nodeName: {}, ", plan.name()),
+            };
+            let address = &plan.web()[family];
+            format!("- {{addresses: ['{address}'], {node}conditions: {{ready: true}}}}\n")
+        });
         text += &format!(
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: echo-{}\n  \
              labels: {{kubernetes.io/service-name: echo}}\naddressType: {kind}\nports:\n\
              - {{name: tcp, port: {PORT}, protocol: TCP}}\n- {{name: udp, port: {PORT}, protocol: UDP}}\n\
-             endpoints:\n- {{addresses: ['{one}'], conditions: {{ready: true}}}}\n\
-             - {{addresses: ['{two}'], conditions: {{ready: true}}}}\n",
-            kind.to_lowercase()
+             endpoints:\n{}",
+            kind.to_lowercase(),
+            endpoints.concat()
         );
     }
     text
@@ -65,14 +81,23 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Starts the service on both backends, and a server at `outside`; waits until both nodes balance it.
+    /// Starts the service on both hosts, and a server at `outside`; waits until both nodes balance it.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_on(lab, Servers::Hosts)
+    }
+
+    /// The same, on hosts or pods.
+    pub fn start_on(lab: &Lab, servers: Servers) -> Result<Self> {
         let mut echo = Self::default();
         for node in &lab.nodes {
-            for address in SERVICE {
-                echo.listen(&node.web, &format!("web{}", node.plan.0), at(address)?)?;
+            let addresses = match servers {
+                Servers::Hosts => SERVICE.map(str::to_owned),
+                Servers::Pods => node.plan.web(),
+            };
+            for address in addresses {
+                echo.listen(&node.web, &format!("web{}", node.plan.0), at(&address)?)?;
             }
-            node.put("echo.yaml", &service())?;
+            node.put("echo.yaml", &service(servers))?;
         }
         echo.listen(&lab.outside, "outside", at(OUTSIDE)?)?;
         wait_for("the echo service", 10, || {
