@@ -502,6 +502,13 @@ fn check_inner(packet: &[u8]) {
 }
 
 fn check_transport(sliced: &SlicedPacket<'_>) {
+    // GUE variant 1: the datagram is a packet. The checksum may be left out over IPv6, too (RFC 6935 §5).
+    if let Some(TransportSlice::Udp(udp)) = &sliced.transport
+        && (udp.destination_port(), udp.checksum()) == (6080, 0)
+        && matches!(udp.payload().first().map(|first| first >> 4), Some(4 | 6))
+    {
+        return check_inner(udp.payload());
+    }
     let (expected, found) = match (&sliced.net, &sliced.transport) {
         (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) => (
             tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()),
@@ -520,12 +527,6 @@ fn check_transport(sliced: &SlicedPacket<'_>) {
             ),
             udp.checksum(),
         ),
-        // A tunnel's outer header (RFC 6935 §5).
-        (Some(NetSlice::Ipv6(_)), Some(TransportSlice::Udp(udp)))
-            if udp.checksum() == 0 && udp.destination_port() == 6080 =>
-        {
-            return;
-        }
         (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Udp(udp))) => (
             udp.to_header().calc_checksum_ipv6_raw(
                 ip.header().source(),

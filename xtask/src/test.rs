@@ -71,6 +71,7 @@ const SUITES: [Suite; 5] = [
             "lb_relay",
             "lb_terms",
             "odd",
+            "random_frames",
             "gue",
             "counts",
             "trace",

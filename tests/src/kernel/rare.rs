@@ -7,6 +7,11 @@ use fairlead_common::tables::{Answers, Detours, PodDetours, Table};
 use super::Node;
 
 impl Node {
+    /// Takes frames that are not whole from here on, and does not ask of those that leave that they are.
+    pub fn accept_spoilt(&mut self) {
+        self.takes_whole = false;
+    }
+
     /// Uses up what the datapath may send of its own, for a long time.
     pub fn exhaust_answers(&mut self) {
         for kind in 0..Answers::CAPACITY {
