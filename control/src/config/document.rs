@@ -318,8 +318,8 @@ pub struct LoadBalancer {
     /// Which of this node's addresses node ports are served at: those within these prefixes; a prefix of full
     /// length is served itself. Default: the node's `InternalIP`s.
     pub node_port_addresses: Vec<IpNetwork>,
-    /// Whether `hints` of endpoints (of `trafficDistribution` and topology aware routing) choose backends near
-    /// this node. Default: no.
+    /// Whether `hints` of endpoints (of topology aware routing and `trafficDistribution`) choose backends near this
+    /// node, whoever asks. Default: no, only for clients inside of services with `trafficDistribution`.
     pub topology_aware_hints: bool,
     /// What becomes of connections to a service without a backend, and to ports of a service address that no
     /// service has. Default: reject.

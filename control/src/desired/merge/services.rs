@@ -101,7 +101,7 @@ impl One<'_> {
                     proto,
                     scope: Scope::Outside,
                 };
-                let backends = self.backends(outside, port, &policy, conditions);
+                let [backends, near] = self.backends(outside, port, &policy, conditions);
                 let is_node_or_balancer = kinds.iter().any(|kind| *kind != AddressKind::Cluster);
                 let is_balancers = kinds.contains(&AddressKind::LoadBalancer);
                 let service = Service {
@@ -132,7 +132,7 @@ impl One<'_> {
                 let is_local =
                     policy.internal_local && service.address_kinds.contains(&AddressKind::Cluster);
                 let service = Service {
-                    backends: only_here(is_local, &backends),
+                    backends: only_here(is_local, &near),
                     ..service
                 };
                 all.push((inside, service));

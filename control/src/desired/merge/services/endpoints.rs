@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
@@ -64,14 +65,35 @@ impl One<'_> {
         })
     }
 
-    /// The backends of a frontend, wherever they are.
+    /// The backends of a frontend, wherever they are: for clients outside, and for those inside.
+    ///
+    /// A service that asks for it by `trafficDistribution` has near backends for clients inside. To those outside the
+    /// nodes must look alike, or a flow would end when the routers bring it to another one.
     pub(super) fn backends(
         &self,
         frontend: Frontend,
         port: &core::ServicePort,
         policy: &Policy,
         conditions: &mut Conditions,
-    ) -> BTreeMap<BackendAddr, Backend> {
+    ) -> [Arc<BTreeMap<BackendAddr, Backend>>; 2] {
+        let candidates = self.all_candidates(frontend, port, policy, conditions);
+        let are_hints_for_all = self.around.config.topology_aware_hints;
+        let outside = Arc::new(self.joined(are_hints_for_all, &candidates));
+        let inside = if self.spec.traffic_distribution.is_some() && !are_hints_for_all {
+            Arc::new(self.joined(true, &candidates))
+        } else {
+            Arc::clone(&outside)
+        };
+        [outside, inside]
+    }
+
+    fn all_candidates(
+        &self,
+        frontend: Frontend,
+        port: &core::ServicePort,
+        policy: &Policy,
+        conditions: &mut Conditions,
+    ) -> Vec<Candidate<'_>> {
         let is_own = |source: &Source<'_>| {
             (source.slice.object.address_type == "IPv4") == frontend.addr.is_ipv4()
         };
@@ -97,7 +119,7 @@ impl One<'_> {
                 self.say(conditions, "FamilyMismatch", message);
             }
         }
-        self.joined(&candidates)
+        candidates
     }
 
     /// The endpoints of a slice that can serve the frontend.
@@ -186,10 +208,14 @@ impl One<'_> {
         }
     }
 
-    /// One backend for each address and port, those that are not near without a share.
-    fn joined(&self, candidates: &[Candidate<'_>]) -> BTreeMap<BackendAddr, Backend> {
+    /// One backend for each address and port, those that are not near by their hints without a share.
+    fn joined(
+        &self,
+        follows_hints: bool,
+        candidates: &[Candidate<'_>],
+    ) -> BTreeMap<BackendAddr, Backend> {
         let ready = candidates.iter().filter(|one| one.backend.ready);
-        let near = if self.around.config.topology_aware_hints {
+        let near = if follows_hints {
             Near::of(ready.map(|one| one.endpoint), self.around.node)
         } else {
             Near::Any

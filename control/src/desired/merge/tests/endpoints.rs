@@ -1,7 +1,9 @@
 //! Who serves a frontend: homes, readiness, ports, families, topology.
 
 use super::{NODE, SLICE, WEB, backend, desired, frontend, merge_texts, only, outside, said};
-use crate::desired::{Backend, BackendAddr, Desired, Home};
+use std::collections::BTreeSet;
+
+use crate::desired::{Backend, BackendAddr, Desired, Home, Scope};
 
 /// The backends of the one service as `address:port home`.
 fn homes(desired: &Desired) -> Vec<String> {
@@ -197,6 +199,28 @@ fn hints_are_not_followed_unless_configured() {
 
     assert_eq!(near("", &endpoints), [1, 1]);
     assert_eq!(near(ON, &endpoints), [1, 0]);
+}
+
+#[test]
+fn a_service_that_distributes_its_traffic_has_near_backends_for_clients_inside_only() {
+    let node = NODE.replace("labels: {", "labels: {topology.kubernetes.io/zone: a, ");
+    let lines = "- {addresses: [10.1.1.1], hints: {forZones: [{name: a}]}}\n\
+                 - {addresses: [10.1.1.2], hints: {forZones: [{name: b}]}}\n";
+    let web = WEB.replace("spec:", "spec:\n  trafficDistribution: PreferClose");
+
+    let desired = desired(&[&node, &web, &slice(lines)]);
+
+    let mut scopes = BTreeSet::new();
+    for (frontend, service) in &desired.services {
+        let weights: Vec<_> = service.backends.values().map(|one| one.weight).collect();
+        let expected = match frontend.scope {
+            Scope::Inside => [1, 0],
+            Scope::Outside => [1, 1],
+        };
+        assert_eq!(weights, expected, "{frontend}");
+        scopes.insert(frontend.scope);
+    }
+    assert_eq!(scopes.len(), 2);
 }
 
 #[test]
