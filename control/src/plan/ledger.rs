@@ -13,6 +13,7 @@
 //!
 //! Not for deciding anything: `plan::services` plans the part.
 
+mod gaps;
 mod part;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use fairlead_common::service::{
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 
+use self::gaps::Gaps;
 pub(super) use self::part::Part;
 use self::part::{Growing, Place};
 use super::services::here::node_flags;
@@ -46,6 +48,8 @@ pub(super) struct Ledger {
     node: BTreeSet<IpAddr>,
     /// (backend, service that wants it).
     wanting: OrdSet<(BackendAddr, Frontend)>,
+    /// Backend ids without a row.
+    pub(super) gaps: Gaps,
     /// (backend, its id); of a row that was written twice both.
     ids: OrdSet<(BackendAddr, u32)>,
     /// (backend id, ring whose slots name it).
@@ -420,6 +424,7 @@ impl Ledger {
     }
 
     fn note_backend(&mut self, id: u32, row: &Backend) {
+        self.gaps.take(id);
         self.ids.insert((address(row), id));
         self.behind.insert((row.next_hop, id));
         let said = node_flags(row);
@@ -433,6 +438,7 @@ impl Ledger {
             self.ids.remove(&(address(row), id));
             self.behind.remove(&(row.next_hop, id));
             self.said.remove(&id);
+            self.gaps.give(id);
         }
     }
 

@@ -14,8 +14,8 @@ pub(super) struct Ids<'a> {
     of: BTreeMap<BackendAddr, u32>,
     addresses: BTreeMap<u32, BackendAddr>,
     rest: &'a Rest<'a>,
-    /// The lowest id that may be free; unknown until one is asked for.
-    next: Option<u32>,
+    /// The lowest id that may be free.
+    next: u32,
 }
 
 impl<'a> Ids<'a> {
@@ -24,7 +24,7 @@ impl<'a> Ids<'a> {
             of: BTreeMap::new(),
             addresses: BTreeMap::new(),
             rest,
-            next: None,
+            next: 1,
         };
         for (&id, row) in &actual.backends {
             if id != 0 && row.forward != forward::FREE {
@@ -42,23 +42,13 @@ impl<'a> Ids<'a> {
             return Some(*id);
         }
         let Rest { ledger, memory, .. } = self.rest;
-        // Ids without a row are few: past the rows that follow each other the search is short.
-        let rows = ledger.tables.backends.keys();
-        let first = || {
-            (1..)
-                .zip(rows.skip_while(|id| **id == 0))
-                .find(|(id, row)| id != *row)
-        };
-        let first = self.next.or_else(|| first().map(|(id, _)| id));
-        let mut id = first.unwrap_or(1 + ledger.tables.backends.get_max().map_or(0, |(id, _)| *id));
-        while ledger.is_id_taken(id, memory) {
-            id += 1;
-        }
-        self.next = Some(id);
+        let mut free = ledger.gaps.from(self.next);
+        let id = free.find(|id| !ledger.is_id_taken(*id, memory))?;
+        self.next = id;
         if id >= Backends::CAPACITY {
             return None;
         }
-        self.next = Some(id + 1);
+        self.next = id + 1;
         self.of.insert(at, id);
         self.addresses.insert(id, at);
         Some(id)
