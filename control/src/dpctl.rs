@@ -14,6 +14,7 @@ use crate::telemetry::cause;
 mod args;
 mod backends;
 mod bgp;
+pub mod everywhere;
 mod flows;
 mod import;
 mod render;

@@ -71,6 +71,8 @@ pub enum Output {
     Json,
     /// The same keys as YAML
     Yaml,
+    /// For scripts that cut lines: tables with a tab between columns
+    Tsv,
 }
 
 #[derive(Debug, Subcommand)]

@@ -32,7 +32,7 @@ pub fn print<T: Serialize>(
     let text = match global.output {
         Output::Json => serde_json::to_string_pretty(answer)? + "\n",
         Output::Yaml => serde_saphyr::to_string(answer)?,
-        Output::Table => table(false),
+        Output::Table | Output::Tsv => table(false),
         Output::Wide => table(true),
     };
     std::io::stdout().write_all(text.as_bytes())?;
@@ -41,9 +41,24 @@ pub fn print<T: Serialize>(
 
 /// Draws rows under headers, as kubectl does. No rows: no table, so that the caller can say so.
 pub fn rows(global: &Global, columns: &[Column], rows: Vec<Vec<String>>) -> String {
+    if global.output == Output::Tsv {
+        let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let header = (!global.no_headers).then_some(names);
+        let lines = header.into_iter().chain(rows);
+        // A cell is one field of one line, whatever stands in it.
+        let field = |cell: String| cell.replace(['\n', '\t'], " ");
+        return lines
+            .map(|line| line.into_iter().map(field).collect::<Vec<_>>().join("\t") + "\n")
+            .collect();
+    }
+    drawn(columns, global.no_headers, rows)
+}
+
+/// As [`rows`], whatever was asked.
+pub fn drawn(columns: &[(&str, Align)], no_headers: bool, rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if !global.no_headers {
+    if !no_headers {
         table.set_header(columns.iter().map(|(name, _)| Cell::new(name)));
     }
     table.add_rows(rows);
@@ -133,6 +148,18 @@ mod tests {
             text,
             "NAME          PACKETS\nweb                 7\ndns-internal    12345\n"
         );
+    }
+
+    #[test]
+    fn tabs_stand_between_columns_only() {
+        let tsv = Global {
+            output: Output::Tsv,
+            ..global()
+        };
+        let columns = [("NAME", Align::Left), ("PACKETS", Align::Right)];
+        let text = rows(&tsv, &columns, vec![vec!["a\nb\tc".into(), "7".into()]]);
+
+        assert_eq!(text, "NAME\tPACKETS\na b c\t7\n");
     }
 
     #[test]
