@@ -20,10 +20,10 @@ use crate::{image::Image, setup, workspace};
 const COREDNS: &str = "v1.12.2";
 /// What kube-proxy is for, and what stands on it.
 const FOCUS: &str = r"\[sig-network\] (Services|Networking Granular|EndpointSlice|HostPort|Proxy|Traffic Dist|LoadBal)";
-/// What we do not balance (SCTP); what breaks the cluster for others; what asks a kube-proxy or a kubelet that
-/// evicts pods; and, of services with
-/// `externalTrafficPolicy: Local`, session affinity across nodes: there the routers choose the node.
-const SKIP: &str = r"SCTP|sctp|\[Disruptive\]|\[Serial\]|kube-proxy|evicted|session affinity .* Local traffic policy";
+/// What we do not balance (SCTP); what breaks the cluster for others; what asks a kube-proxy, a kubelet that evicts
+/// pods, or a cloud whose balancers must be cleaned up; and, of services with `externalTrafficPolicy: Local`, session
+/// affinity across nodes: there the routers choose the node.
+const SKIP: &str = r"SCTP|sctp|\[Disruptive\]|\[Serial\]|kube-proxy|evicted|finalizer|session affinity .* Local traffic policy";
 
 #[derive(clap::Args)]
 pub struct Arguments {

@@ -71,7 +71,8 @@ pub fn start_kubelet(cluster: &Cluster, node: Node, progress: &Progress) -> Resu
         "--kubeconfig=/var/lib/kubelet/kubeconfig".to_owned(),
         format!("--hostname-override={name}"),
         format!("--node-ip={addresses}"),
-        format!("--node-labels=rack={rack},topology.kubernetes.io/zone={rack}"),
+        // A zone each: what tells zones apart has something to tell.
+        format!("--node-labels=rack={rack},topology.kubernetes.io/zone=zone-of-{name}"),
     ]);
     daemon::start(cluster, &format!("kubelet-{name}"), &mut kubelet)?;
     Ok(())
