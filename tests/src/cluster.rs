@@ -55,8 +55,14 @@ impl Cluster {
 
     /// Applies these documents.
     pub fn apply(&self, documents: &str) -> Result<()> {
+        self.apply_as(&[], documents)
+    }
+
+    /// As [`Cluster::apply`], with more words for `kubectl`.
+    pub fn apply_as(&self, how: &[&str], documents: &str) -> Result<()> {
         let mut kubectl = self.xtask(&["kubectl", "--", "apply", "-f", "-"])?;
         let mut child = kubectl
+            .args(how)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use anyhow::Context as _;
 use fairlead_control::source::kubernetes::kinds::KINDS;
+use fairlead_tests::cluster::Cluster;
 use fairlead_tests::lab::binary;
 use fairlead_tests::netns::run;
 
@@ -58,6 +60,29 @@ fn it_holds_by_lint_and_template_for_every_documented_set_of_values() {
         let text = helm(&["template", "fl", "--namespace", "kube-system"], set).unwrap();
         assert!(text.contains("kind: DaemonSet"), "{set:?}: {text}");
     }
+}
+
+/// A server-side dry run of what each documented set of values renders. Kinds that a cluster gets from elsewhere are
+/// left out: there is nobody who could check them.
+pub fn it_is_accepted_for_every_documented_set_of_values(cluster: &Cluster) -> anyhow::Result<()> {
+    for set in SETS {
+        let template = ["template", "fairlead", "--namespace", "kube-system"];
+        let text = helm(&[&template[..], &["--include-crds"]].concat(), set)?;
+        let own: Vec<_> = text
+            .split("\n---\n")
+            .filter(|document| !document.contains("apiVersion: monitoring.coreos.com/"))
+            .collect();
+        let how = [
+            "--server-side",
+            "--dry-run=server",
+            "--force-conflicts",
+            "--validate=strict",
+        ];
+        cluster
+            .apply_as(&how, &own.join("\n---\n"))
+            .with_context(|| format!("{set:?}"))?;
+    }
+    Ok(())
 }
 
 #[test]

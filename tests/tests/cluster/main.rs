@@ -5,6 +5,7 @@
 
 mod chart;
 mod leftovers;
+mod outage;
 mod pod_network;
 mod pools;
 mod web;
@@ -47,11 +48,13 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
         .unwrap();
     assert!(!other.status.success(), "and does not change it");
 
+    chart::it_is_accepted_for_every_documented_set_of_values(&cluster).unwrap();
     deploy(&cluster).unwrap();
     announced(&cluster, &[2, 1], 90).unwrap();
 
     the_client_is_seen_by_every_pod(&cluster).unwrap();
     pods_and_nodes_reach_it_by_its_cluster_address(&cluster).unwrap();
+    all_nodes_are_asked_at_once(&cluster).unwrap();
     agents_restart_under_traffic(&cluster).unwrap();
 
     scale(&cluster, 0).unwrap();
@@ -126,6 +129,40 @@ fn pods_and_nodes_reach_it_by_its_cluster_address(cluster: &Cluster) -> Result<(
             ensure!(seen.len() == 3, "{node} to {address}: {seen:?}");
         }
     }
+    Ok(())
+}
+
+/// `kubectl fairlead`: tables become one, everything else stands by node.
+fn all_nodes_are_asked_at_once(cluster: &Cluster) -> Result<()> {
+    let ask = |words: &[&str]| cluster.kubectl(&[&["fairlead"], words].concat());
+    let peers = ask(&["bgp", "peers"])?;
+    let mut lines = peers.lines();
+    ensure!(
+        lines
+            .next()
+            .is_some_and(|header| header.starts_with("NODE ")),
+        "{peers}"
+    );
+    let nodes: BTreeSet<_> = lines.filter_map(|line| line.split(' ').next()).collect();
+    ensure!(nodes == NODES.into(), "{peers}");
+    let status = ask(&["--node", "node2,node3", "status"])?;
+    for (node, is_asked) in NODES.into_iter().zip([false, true, true]) {
+        let says = status.contains(&format!("==> {node} <==\nNode            {node}\n"));
+        ensure!(says == is_asked, "{node}: {status}");
+    }
+    let services: serde_json::Value = serde_json::from_str(&ask(&["services", "-o", "json"])?)?;
+    for node in NODES {
+        ensure!(
+            services[node].to_string().contains("default/web"),
+            "{node}: {services}"
+        );
+    }
+    let error = ask(&["--node", "node9", "status"]).err();
+    let error = error.context("a node that is not there")?.to_string();
+    ensure!(
+        error.contains("no agent runs on the node node9; there are: node1, node2, node3"),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::leftovers::Machine;
+use super::outage;
 use super::web::ask;
 use super::{
     CLIENT, NODES, SERVICE, announced, deploy, dpctl, group, on,
@@ -32,6 +33,7 @@ fn nodes_become_ready_by_our_plugin_and_pods_leave_nothing_however_it_ends() {
     pods_reach_each_other(&cluster).unwrap();
     pods_and_nodes_reach_it_by_its_cluster_address(&cluster).unwrap();
     a_pod_comes_while_its_agent_is_away(&cluster).unwrap();
+    outage::nothing_is_lost_while_the_control_plane_is_away(&cluster).unwrap();
     the_plugin_is_killed_while_pods_come(&cluster).unwrap();
 
     scale(&cluster, 0).unwrap();

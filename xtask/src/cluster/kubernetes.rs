@@ -39,10 +39,24 @@ pub fn kubectl(cluster: &Cluster) -> Result<Command> {
     Ok(as_administrator(cluster, program("kubectl")?))
 }
 
-/// A client of the API server as the cluster's administrator.
+/// A client of the API server as the cluster's administrator. It finds others of its folder, and what is built here:
+/// plugins of `kubectl` start it by its name, and are found by theirs.
 pub fn as_administrator(cluster: &Cluster, program: PathBuf) -> Command {
+    let of_program = program.parent().map(Path::to_path_buf);
+    let of_build = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.to_owned()));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = of_program
+        .into_iter()
+        .chain(of_build)
+        .chain(std::env::split_paths(&path));
     let mut client = daemon::in_netns(&cluster.netns("api"), program);
     client.env("KUBECONFIG", cluster.kubeconfig("admin"));
+    // A folder with a colon in its name cannot be in it.
+    if let Ok(path) = std::env::join_paths(folders) {
+        client.env("PATH", path);
+    }
     client
 }
 

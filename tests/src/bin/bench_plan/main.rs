@@ -34,12 +34,12 @@ use fairlead_tests::report::{Figures, Goal, Report};
 
 use self::cluster::{Agent, Size};
 
-/// Issue 4's: ten thousand services with ten backends each.
+/// Ten thousand services with ten backends each.
 const WIDE: Size = Size {
     services: 10_000,
     backends: 10,
 };
-/// Issue 6's: five thousand services with a hundred thousand endpoints.
+/// Five thousand services with a hundred thousand endpoints.
 const DEEP: Size = Size {
     services: 5_000,
     backends: 20,
