@@ -428,7 +428,9 @@ fn start_ipam(
     agent.document.kubernetes.load_balancer_ipam.then(|| {
         let (client, namespace) = kubernetes.client();
         let identity = agent.node_name.clone();
-        let giver = ipam::controller::run(client, namespace, identity, now, stop.clone());
+        let standing = Arc::default();
+        agent.view.hear_giver(Arc::clone(&standing));
+        let giver = ipam::controller::run(client, namespace, identity, now, standing, stop.clone());
         tokio::spawn(giver)
     })
 }

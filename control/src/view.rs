@@ -13,7 +13,7 @@ pub mod trace;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use arc_swap::ArcSwap;
@@ -75,6 +75,8 @@ pub struct State {
 #[derive(Debug)]
 pub struct View {
     state: ArcSwap<State>,
+    /// Who gives addresses to services; it changes between rounds.
+    giver: OnceLock<Arc<ArcSwap<types::LoadBalancerIpam>>>,
     pins: Pins,
     started_s: u32,
 }
@@ -84,6 +86,7 @@ impl View {
     pub fn new(pins: Pins, started_s: u32) -> Self {
         Self {
             state: ArcSwap::default(),
+            giver: OnceLock::new(),
             pins,
             started_s,
         }
@@ -103,6 +106,12 @@ impl View {
     /// Replaces what was published before.
     pub fn publish(&self, state: State) {
         self.state.store(Arc::new(state));
+    }
+
+    /// From now on it is known who gives addresses to services.
+    pub fn hear_giver(&self, giver: Arc<ArcSwap<types::LoadBalancerIpam>>) {
+        // There is one in the life of an agent.
+        let _ = self.giver.set(giver);
     }
 
     /// `GET /v1/status`.
@@ -142,6 +151,7 @@ impl View {
             egress_address: state.desired.egress.as_ref().map(|e| e.address.to_string()),
             pods: state.pods.clone(),
             drained: state.drains.iter().map(ToString::to_string).collect(),
+            load_balancer_ipam: self.giver.get().map(|giver| (**giver.load()).clone()),
             conditions: state.conditions.clone(),
         })
     }

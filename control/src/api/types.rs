@@ -43,8 +43,23 @@ pub struct Status {
     pub pods: Vec<Pod>,
     /// Backends that operators have drained, as `dpctl backends drain` was told.
     pub drained: Vec<String>,
+    /// Who gives addresses to services, where agents do (`kubernetes.loadBalancerIPAM`).
+    #[serde(rename = "loadBalancerIPAM")]
+    pub load_balancer_ipam: Option<LoadBalancerIpam>,
     /// What is wrong or in conflict.
     pub conditions: Vec<Condition>,
+}
+
+/// Who gives addresses to services of type LoadBalancer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerIpam {
+    /// The node whose agent does, by the Lease; absent: not known, or nobody.
+    pub leader: Option<String>,
+    /// Said by the leader: how many services have all addresses that they ask for, of those that ask.
+    pub services: Option<Tally>,
+    /// What keeps this agent from knowing, or from giving.
+    pub trouble: Option<String>,
 }
 
 /// Whether the agent has become ready, as `/readyz` has it.
@@ -56,7 +71,7 @@ pub struct Readiness {
 }
 
 /// So many of so many.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// How many are as they should be.
     pub good: usize,

@@ -9,7 +9,7 @@ use super::args::{Dpctl, Global, Nat, Noun};
 use super::render::{Align::Left, Align::Right, age, print, rows, say};
 use super::{Outcome, backends, bgp, flows, import, services, trace};
 use crate::api::client::ask;
-use crate::api::types::{Binding, ReasonCount, Route, Status};
+use crate::api::types::{Binding, LoadBalancerIpam, ReasonCount, Route, Status};
 
 /// Asks and prints.
 pub async fn run(typed: Dpctl) -> Result<Outcome> {
@@ -102,6 +102,9 @@ fn status_text(global: &Global, status: &Status) -> String {
             .clone()
             .unwrap_or_else(|| "none: pods leave untranslated".to_owned()),
     );
+    if let Some(ipam) = &status.load_balancer_ipam {
+        line("LB-IPAM", ipam_text(&status.node, ipam));
+    }
     if !status.drained.is_empty() {
         line("Drained", status.drained.join(", "));
     }
@@ -158,6 +161,22 @@ fn status_text(global: &Global, status: &Status) -> String {
         );
     }
     text
+}
+
+fn ipam_text(node: &str, ipam: &LoadBalancerIpam) -> String {
+    let who = match &ipam.leader {
+        None => "nobody is known to give addresses to services".to_owned(),
+        Some(leader) if leader == node => "this node gives addresses to services".to_owned(),
+        Some(leader) => format!("{leader} gives addresses to services"),
+    };
+    let how = ipam
+        .services
+        .map(|tally| format!("{} of {} have theirs", tally.good, tally.all));
+    [Some(who), how, ipam.trouble.clone()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 async fn routes(global: &Global) -> Result<Outcome> {

@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
@@ -22,6 +24,7 @@ use super::allocate::{Allocation, Usage, allocate};
 use super::lease::{Candidate, RENEW_EVERY};
 use super::pool::{Pool, Written};
 use super::service;
+use crate::api::types::{LoadBalancerIpam, Tally};
 use crate::object::ObjectName;
 
 /// The Lease that the leader holds.
@@ -53,16 +56,17 @@ pub async fn run(
     namespace: String,
     identity: String,
     now: fn() -> Instant,
+    standing: Arc<ArcSwap<LoadBalancerIpam>>,
     stop: CancellationToken,
 ) {
     let mut candidate = Candidate::new(client.clone(), &namespace, LEASE, &identity, now);
-    let mut said = String::new();
     loop {
-        campaign(&mut candidate, &mut said).await;
+        campaign(&mut candidate, &standing).await;
         if candidate.leads() {
             info!(lease = %format!("{namespace}/{LEASE}"), "gives addresses to services");
-            let led = lead(&client, &mut candidate, &mut said, now, &stop).await;
+            let led = lead(&client, &mut candidate, &standing, now, &stop).await;
             info!(why = led, "gives no addresses any more");
+            say_standing(&standing, |standing| standing.services = None);
         }
         tokio::select! {
             () = sleep(RENEW_EVERY) => {}
@@ -74,34 +78,45 @@ pub async fn run(
     }
 }
 
-/// Says a trouble once, until it is another one.
-async fn campaign(candidate: &mut Candidate, said: &mut String) {
+/// Stands for it, and says how it went; a trouble once, until it is another one.
+async fn campaign(candidate: &mut Candidate, standing: &ArcSwap<LoadBalancerIpam>) {
     let trouble = match timeout(ANSWER, candidate.campaign()).await {
-        Ok(Ok(())) => String::new(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no answer within {ANSWER:?}"),
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {ANSWER:?}")),
     };
-    if trouble != *said && !trouble.is_empty() {
+    if let Some(why) = &trouble
+        && standing.load().trouble != trouble
+    {
         warn!(
             lease = LEASE,
-            why = trouble,
-            "addresses for services: who leads is not known"
+            why, "addresses for services: who leads is not known"
         );
     }
-    *said = trouble;
+    let leader = candidate.leader().map(str::to_owned);
+    say_standing(standing, |standing| {
+        (standing.leader, standing.trouble) = (leader, trouble);
+    });
+}
+
+/// For whoever asks. Nobody else writes it.
+fn say_standing(standing: &ArcSwap<LoadBalancerIpam>, change: impl FnOnce(&mut LoadBalancerIpam)) {
+    let mut new = LoadBalancerIpam::clone(&standing.load());
+    change(&mut new);
+    standing.store(Arc::new(new));
 }
 
 /// Gives addresses until another leads or it is told to stop; says why it ended.
 async fn lead(
     client: &Client,
     candidate: &mut Candidate,
-    said: &mut String,
+    standing: &ArcSwap<LoadBalancerIpam>,
     now: fn() -> Instant,
     stop: &CancellationToken,
 ) -> &'static str {
     let mut known = Known::default();
     let services: Api<Service> = Api::all(client.clone());
-    let mut service_events = pin!(watch(services, watcher::Config::default()));
+    let mut service_events = pin!(follow(services, watcher::Config::default()));
     let resource = loop {
         match pool_resource(client).await {
             Some(resource) => break resource,
@@ -112,13 +127,13 @@ async fn lead(
         let next = now() + LOOK_AGAIN;
         while now() < next {
             tokio::select! {
-                () = sleep(RENEW_EVERY) => campaign(candidate, said).await,
+                () = sleep(RENEW_EVERY) => campaign(candidate, standing).await,
                 () = stop.cancelled() => return "the agent stops",
             }
         }
     };
     let pools: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let mut pool_events = pin!(watch(pools, watcher::Config::default()));
+    let mut pool_events = pin!(follow(pools, watcher::Config::default()));
     let mut renew = tokio::time::interval(RENEW_EVERY);
     renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut due: Option<Instant> = None;
@@ -133,7 +148,7 @@ async fn lead(
                 None => return "the watch of pools ended",
             },
             _ = renew.tick() => {
-                campaign(candidate, said).await;
+                campaign(candidate, standing).await;
                 if !candidate.leads() {
                     return "another agent leads, or the lease was not renewed";
                 }
@@ -143,7 +158,7 @@ async fn lead(
             () = moment(due), if known.is_complete == (true, true) => {
                 due = None;
                 // A write that failed is tried again.
-                if !give(client, &resource, candidate, &mut known).await {
+                if !give(client, &resource, candidate, &mut known, standing).await {
                     due = Some(now() + LOOK_AGAIN);
                 }
                 false
@@ -163,7 +178,7 @@ async fn moment(due: Option<Instant>) {
     }
 }
 
-fn watch<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>>
+fn follow<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>>
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
@@ -270,10 +285,17 @@ async fn give(
     resource: &ApiResource,
     candidate: &Candidate,
     known: &mut Known,
+    standing: &ArcSwap<LoadBalancerIpam>,
 ) -> bool {
     let (pools, wrong) = known.readable();
     let requests: Vec<_> = known.services.values().filter_map(service::read).collect();
     let allocation = allocate(&pools, wrong.is_empty(), &requests);
+    let content = allocation.services.values();
+    let tally = Tally {
+        good: content.clone().filter(|given| given.lack.is_none()).count(),
+        all: content.len(),
+    };
+    say_standing(standing, |standing| standing.services = Some(tally));
     let time = jiff::Timestamp::now();
     let mut is_whole = true;
     for (name, given) in &allocation.services {

@@ -29,6 +29,8 @@ pub(super) struct Candidate {
     /// The version that was seen last, and when first.
     seen: Option<(String, Instant)>,
     leads_until: Option<Instant>,
+    /// Who held it when it was last looked at; empty: nobody.
+    holder: String,
     now: fn() -> Instant,
 }
 
@@ -47,6 +49,7 @@ impl Candidate {
             identity: identity.to_owned(),
             seen: None,
             leads_until: None,
+            holder: String::new(),
             now,
         }
     }
@@ -54,6 +57,12 @@ impl Candidate {
     /// Whether it leads at this moment.
     pub(super) fn leads(&self) -> bool {
         self.leads_until.is_some_and(|until| (self.now)() < until)
+    }
+
+    /// Who leads, as far as is known.
+    pub(super) fn leader(&self) -> Option<&str> {
+        Some(&*self.holder)
+            .filter(|holder| !holder.is_empty() && (*holder != self.identity || self.leads()))
     }
 
     /// Renews the lease, or takes it when it is free.
@@ -70,6 +79,7 @@ impl Candidate {
                 let holder = spec.holder_identity.unwrap_or_default();
                 if holder != self.identity && !holder.is_empty() && !self.is_over(lease, asked) {
                     self.leads_until = None;
+                    self.holder = holder;
                     return Ok(());
                 }
                 let terms = spec.lease_transitions.unwrap_or_default();
@@ -90,6 +100,7 @@ impl Candidate {
         };
         match written {
             Ok(_) => {
+                self.holder.clone_from(&self.identity);
                 self.leads_until = Some(asked + LEADS_FOR);
                 Ok(())
             }

@@ -8,7 +8,7 @@ use fairlead_tests::cluster::Cluster;
 use fairlead_tests::netns::wait_for;
 use nix::sys::signal::{Signal, kill};
 
-use super::agent_on;
+use super::{NODES, agent_on, dpctl};
 
 /// How many services want an address, and how many are there.
 const SERVICES: usize = 24;
@@ -62,6 +62,21 @@ pub fn addresses_are_given_once_whoever_leads(cluster: &Cluster) -> Result<()> {
         by_address.values().all(|names| names.len() == 1),
         "{by_address:?}"
     );
+
+    let leader = leader(cluster)?;
+    wait_for("every node to know who gives them", 15, || {
+        for node in NODES {
+            let status = dpctl(cluster, node, &["status", "-o", "json"])?;
+            let ipam = &status["loadBalancerIPAM"];
+            ensure!(ipam["leader"] == leader, "{node}: {ipam}");
+            let of = |what: &str| ipam["services"][what].as_u64();
+            let lacking = of("all").zip(of("good")).map(|(all, good)| all - good);
+            let known = (SERVICES - ADDRESSES) as u64;
+            let expected = (node == leader).then_some(known);
+            ensure!(lacking == expected, "{node}: {ipam}");
+        }
+        Ok(Some(()))
+    })?;
 
     // Who gives its address back makes room.
     let (lucky, _) = held
