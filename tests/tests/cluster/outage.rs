@@ -90,13 +90,19 @@ pub fn nothing_is_lost_while_the_control_plane_is_away(cluster: &Cluster) -> Res
          nodeName: node2\n  terminationGracePeriodSeconds: 1\n  containers:\n    \
          - { name: web, image: \"localhost/busybox:1\" }\n",
     )?;
+    // A kubelet that could not ask for a minute asks again within another one.
     let ready = [
         "wait",
         "--for=condition=Ready",
         "pod/after",
-        "--timeout=60s",
+        "--timeout=180s",
     ];
-    cluster.kubectl(&ready)?;
+    cluster
+        .kubectl(&ready)
+        .or_else(|error| {
+            let said = cluster.kubectl(&["describe", "pod", "after"])?;
+            Err(error.context(said))
+        })?;
     let to = to(SERVICE[0], 80)?;
     wait_for("the service to be served by the new pod", 60, || {
         let answer = client.enter(|| super::ask(to))??;
