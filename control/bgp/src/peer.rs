@@ -64,8 +64,8 @@ pub(crate) struct Peer {
     end_of_rib: BTreeSet<Family>,
     /// The R bit of the next OPEN.
     restarting: bool,
-    /// Families whose routes are kept while the peer restarts, and until when.
-    stale: BTreeMap<Family, Instant>,
+    /// Families whose routes are kept while the peer restarts.
+    stale: BTreeMap<Family, Kept>,
     /// Adj-RIB-Out.
     sent: BTreeMap<IpNetwork, Arc<Attributes>>,
     transit: Transit,
@@ -81,6 +81,14 @@ pub(crate) struct Range {
     pub(crate) name: String,
     /// The ASes that it may be of; any when empty.
     pub(crate) asns: BTreeSet<u32>,
+}
+
+/// How long routes are kept that the peer has not confirmed.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    until: Instant,
+    /// Not longer than this, however often the peer comes and goes (RFC 8538 §4.1).
+    bound: Instant,
 }
 
 /// A session in which routes flow.
@@ -192,13 +200,18 @@ impl Peer {
         self.run_starts(now, shared);
     }
 
-    /// Ends both sessions and keeps them down.
+    /// Ends both sessions for good and keeps them down.
     pub(crate) fn stop(&mut self, why: &Notification, now: Instant, shared: &mut Shared) {
+        let trigger = || Trigger::answered_for_good(Event::ManualStop, why.clone());
+        self.stop_by(trigger, now, shared);
+    }
+
+    /// Ends both sessions and keeps them down.
+    fn stop_by(&mut self, trigger: impl Fn() -> Trigger, now: Instant, shared: &mut Shared) {
         self.enabled = false;
         self.starts.clear();
         for direction in Direction::BOTH {
-            let trigger = Trigger::answered(Event::ManualStop, why.clone());
-            self.step(direction, trigger, now, shared);
+            self.step(direction, trigger(), now, shared);
         }
     }
 
@@ -235,10 +248,14 @@ impl Peer {
             return;
         }
         if reset {
-            self.stop(&Notification::CONFIGURATION_CHANGED, now, shared);
+            let why = Notification::CONFIGURATION_CHANGED;
             if is_another {
                 // Nobody is coming back for what was kept over a restart.
+                self.stop(&why, now, shared);
                 self.forget_routes(shared);
+            } else {
+                let trigger = || Trigger::answered(Event::ManualStop, why.clone());
+                self.stop_by(trigger, now, shared);
             }
             self.start(now, shared);
             return;
@@ -358,7 +375,7 @@ impl Peer {
             .into_iter()
             .flatten()
             .chain(self.starts.values().copied())
-            .chain(self.stale.values().copied())
+            .chain(self.stale.values().map(|kept| kept.until))
             .min()
     }
 

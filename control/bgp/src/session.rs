@@ -64,6 +64,8 @@ pub(crate) struct Context<'a> {
 pub(crate) struct Trigger {
     event: Event,
     notification: Option<Notification>,
+    /// Nobody is coming back for the routes.
+    is_final: bool,
     reason: Option<DownReason>,
 }
 
@@ -72,6 +74,7 @@ impl Trigger {
         Self {
             event,
             notification: None,
+            is_final: false,
             reason: None,
         }
     }
@@ -81,7 +84,17 @@ impl Trigger {
         Self {
             event,
             notification: Some(notification),
+            is_final: false,
             reason: None,
+        }
+    }
+
+    /// An event that we answer with a NOTIFICATION after which neither side keeps routes, graceful restart or
+    /// not (RFC 8538 §5.1).
+    pub(crate) fn answered_for_good(event: Event, notification: Notification) -> Self {
+        Self {
+            is_final: true,
+            ..Self::answered(event, notification)
         }
     }
 
@@ -90,6 +103,7 @@ impl Trigger {
         Self {
             event,
             notification: None,
+            is_final: false,
             reason: Some(reason),
         }
     }
@@ -280,10 +294,12 @@ impl Session {
                     self.send(wire::encode_keepalive(), context.now, outputs);
                 }
                 Action::Notify => {
-                    let notification = trigger
-                        .notification
-                        .clone()
-                        .unwrap_or(Notification::bare(6, 0));
+                    let said = trigger.notification.clone();
+                    let mut notification = said.unwrap_or(Notification::bare(6, 0));
+                    let survives = self.negotiated.as_ref().map(|n| n.survives_notification);
+                    if was == State::Established && trigger.is_final && survives == Some(true) {
+                        notification = Notification::hard_reset(&notification);
+                    }
                     reason = Some(self.notify(notification, context.now, outputs));
                 }
                 Action::NotifyHoldExpired => {

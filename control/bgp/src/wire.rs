@@ -262,6 +262,7 @@ mod tests {
                     graceful_restart: restart.map(|(restarting, seconds, preserved)| {
                         GracefulRestartOffer {
                             restarting,
+                            notification: preserved ^ restarting,
                             restart_time: Duration::from_secs(seconds),
                             families: families
                                 .iter()

@@ -103,7 +103,8 @@ fn refusal_hint(local_asn: u32, peer: &PeerSnapshot) -> Option<String> {
         return None;
     }
     let heard = peer.heard.as_ref();
-    Some(match (notification.code, notification.subcode, by_us) {
+    let cause = notification.cause();
+    Some(match (cause.code, cause.subcode, by_us) {
         (2, 2, true) => format!(
             "it says that it is of AS {}, and AS {} is configured: correct peerASN, or that router",
             heard?.asn, peer.remote_as

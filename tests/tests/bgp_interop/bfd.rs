@@ -90,7 +90,8 @@ async fn detection(link: &Link, ours: &Ours) -> Duration {
     let DownReason::Sent(notification) = reason else {
         panic!("{reason:?}")
     };
-    assert_eq!((notification.code, notification.subcode), (6, 10));
+    let cause = notification.cause();
+    assert_eq!((cause.code, cause.subcode), (6, 10));
     took
 }
 

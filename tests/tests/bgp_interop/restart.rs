@@ -1,4 +1,4 @@
-//! Who keeps whose routes when one side restarts (RFC 4724), with FRR.
+//! Who keeps whose routes when one side restarts (RFC 4724, RFC 8538), with FRR.
 
 use fairlead_bgp::{Event, GracefulRestart};
 
@@ -154,4 +154,111 @@ fn routes_of_an_frr_that_is_killed_go_and_come_back_without_graceful_restart() {
         ours.learns(&[v4, v6]).await;
         ours.stop().await;
     });
+}
+
+/// Both sides keep routes over a restart, and over a NOTIFICATION.
+fn graceful() -> PeerConfig {
+    let mut config = peer();
+    config.graceful_restart = Some(GracefulRestart {
+        restart_time: Duration::from_mins(1),
+        restarting: false,
+        forwarding_preserved: true,
+    });
+    config
+}
+
+/// What was said last, once somebody said something.
+async fn last_notification(ours: &Ours) -> fairlead_bgp::Notification {
+    let said = async {
+        loop {
+            let peer = ours.handle.peers().await.unwrap().remove(0);
+            if let Some(said) = peer.last_notification {
+                break said.notification;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), said)
+        .await
+        .unwrap()
+}
+
+/// Whether FRR lost a route of ours since it was last asked; it is asked often.
+fn watch(frr: &Frr, prefix: &str, seconds: u64) -> bool {
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    while std::time::Instant::now() < end {
+        if frr.next_hops(prefix).unwrap().is_empty() {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn frr_and_we_keep_each_others_routes_over_a_notification_and_not_over_a_hard_reset() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let notification =
+            " bgp graceful-restart notification\n bgp graceful-restart preserve-fw-state\n no bgp hard-administrative-reset\n";
+        let frr = link.frr_with(65000, "frr", notification, " neighbor 10.77.0.1 peer-group us\n");
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![graceful()]).await.unwrap();
+        ours.announce(&["192.0.2.1/32"]).await;
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        let theirs = [
+            ("203.0.113.0/24", THEIR_V4.into()),
+            ("2001:db8:f::/48", THEIR_V6.into()),
+        ];
+        ours.learns(&theirs).await;
+        let mut learnt = ours.handle.learnt();
+        learnt.mark_unchanged();
+        let neighbor = ours.handle.peers().await.unwrap().remove(0);
+        let heard = neighbor.heard.unwrap().graceful_restart.unwrap();
+        assert!(heard.notification, "FRR has the N bit");
+
+        // It resets the session, softly: nothing we learnt changes.
+        frr.vtysh("clear bgp 10.77.0.1").unwrap();
+        let said = last_notification(&ours).await;
+        assert_eq!((said.code, said.subcode), (6, 4));
+        back(&ours, 2).await;
+        assert!(!learnt.has_changed().unwrap(), "{:?}", *learnt.borrow());
+
+        // We do: nothing that FRR learnt changes.
+        let mut config = graceful();
+        config.hold_time = Duration::from_secs(12);
+        ours.handle.set_peers(vec![config.clone()]).await.unwrap();
+        assert!(!watch(&frr, "192.0.2.1/32", 5), "FRR let go of our route");
+        back(&ours, 3).await;
+
+        // We leave for good.
+        config.shutdown = Some("rack moves".to_owned());
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        uses(&frr, "192.0.2.1/32", &[]);
+        ours.learns(&[]).await;
+        let shown = frr.json("show bgp neighbors 10.77.0.1").unwrap();
+        let neighbor = &shown["10.77.0.1"];
+        assert_eq!(neighbor["lastNotificationHardReset"], true, "{neighbor}");
+        assert_eq!(neighbor["lastErrorCodeSubcode"], "0602", "{neighbor}");
+        assert_eq!(neighbor["lastShutdownDescription"], "rack moves");
+        ours.stop().await;
+    });
+}
+
+/// Waits until the session has been established this many times.
+async fn back(ours: &Ours, times: u64) {
+    let up = async {
+        loop {
+            let peer = ours.handle.peers().await.unwrap().remove(0);
+            if peer.established_count == times && peer.state == State::Established {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), up)
+        .await
+        .unwrap();
 }

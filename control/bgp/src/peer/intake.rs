@@ -219,7 +219,8 @@ impl Peer {
                 .any(|family| shared.rib.count(self.id, family).received > limit)
         });
         if too_many {
-            let trigger = Trigger::answered(Event::UpdateError, Notification::MAX_PREFIXES);
+            let why = Notification::MAX_PREFIXES;
+            let trigger = Trigger::answered_for_good(Event::UpdateError, why);
             self.step(direction, trigger, now, shared);
         }
     }

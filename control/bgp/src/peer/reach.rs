@@ -83,7 +83,9 @@ impl Peer {
             self.starts.clear();
         }
         for direction in Direction::BOTH {
-            let trigger = Trigger::answered(Event::AutomaticStop, Notification::BFD_DOWN);
+            // RFC 9384 §3: routes that are not reached are not kept either.
+            let why = Notification::BFD_DOWN;
+            let trigger = Trigger::answered_for_good(Event::AutomaticStop, why);
             self.step(direction, trigger, now, shared);
         }
     }

@@ -1,9 +1,9 @@
-//! Keeping a peer's routes while it restarts (RFC 4724 §4.2), and letting go of them.
+//! Keeping a peer's routes while it restarts (RFC 4724 §4.2, RFC 8538 §4.1), and letting go of them.
 
 use std::time::{Duration, Instant};
 
 use super::transit::Transit;
-use super::{Established, Peer};
+use super::{Established, Kept, Peer};
 use crate::session::Negotiated;
 use crate::speaker::{self, DownReason, Shared};
 use crate::wire::Family;
@@ -27,8 +27,8 @@ impl Peer {
         }
     }
 
-    /// The session ended: forgets the peer's routes, or keeps them for its restart time when it
-    /// went away without a NOTIFICATION from either side.
+    /// The session ended: forgets the peer's routes, or keeps them for its restart time. They are kept when
+    /// it went away without a NOTIFICATION from either side, or with one when both agreed on that.
     pub(super) fn release(
         &mut self,
         established: &Established,
@@ -41,19 +41,34 @@ impl Peer {
         self.end_of_rib_sent = false;
         self.end_of_rib.clear();
         self.without_next_hop.clear();
-        let without_a_word = matches!(reason, DownReason::Closed(_) | DownReason::Replaced);
         let terms = &established.terms;
-        let kept: Vec<_> = if without_a_word {
+        let comes_back = match reason {
+            DownReason::Closed(_) | DownReason::Replaced => true,
+            DownReason::Sent(said) | DownReason::Received(said) => {
+                terms.survives_notification && !said.is_hard_reset()
+            }
+            DownReason::SendHoldExpired | DownReason::Stopped | DownReason::ShutDown(_) => false,
+        };
+        let kept: Vec<_> = if comes_back {
             self.kept_families(terms).collect()
         } else {
             Vec::new()
         };
         for family in Family::ALL {
             if let Some((_, restart_time)) = kept.iter().find(|(kept, _)| *kept == family) {
-                // RFC 4724 §4.2: what is stale already was not confirmed in time.
-                shared.rib.sweep_stale(self.id, family);
+                let before = self.stale.get(&family).copied();
+                // RFC 8538 §4.1: several restarts in a row do not cost a route that is stale already, but its
+                // time does not begin anew.
+                let before = before.filter(|_| terms.survives_notification);
+                if before.is_none() {
+                    // RFC 4724 §4.2: what is stale already was not confirmed in time.
+                    shared.rib.sweep_stale(self.id, family);
+                }
+                let until = now + *restart_time;
+                let bound = before.map_or(until + CONFIRM_WITHIN, |before| before.bound);
+                let until = until.min(bound);
+                self.stale.insert(family, Kept { until, bound });
                 shared.rib.mark_stale(self.id, family);
-                self.stale.insert(family, now + *restart_time);
                 shared.events.push_back(speaker::Event::RoutesKept {
                     peer: self.config.name.clone(),
                     family,
@@ -77,7 +92,7 @@ impl Peer {
                     .copied()
                     .unwrap_or(false);
             match self.stale.get_mut(&family) {
-                Some(until) if preserved => *until = now + CONFIRM_WITHIN,
+                Some(kept) if preserved => kept.until = (now + CONFIRM_WITHIN).min(kept.bound),
                 Some(_) => self.end_stale(family, shared),
                 None => {}
             }
@@ -99,7 +114,11 @@ impl Peer {
 
     pub(super) fn sweep_overdue(&mut self, now: Instant, shared: &mut Shared) {
         for family in Family::ALL {
-            if self.stale.get(&family).is_some_and(|until| *until <= now) {
+            if self
+                .stale
+                .get(&family)
+                .is_some_and(|kept| kept.until <= now)
+            {
                 self.end_stale(family, shared);
             }
         }

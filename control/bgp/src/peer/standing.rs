@@ -193,7 +193,7 @@ fn is_fault(reason: &DownReason, was: State, failed: bool) -> bool {
         DownReason::Closed(_) | DownReason::Replaced => false,
         DownReason::Stopped | DownReason::ShutDown(_) => failed,
         DownReason::Sent(notification) => {
-            notification.is_fault() || *notification == Notification::MAX_PREFIXES
+            notification.is_fault() || *notification.cause() == Notification::MAX_PREFIXES
         }
         DownReason::Received(notification) => notification.is_fault() || was != State::Established,
         DownReason::SendHoldExpired => true,

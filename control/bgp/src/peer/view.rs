@@ -104,6 +104,7 @@ impl Peer {
     /// Everything about it.
     pub(crate) fn neighbor(&self, now: Instant, shared: &Shared) -> NeighborSnapshot {
         let left = |at: &Instant| at.saturating_duration_since(now);
+        let kept = self.stale.iter();
         let established = self.established.as_ref();
         NeighborSnapshot {
             peer: self.snapshot(now, shared),
@@ -112,7 +113,7 @@ impl Peer {
             offered: our_open(&shared.config, &self.config, self.restarting),
             opened: established.map(|established| established.direction),
             distance: self.distance(&shared.config),
-            stale: self.stale.iter().map(|(f, at)| (*f, left(at))).collect(),
+            stale: kept.map(|(f, kept)| (*f, left(&kept.until))).collect(),
             end_of_rib: self.end_of_rib.iter().copied().collect(),
             end_of_rib_sent: self.end_of_rib_sent,
             rests: self.starts.values().min().map(left),

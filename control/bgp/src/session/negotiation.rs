@@ -28,20 +28,20 @@ pub(crate) struct Negotiated {
     pub(crate) hostname: Option<String>,
     /// Same AS on both sides.
     pub(crate) internal: bool,
+    /// A NOTIFICATION is no reason to let go of routes, unless it is a Hard Reset (RFC 8538).
+    pub(crate) survives_notification: bool,
 }
 
 /// The OPEN that we send.
 pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Open {
     Open {
-        asn: speaker.local_as,
-        hold_time_s: u16::try_from(peer.hold_time.as_secs()).unwrap_or(u16::MAX),
-        router_id: speaker.router_id,
         families: peer.families.clone(),
         four_octet_as: true,
         route_refresh: true,
         extended_next_hop: peer.extended_next_hop,
         graceful_restart: peer.graceful_restart.map(|restart| GracefulRestartOffer {
             restarting,
+            notification: true,
             restart_time: restart.restart_time,
             families: peer
                 .families
@@ -50,7 +50,11 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
                 .collect(),
         }),
         hostname: speaker.hostname.clone(),
-        others: BTreeSet::new(),
+        ..Open::bare(
+            speaker.local_as,
+            u16::try_from(peer.hold_time.as_secs()).unwrap_or(u16::MAX),
+            speaker.router_id,
+        )
     }
 }
 
@@ -87,6 +91,11 @@ pub(crate) fn negotiate(
     let hold_time = peer
         .hold_time
         .min(Duration::from_secs(u64::from(open.hold_time_s)));
+    let survives_notification = peer.graceful_restart.is_some()
+        && open
+            .graceful_restart
+            .as_ref()
+            .is_some_and(|o| o.notification);
     Ok(Negotiated {
         asn: open.asn,
         router_id: open.router_id,
@@ -99,6 +108,7 @@ pub(crate) fn negotiate(
         graceful_restart: open.graceful_restart,
         hostname: open.hostname,
         internal,
+        survives_notification,
     })
 }
 

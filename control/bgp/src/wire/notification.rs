@@ -1,5 +1,6 @@
-//! NOTIFICATION: why a session ends (RFC 4271 §4.5, RFC 4486, RFC 9003).
+//! NOTIFICATION: why a session ends (RFC 4271 §4.5, RFC 4486, RFC 8538, RFC 9003).
 
+use std::borrow::Cow;
 use std::fmt;
 
 use rustbgpd_wire::notification::{
@@ -67,15 +68,45 @@ impl Notification {
         }
     }
 
-    /// The text for people in an administrative shutdown or reset (RFC 9003).
+    /// Cease/Hard Reset: graceful restart or not, the session is over and its routes go; `why` is what would
+    /// have been said without (RFC 8538 §3).
+    pub fn hard_reset(why: &Self) -> Self {
+        let mut data = vec![why.code, why.subcode];
+        data.extend_from_slice(&why.data);
+        Self {
+            code: 6,
+            subcode: cease_subcode::HARD_RESET,
+            data,
+        }
+    }
+
+    /// Whether it ends graceful restart, too (RFC 8538 §3).
+    pub const fn is_hard_reset(&self) -> bool {
+        self.code == 6 && self.subcode == cease_subcode::HARD_RESET
+    }
+
+    /// What is meant: the NOTIFICATION that a Hard Reset carries, or else itself.
+    pub fn cause(&self) -> Cow<'_, Self> {
+        match self.data.as_slice() {
+            [code, subcode, data @ ..] if self.is_hard_reset() => Cow::Owned(Self {
+                code: *code,
+                subcode: *subcode,
+                data: data.to_vec(),
+            }),
+            _ => Cow::Borrowed(self),
+        }
+    }
+
+    /// The text for people in an administrative shutdown or reset (RFC 9003), also inside of a Hard Reset.
     pub fn text(&self) -> Option<String> {
-        let carries_text = self.code == 6
+        let cause = self.cause();
+        let carries_text = cause.code == 6
             && matches!(
-                self.subcode,
+                cause.subcode,
                 cease_subcode::ADMINISTRATIVE_SHUTDOWN | cease_subcode::ADMINISTRATIVE_RESET
             );
         carries_text
-            .then(|| decode_shutdown_communication(&self.data))
+            .then(|| decode_shutdown_communication(&cause.data))
             .flatten()
             .filter(|text| !text.is_empty())
     }
@@ -87,7 +118,7 @@ impl Notification {
 
     /// Whether one side did something wrong, rather than fell silent (4, 8) or left (6).
     pub(crate) fn is_fault(&self) -> bool {
-        !matches!(self.code, 4 | 6 | 8)
+        !matches!(self.cause().code, 4 | 6 | 8)
     }
 
     pub(crate) fn from_codec(code: NotificationCode, subcode: u8, data: &[u8]) -> Self {
@@ -111,8 +142,11 @@ impl Notification {
 
 impl fmt::Display for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let meaning = description(NotificationCode::from_u8(self.code), self.subcode);
-        write!(f, "{}/{} {meaning}", self.code, self.subcode)?;
+        let meaning = |said: &Self| description(NotificationCode::from_u8(said.code), said.subcode);
+        write!(f, "{}/{} {}", self.code, self.subcode, meaning(self))?;
+        if let Cow::Owned(cause) = self.cause() {
+            write!(f, ": {}/{} {}", cause.code, cause.subcode, meaning(&cause))?;
+        }
         match self.text() {
             Some(text) => write!(f, " ({text:?})"),
             None => Ok(()),
@@ -132,6 +166,32 @@ mod tests {
             notification.to_string(),
             "6/2 Administrative Shutdown (\"node drains\")"
         );
+    }
+
+    #[test]
+    fn a_hard_reset_says_what_it_is_for() {
+        let why = Notification::administrative_shutdown("node drains");
+        let hard = Notification::hard_reset(&why);
+        assert_eq!((hard.code, hard.subcode), (6, 9));
+        assert_eq!(hard.data[..2], [6, 2]);
+        assert_eq!(hard.cause().as_ref(), &why);
+        assert_eq!(hard.text().as_deref(), Some("node drains"));
+        assert_eq!(
+            hard.to_string(),
+            "6/9 Hard Reset: 6/2 Administrative Shutdown (\"node drains\")"
+        );
+    }
+
+    #[test]
+    fn a_hard_reset_may_say_nothing_and_one_inside_of_another_is_read_once() {
+        for data in [vec![], vec![6], vec![6, 9, 6, 2]] {
+            let hard = Notification {
+                data,
+                ..Notification::bare(6, 9)
+            };
+            assert!(hard.is_hard_reset());
+            assert!(hard.to_string().starts_with("6/9 Hard Reset"));
+        }
     }
 
     #[test]

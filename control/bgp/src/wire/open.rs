@@ -38,7 +38,7 @@ pub struct Open {
     pub route_refresh: bool,
     /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
-    /// Graceful restart (RFC 4724).
+    /// Graceful restart (RFC 4724, RFC 8538).
     pub graceful_restart: Option<GracefulRestartOffer>,
     /// The sender's name.
     pub hostname: Option<String>,
@@ -53,16 +53,19 @@ pub struct GracefulRestartOffer {
     pub restarting: bool,
     /// How long its routes shall be kept.
     pub restart_time: Duration,
+    /// N bit: routes are also kept after a NOTIFICATION, unless it is a Hard Reset (RFC 8538 §2).
+    pub notification: bool,
     /// Per family the F bit: forwarding was preserved.
     pub families: BTreeMap<Family, bool>,
 }
 
 impl Open {
-    pub(crate) fn from_codec(message: &OpenMessage) -> Self {
-        let mut open = Self {
-            asn: message.four_byte_as(),
-            hold_time_s: message.hold_time,
-            router_id: message.bgp_identifier,
+    /// An OPEN without capabilities, families included.
+    pub const fn bare(asn: u32, hold_time_s: u16, router_id: Ipv4Addr) -> Self {
+        Self {
+            asn,
+            hold_time_s,
+            router_id,
             families: BTreeSet::new(),
             four_octet_as: false,
             route_refresh: false,
@@ -70,7 +73,15 @@ impl Open {
             graceful_restart: None,
             hostname: None,
             others: BTreeSet::new(),
-        };
+        }
+    }
+
+    pub(crate) fn from_codec(message: &OpenMessage) -> Self {
+        let mut open = Self::bare(
+            message.four_byte_as(),
+            message.hold_time,
+            message.bgp_identifier,
+        );
         let mut names_families = false;
         for capability in &message.capabilities {
             open.take_capability(capability);
@@ -101,12 +112,13 @@ impl Open {
             }
             Capability::GracefulRestart {
                 restart_state,
+                notification,
                 restart_time,
                 families,
-                ..
             } => {
                 self.graceful_restart = Some(GracefulRestartOffer {
                     restarting: *restart_state,
+                    notification: *notification,
                     restart_time: Duration::from_secs(u64::from(*restart_time)),
                     families: families
                         .iter()
@@ -147,7 +159,7 @@ impl Open {
         if let Some(offer) = &self.graceful_restart {
             capabilities.push(Capability::GracefulRestart {
                 restart_state: offer.restarting,
-                notification: false,
+                notification: offer.notification,
                 restart_time: u16::try_from(offer.restart_time.as_secs())
                     .unwrap_or(u16::MAX)
                     .min(4095),

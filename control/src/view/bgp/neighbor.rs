@@ -97,6 +97,10 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
             both("graceful restart".to_owned(), &|open| {
                 open.graceful_restart.is_some()
             }),
+            both("graceful restart after NOTIFICATION".to_owned(), &|open| {
+                let offer = open.graceful_restart.as_ref();
+                offer.is_some_and(|offer| offer.notification)
+            }),
             both("host name".to_owned(), &|open| open.hostname.is_some()),
         ])
         .filter(|capability| capability.sent || capability.received)

@@ -45,16 +45,10 @@ fn refused(by_us: bool, code: u8, subcode: u8) -> Option<String> {
             notification,
         }),
         heard: Some(Open {
-            asn: 65009,
-            hold_time_s: 2,
-            router_id: Ipv4Addr::new(10, 0, 0, 9),
             families: BTreeSet::new(),
             four_octet_as: true,
             route_refresh: true,
-            extended_next_hop: false,
-            graceful_restart: None,
-            hostname: None,
-            others: BTreeSet::new(),
+            ..Open::bare(65009, 2, Ipv4Addr::new(10, 0, 0, 9))
         }),
         ..down(false)
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::wire::{self, Message, Open};
+use crate::wire::{self, GracefulRestartOffer, Message, Open};
 
 struct Raw {
     speaker: Speaker,
@@ -85,16 +85,10 @@ impl Raw {
 
 fn open() -> Open {
     Open {
-        asn: 65002,
-        hold_time_s: 90,
-        router_id: Ipv4Addr::new(10, 255, 0, 2),
         families: BTreeSet::from(Family::ALL),
         four_octet_as: true,
         route_refresh: true,
-        extended_next_hop: false,
-        graceful_restart: None,
-        hostname: None,
-        others: BTreeSet::new(),
+        ..Open::bare(65002, 90, Ipv4Addr::new(10, 255, 0, 2))
     }
 }
 
@@ -488,4 +482,58 @@ fn a_hold_time_of_zero_needs_no_keepalives_and_sends_none() {
     raw.speaker.handle_timeout(raw.now);
     assert_eq!(raw.speaker.peers(raw.now)[0].state, State::Established);
     assert!(raw.answers().is_empty());
+}
+
+/// A session with a peer that restarts gracefully, of which we learnt a route; `notification` is its N bit.
+fn graceful(notification: bool) -> Raw {
+    let mut raw = Raw::connected();
+    let mut peer = toward(2, 65002);
+    peer.passive = true;
+    restart::restartable(&mut peer);
+    let now = raw.now;
+    raw.speaker.set_peer(peer, now);
+    let local = SocketAddr::new(address(1), 179);
+    let remote = SocketAddr::new(address(2), 50_001);
+    raw.connection = raw
+        .speaker
+        .handle_incoming(local, remote, now)
+        .unwrap()
+        .connection;
+    raw.send(&wire::encode_open(&Open {
+        graceful_restart: Some(GracefulRestartOffer {
+            restarting: false,
+            notification,
+            restart_time: 30 * SECOND,
+            families: Family::ALL.map(|family| (family, true)).into(),
+        }),
+        ..open()
+    }));
+    raw.send(&wire::encode_keepalive());
+    raw.send(&with(&[]));
+    assert_eq!(raw.speaker.learnt().len(), 1);
+    raw.answers();
+    raw
+}
+
+#[test]
+fn a_notification_costs_the_routes_unless_the_peer_agreed_that_it_does_not() {
+    let reset = Notification::bare(6, 4);
+    for (said, notification, kept) in [
+        (reset.clone(), false, 0),
+        (reset.clone(), true, 1),
+        (Notification::hard_reset(&reset), true, 0),
+    ] {
+        let mut raw = graceful(notification);
+        raw.send(&wire::encode_notification(&said));
+        assert_eq!(raw.speaker.learnt().len(), kept, "{said}");
+    }
+}
+
+#[test]
+fn a_peer_without_the_n_bit_is_sent_no_hard_reset() {
+    let mut raw = graceful(false);
+    let now = raw.now;
+    raw.speaker.remove_peer("node2", now);
+    let farewell = Message::Notification(Notification::PEER_DECONFIGURED);
+    assert_eq!(raw.answers(), [farewell]);
 }

@@ -51,16 +51,10 @@ fn passed(sender_as: u16, heir_as: u16, four_octet_as: bool) -> Said {
         );
         let accepted = speaker.handle_incoming(local, remote, now).unwrap();
         let open = Open {
-            asn: asn.into(),
-            hold_time_s: 90,
-            router_id: Ipv4Addr::new(10, 255, 0, node),
             families: BTreeSet::from(Family::ALL),
             four_octet_as: four_octet_as || node == 2,
             route_refresh: true,
-            extended_next_hop: false,
-            graceful_restart: None,
-            hostname: None,
-            others: BTreeSet::new(),
+            ..Open::bare(asn.into(), 90, Ipv4Addr::new(10, 255, 0, node))
         };
         speaker.handle_bytes(accepted.connection, &wire::encode_open(&open), now);
         speaker.handle_bytes(accepted.connection, &wire::encode_keepalive(), now);

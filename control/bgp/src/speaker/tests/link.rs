@@ -47,16 +47,11 @@ fn established(theirs: bool) -> (Speaker, ConnectionId, Vec<Message>) {
         .unwrap()
         .connection;
     let open = Open {
-        asn: 65002,
-        hold_time_s: 90,
-        router_id: Ipv4Addr::new(10, 255, 0, 2),
         families: BTreeSet::from(Family::ALL),
         four_octet_as: true,
         route_refresh: true,
         extended_next_hop: theirs,
-        graceful_restart: None,
-        hostname: None,
-        others: BTreeSet::new(),
+        ..Open::bare(65002, 90, Ipv4Addr::new(10, 255, 0, 2))
     };
     speaker.handle_bytes(connection, &wire::encode_open(&open), now);
     speaker.handle_bytes(connection, &wire::encode_keepalive(), now);

@@ -81,9 +81,15 @@ fn a_session_comes_up_without_bfd_and_ends_with_its_routes_when_bfd_fails() {
     // At once, and no graceful restart keeps what is not reached.
     assert!(hops(&mut network, 1).is_empty());
     assert_ne!(state(&mut network, 1), State::Established);
-    assert_eq!(last_error(&mut network, 1), "sent 6/10 BFD Down");
+    assert_eq!(
+        last_error(&mut network, 1),
+        "sent 6/9 Hard Reset: 6/10 BFD Down"
+    );
     network.run(SECOND / 2);
-    assert_eq!(last_error(&mut network, 2), "received 6/10 BFD Down");
+    assert_eq!(
+        last_error(&mut network, 2),
+        "received 6/9 Hard Reset: 6/10 BFD Down"
+    );
     // It is sought again, without waiting for BFD.
     network.run(10 * SECOND);
     assert_eq!(state(&mut network, 1), State::Established);

@@ -1,4 +1,4 @@
-//! Graceful restart: whose routes stay, how long, and what ends it (RFC 4724).
+//! Graceful restart: whose routes stay, how long, and what ends it (RFC 4724, RFC 8538).
 
 use super::*;
 use crate::config::GracefulRestart;
@@ -196,4 +196,126 @@ fn what_was_withdrawn_while_the_session_was_down_is_gone_when_it_is_back() {
         hops(&mut network, 1).into_keys().collect::<Vec<_>>(),
         [net("10.2.1.0/24")]
     );
+}
+
+/// Two restartable nodes that know each other's routes: 10.1.0.0/24 of node 1, 10.2.0.0/24 of node 2.
+fn with_routes() -> Network {
+    let mut network = pair(65001, 65002, restartable);
+    let now = network.now();
+    for (node, prefix) in [(1, "10.1.0.0/24"), (2, "10.2.0.0/24")] {
+        let speaker = network.speaker(node);
+        speaker.set_announcements(announce(&[prefix]), now);
+    }
+    network.run(20 * SECOND);
+    assert_eq!(hops(&mut network, 1).len() + hops(&mut network, 2).len(), 2);
+    network
+}
+
+fn last_notification(network: &mut Network, node: u8) -> Notification {
+    let now = network.now();
+    let peer = network.speaker(node).peers(now).remove(0);
+    peer.last_notification.unwrap().notification
+}
+
+#[test]
+fn a_notification_keeps_the_routes_of_both_sides() {
+    let mut network = with_routes();
+    let now = network.now();
+    let mut changed = toward(2, 65002);
+    restartable(&mut changed);
+    changed.hold_time = 12 * SECOND;
+    network.speaker(1).set_peer(changed, now);
+    network.run(Duration::from_millis(20));
+    assert_eq!(
+        last_notification(&mut network, 2),
+        Notification::CONFIGURATION_CHANGED
+    );
+    for (node, prefix) in [(1, "10.2.0.0/24"), (2, "10.1.0.0/24")] {
+        let is_kept = |event: &Event| matches!(event, Event::RoutesKept { .. });
+        assert!(network.events(node).iter().any(is_kept));
+        let mut kept = hops(&mut network, node).into_keys();
+        assert_eq!(kept.next(), Some(net(prefix)));
+    }
+    network.run(20 * SECOND);
+    for node in [1, 2] {
+        assert_eq!(network.sessions_up(node), 2);
+        let rib = network.speaker(node).loc_rib();
+        assert!(rib.iter().all(|route| !route.paths[0].stale), "confirmed");
+    }
+}
+
+#[test]
+fn silence_for_the_hold_time_keeps_the_routes_for_the_restart_time() {
+    let mut network = with_routes();
+    network.cut();
+    network.run(10 * SECOND);
+    assert!(state(&mut network, 1) < State::Established);
+    assert_eq!(
+        last_notification(&mut network, 1),
+        Notification::HOLD_TIMER_EXPIRED
+    );
+    assert_eq!(hops(&mut network, 1).len(), 1);
+    network.run(30 * SECOND);
+    assert!(hops(&mut network, 1).is_empty());
+}
+
+#[test]
+fn who_is_not_coming_back_says_so_by_a_hard_reset() {
+    type End = fn(&mut Speaker, Instant);
+    let ends: [(End, Notification); 3] = [
+        (
+            |speaker, now| speaker.remove_peer("node2", now),
+            Notification::PEER_DECONFIGURED,
+        ),
+        (
+            |speaker, now| {
+                let mut peer = toward(2, 65002);
+                restartable(&mut peer);
+                peer.shutdown = Some("rack moves".to_owned());
+                speaker.set_peer(peer, now);
+            },
+            Notification::administrative_shutdown("rack moves"),
+        ),
+        (
+            |speaker, now| {
+                let mut peer = toward(2, 65002);
+                restartable(&mut peer);
+                peer.max_prefixes = Some(0);
+                speaker.set_peer(peer, now);
+            },
+            Notification::MAX_PREFIXES,
+        ),
+    ];
+    for (end, why) in ends {
+        let mut network = with_routes();
+        let now = network.now();
+        end(network.speaker(1), now);
+        network.run(Duration::from_millis(20));
+        assert_eq!(
+            last_notification(&mut network, 2),
+            Notification::hard_reset(&why)
+        );
+        assert!(hops(&mut network, 1).is_empty());
+        assert!(hops(&mut network, 2).is_empty());
+    }
+}
+
+#[test]
+fn several_restarts_in_a_row_keep_what_is_stale_and_not_for_ever() {
+    let mut network = with_routes();
+    // It comes back and goes again before it said anything.
+    for seed in 0..40 {
+        network.reset_connections();
+        let mut silent = restarted(2, 1);
+        silent.shared.jitter = Jitter::from_seed(seed);
+        network.replace(2, silent);
+        network.run(10 * SECOND);
+        let seconds = 10 * (seed + 1);
+        // 30 s of restart time, and 6 minutes until its End-of-RIB.
+        assert_eq!(
+            hops(&mut network, 1).len(),
+            usize::from(seconds <= 390),
+            "{seconds}"
+        );
+    }
 }
