@@ -205,7 +205,9 @@ impl Session {
             return Ok(None);
         };
         let inbox = &mut connection.inbox;
-        let length = match wire::message_length(inbox) {
+        let terms = self.negotiated.as_ref();
+        let longest = terms.map_or(wire::MAX_MESSAGE_LEN, |terms| terms.encoding.longest);
+        let length = match wire::message_length(inbox, longest) {
             Ok(Some(length)) if inbox.len() >= length => length,
             Ok(_) => return Ok(None),
             Err(error) => return Err(Trigger::answered(Event::HeaderError, error)),

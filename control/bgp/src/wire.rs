@@ -21,9 +21,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
-use rustbgpd_wire::{
-    Afi, DecodeError, MAX_MESSAGE_LEN, RouteRefreshMessage, Safi, peek_message_length,
-};
+use rustbgpd_wire::{Afi, DecodeError, RouteRefreshMessage, Safi, peek_message_length};
 use serde::{Deserialize, Serialize};
 
 pub use attributes::{
@@ -40,6 +38,28 @@ pub(crate) use update::{decode_update, end_of_rib};
 
 /// Octets of marker, length and type.
 const HEADER_LEN: usize = 19;
+
+/// The longest message (RFC 4271 §4.1).
+pub const MAX_MESSAGE_LEN: u16 = rustbgpd_wire::MAX_MESSAGE_LEN;
+/// The longest message of a session with extended messages (RFC 8654 §4), OPEN and KEEPALIVE aside.
+pub const EXTENDED_MESSAGE_LEN: u16 = rustbgpd_wire::EXTENDED_MAX_MESSAGE_LEN;
+
+/// How UPDATEs of a session are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoding {
+    /// AS numbers take four octets (RFC 6793).
+    pub four_octet_as: bool,
+    /// The longest message: [`MAX_MESSAGE_LEN`] or [`EXTENDED_MESSAGE_LEN`].
+    pub longest: u16,
+}
+
+impl Encoding {
+    /// That of a session whose sides both know RFC 6793, and nothing newer.
+    pub const PLAIN: Self = Self {
+        four_octet_as: true,
+        longest: MAX_MESSAGE_LEN,
+    };
+}
 
 /// An address family that we speak: unicast of one IP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -116,18 +136,19 @@ pub enum Message {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawUpdate(rustbgpd_wire::UpdateMessage);
 
-/// Length of the message that begins `bytes`, or `None` when its header is not yet complete.
+/// Length of the message that begins `bytes`, or `None` when its header is not yet complete. `longest` is the
+/// most that the session allows: [`MAX_MESSAGE_LEN`] or [`EXTENDED_MESSAGE_LEN`].
 ///
 /// # Errors
 /// The NOTIFICATION to send when this cannot be the beginning of a message: wrong marker (seen
 /// from the first wrong octet, not only after 19), impossible length, unknown type.
-pub fn message_length(bytes: &[u8]) -> Result<Option<usize>, Notification> {
+pub fn message_length(bytes: &[u8], longest: u16) -> Result<Option<usize>, Notification> {
     let marker = &bytes[..bytes.len().min(16)];
     if marker.iter().any(|octet| *octet != 0xFF) {
         return Err(Notification::bare(1, 1));
     }
     let Some(length) =
-        peek_message_length(bytes, MAX_MESSAGE_LEN).map_err(|error| notification_of(&error))?
+        peek_message_length(bytes, longest).map_err(|error| notification_of(&error))?
     else {
         return Ok(None);
     };
@@ -144,10 +165,10 @@ pub fn message_length(bytes: &[u8]) -> Result<Option<usize>, Notification> {
 }
 
 /// RFC 4271 §6.1: least lengths of OPEN, UPDATE, NOTIFICATION; exact ones of KEEPALIVE and, as we
-/// negotiate no ORF, ROUTE-REFRESH.
+/// negotiate no ORF, ROUTE-REFRESH. RFC 8654 §4: no OPEN is extended.
 fn length_fits(kind: u8, length: u16) -> bool {
     match kind {
-        1 => length >= 29,
+        1 => (29..=MAX_MESSAGE_LEN).contains(&length),
         2 => length >= 23,
         3 => length >= 21,
         4 => length == 19,
@@ -162,7 +183,7 @@ fn length_fits(kind: u8, length: u16) -> bool {
 /// The NOTIFICATION to send; the session ends.
 pub fn decode(mut bytes: Bytes) -> Result<Message, Notification> {
     use rustbgpd_wire::Message as Codec;
-    let message = rustbgpd_wire::decode_message(&mut bytes, MAX_MESSAGE_LEN)
+    let message = rustbgpd_wire::decode_message(&mut bytes, EXTENDED_MESSAGE_LEN)
         .map_err(|error| notification_of(&error))?;
     Ok(match message {
         Codec::Open(open) => Message::Open(Open::from_codec(&open)),
@@ -242,7 +263,7 @@ mod tests {
             any::<u16>(),
             1..=u32::MAX,
             proptest::sample::subsequence(Family::ALL.to_vec(), 1..=2),
-            any::<(bool, bool)>(),
+            any::<(bool, bool, bool)>(),
             proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
             proptest::option::of("[a-z0-9.-]{1,64}"),
         )
@@ -252,7 +273,7 @@ mod tests {
                     hold_time_s,
                     id,
                     families,
-                    (route_refresh, extended_next_hop),
+                    (route_refresh, extended_next_hop, extended_messages),
                     restart,
                     hostname,
                 )| Open {
@@ -274,6 +295,7 @@ mod tests {
                     four_octet_as: true,
                     route_refresh,
                     extended_next_hop,
+                    extended_messages,
                     hostname,
                     others: BTreeSet::new(),
                 },
@@ -284,7 +306,7 @@ mod tests {
         #[test]
         fn an_open_comes_back_as_it_went(open in open()) {
             let bytes = encode_open(&open);
-            prop_assert_eq!(message_length(&bytes), Ok(Some(bytes.len())));
+            prop_assert_eq!(message_length(&bytes, MAX_MESSAGE_LEN), Ok(Some(bytes.len())));
             prop_assert_eq!(decode(bytes), Ok(Message::Open(open)));
         }
 
@@ -295,7 +317,7 @@ mod tests {
             bytes.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
             bytes.push(kind);
             bytes.extend_from_slice(&body);
-            if let Ok(Some(_)) = message_length(&bytes)
+            if let Ok(Some(_)) = message_length(&bytes, MAX_MESSAGE_LEN)
                 && let Ok(Message::Update(raw)) = decode(bytes.into())
             {
                 for (four_octet_as, internal, on_link) in [(true, true, true), (true, false, false), (false, false, false)] {
@@ -309,8 +331,11 @@ mod tests {
 
     #[test]
     fn a_wrong_marker_is_seen_at_its_first_octet() {
-        assert_eq!(message_length(b"GET "), Err(Notification::bare(1, 1)));
-        assert_eq!(message_length(&[0xFF; 5]), Ok(None));
+        assert_eq!(
+            message_length(b"GET ", MAX_MESSAGE_LEN),
+            Err(Notification::bare(1, 1))
+        );
+        assert_eq!(message_length(&[0xFF; 5], MAX_MESSAGE_LEN), Ok(None));
     }
 
     #[test]
@@ -318,7 +343,7 @@ mod tests {
         let mut keepalive = encode_keepalive().to_vec();
         keepalive[17] = 20;
         assert_eq!(
-            message_length(&keepalive),
+            message_length(&keepalive, MAX_MESSAGE_LEN),
             Err(Notification {
                 code: 1,
                 subcode: 2,
@@ -328,11 +353,43 @@ mod tests {
     }
 
     #[test]
+    fn a_long_message_is_one_only_where_extended_messages_were_agreed_on_and_never_an_open() {
+        let with_length = |kind: u8, length: u16| {
+            let mut header = vec![0xFF; 16];
+            header.extend(length.to_be_bytes());
+            header.push(kind);
+            header
+        };
+        let too_long = |length: u16| {
+            Err(Notification {
+                code: 1,
+                subcode: 2,
+                data: length.to_be_bytes().to_vec(),
+            })
+        };
+        for length in [4097, 65535] {
+            for kind in [2, 3] {
+                let header = with_length(kind, length);
+                assert_eq!(message_length(&header, MAX_MESSAGE_LEN), too_long(length));
+                let extended = message_length(&header, EXTENDED_MESSAGE_LEN);
+                assert_eq!(extended, Ok(Some(length.into())));
+            }
+            for kind in [1, 4] {
+                let header = with_length(kind, length);
+                assert_eq!(
+                    message_length(&header, EXTENDED_MESSAGE_LEN),
+                    too_long(length)
+                );
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_type_is_answered_with_that_type() {
         let mut message = encode_keepalive().to_vec();
         message[18] = 9;
         assert_eq!(
-            message_length(&message),
+            message_length(&message, MAX_MESSAGE_LEN),
             Err(Notification {
                 code: 1,
                 subcode: 3,

@@ -8,6 +8,7 @@
 mod bfd;
 mod distance;
 mod exabgp;
+mod extensions;
 mod gobgp;
 mod openbgpd;
 mod record;

@@ -13,7 +13,7 @@ use crate::best_path::DEFAULT_LOCAL_PREF;
 use crate::config::{Announcement, ExportRule};
 use crate::session::Output;
 use crate::speaker::{self, Shared};
-use crate::wire::{self, Attributes, Family};
+use crate::wire::{self, Attributes, Encoding, Family};
 
 impl Peer {
     /// Tells the peer the difference between what it should know and what it was told:
@@ -23,10 +23,10 @@ impl Peer {
             return;
         };
         let wanted = self.wanted(&established, shared);
-        let mut messages = self.withdraw_unwanted(&wanted);
+        let mut messages = self.withdraw_unwanted(&wanted, established.terms.encoding);
         for ((attributes, family), prefixes) in self.untold(&wanted) {
-            let four_octet_as = established.terms.four_octet_as;
-            match wire::pack_announcements(&attributes, family, &prefixes, four_octet_as) {
+            let encoding = established.terms.encoding;
+            match wire::pack_announcements(&attributes, family, &prefixes, encoding) {
                 Ok(packed) => {
                     messages.extend(packed);
                     let told = prefixes
@@ -34,7 +34,11 @@ impl Peer {
                         .map(|prefix| (prefix, Arc::clone(&attributes)));
                     self.sent.extend(told);
                 }
+                // RFC 8654 §5: what fits no message is not told, or not any more.
                 Err(wire::TooLong) => {
+                    let mut stale = prefixes.clone();
+                    stale.retain(|prefix| self.sent.remove(prefix).is_some());
+                    messages.extend(wire::pack_withdrawals(family, &stale, encoding));
                     shared
                         .events
                         .push_back(speaker::Event::AnnouncementsRefused {
@@ -129,7 +133,11 @@ impl Peer {
         wanted
     }
 
-    fn withdraw_unwanted(&mut self, wanted: &BTreeMap<IpNetwork, Arc<Attributes>>) -> Vec<Bytes> {
+    fn withdraw_unwanted(
+        &mut self,
+        wanted: &BTreeMap<IpNetwork, Arc<Attributes>>,
+        encoding: Encoding,
+    ) -> Vec<Bytes> {
         let mut gone: BTreeMap<Family, Vec<IpNetwork>> = BTreeMap::new();
         self.sent.retain(|prefix, _| {
             let keep = wanted.contains_key(prefix);
@@ -139,7 +147,7 @@ impl Peer {
             keep
         });
         gone.into_iter()
-            .flat_map(|(family, prefixes)| wire::pack_withdrawals(family, &prefixes))
+            .flat_map(|(family, prefixes)| wire::pack_withdrawals(family, &prefixes, encoding))
             .collect()
     }
 

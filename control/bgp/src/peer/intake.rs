@@ -128,7 +128,7 @@ impl Peer {
             self.step(direction, Trigger::of(Event::Update), now, shared);
             return;
         };
-        let (four_octet_as, internal) = (terms.four_octet_as, terms.internal);
+        let (four_octet_as, internal) = (terms.encoding.four_octet_as, terms.internal);
         let on_link = self.config.interface.is_some();
         match wire::decode_update(raw, four_octet_as, internal, &terms.families, on_link) {
             Ok(update) => {

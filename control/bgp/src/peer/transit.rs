@@ -153,17 +153,18 @@ impl Peer {
             }
         }
         let mut messages = Vec::new();
+        let encoding = established.terms.encoding;
         for (family, prefixes) in gone {
-            messages.extend(wire::pack_withdrawals(family, &prefixes));
+            messages.extend(wire::pack_withdrawals(family, &prefixes, encoding));
         }
-        let four_octet_as = established.terms.four_octet_as;
         for batch in batches {
             let told = self.attributes_of(&batch.path, batch.family, established, shared);
             let packed = told.and_then(|told| {
                 let prefixes = &batch.prefixes;
-                wire::pack_announcements(&told, batch.family, prefixes, four_octet_as).ok()
+                wire::pack_announcements(&told, batch.family, prefixes, encoding).ok()
             });
-            // Attributes that fitted a message with one AS less: RFC 4271 §9.2 lets them not be told.
+            // Attributes that fitted a message with one AS less, or a longer one: RFC 4271 §9.2 and RFC 8654 §5
+            // let them not be told.
             if let Some(packed) = packed {
                 messages.extend(packed);
                 self.transit.told.extend(batch.prefixes);
@@ -174,7 +175,7 @@ impl Peer {
                     .into_iter()
                     .filter(|p| told.remove(p))
                     .collect();
-                messages.extend(wire::pack_withdrawals(batch.family, &gone));
+                messages.extend(wire::pack_withdrawals(batch.family, &gone, encoding));
             }
         }
         self.send_all(&messages, established, now, shared);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::config::{PeerConfig, SpeakerConfig};
-use crate::wire::{AS_TRANS, Family, GracefulRestartOffer, Notification, Open};
+use crate::wire::{self, AS_TRANS, Encoding, Family, GracefulRestartOffer, Notification, Open};
 
 /// The terms of a session.
 #[derive(Debug, Clone)]
@@ -20,7 +20,8 @@ pub(crate) struct Negotiated {
     pub(crate) hold_time: Duration,
     pub(crate) keepalive_time: Duration,
     pub(crate) families: BTreeSet<Family>,
-    pub(crate) four_octet_as: bool,
+    /// How either side writes UPDATEs.
+    pub(crate) encoding: Encoding,
     pub(crate) route_refresh: bool,
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub(crate) extended_next_hop: bool,
@@ -39,6 +40,7 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
         four_octet_as: true,
         route_refresh: true,
         extended_next_hop: peer.extended_next_hop,
+        extended_messages: true,
         graceful_restart: peer.graceful_restart.map(|restart| GracefulRestartOffer {
             restarting,
             notification: true,
@@ -102,7 +104,15 @@ pub(crate) fn negotiate(
         hold_time,
         keepalive_time: peer.keepalive_time.min(hold_time / 3),
         families,
-        four_octet_as: open.four_octet_as,
+        encoding: Encoding {
+            four_octet_as: open.four_octet_as,
+            // RFC 8654 §4: who offers it may send long messages to who offers it; we always do.
+            longest: if open.extended_messages {
+                wire::EXTENDED_MESSAGE_LEN
+            } else {
+                wire::MAX_MESSAGE_LEN
+            },
+        },
         route_refresh: open.route_refresh,
         extended_next_hop: open.extended_next_hop && peer.extended_next_hop,
         graceful_restart: open.graceful_restart,

@@ -23,6 +23,10 @@ const IPV4_BY_IPV6: ExtendedNextHopFamily = ExtendedNextHopFamily {
 
 /// An OPEN.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a capability of its own"
+)]
 pub struct Open {
     /// The AS; the four-octet one when the capability is there.
     pub asn: u32,
@@ -38,6 +42,8 @@ pub struct Open {
     pub route_refresh: bool,
     /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// Whether messages may have 65535 octets (RFC 8654).
+    pub extended_messages: bool,
     /// Graceful restart (RFC 4724, RFC 8538).
     pub graceful_restart: Option<GracefulRestartOffer>,
     /// The sender's name.
@@ -70,6 +76,7 @@ impl Open {
             four_octet_as: false,
             route_refresh: false,
             extended_next_hop: false,
+            extended_messages: false,
             graceful_restart: None,
             hostname: None,
             others: BTreeSet::new(),
@@ -107,6 +114,7 @@ impl Open {
             }
             Capability::FourOctetAs { .. } => self.four_octet_as = true,
             Capability::RouteRefresh => self.route_refresh = true,
+            Capability::ExtendedMessage => self.extended_messages = true,
             Capability::ExtendedNextHop(families) => {
                 self.extended_next_hop |= families.contains(&IPV4_BY_IPV6);
             }
@@ -152,6 +160,9 @@ impl Open {
         }
         if self.extended_next_hop {
             capabilities.push(Capability::ExtendedNextHop(vec![IPV4_BY_IPV6]));
+        }
+        if self.extended_messages {
+            capabilities.push(Capability::ExtendedMessage);
         }
         if self.four_octet_as {
             capabilities.push(Capability::FourOctetAs { asn: self.asn });

@@ -8,13 +8,16 @@ use bytes::Bytes;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use rustbgpd_wire::{
     EncodeError, ErrorDisposition, Ipv4NlriEntry, Ipv4Prefix, Ipv4UnicastMode, Ipv6Prefix,
-    MAX_MESSAGE_LEN, MpReachNlri, MpUnreachNlri, NlriEntry, PathAttribute, Prefix, UpdateMessage,
+    MpReachNlri, MpUnreachNlri, NlriEntry, PathAttribute, Prefix, UpdateMessage,
     UpdateValidationOptions,
 };
 use serde::{Deserialize, Serialize};
 
 use super::families::strip;
-use super::{Attributes, Family, HEADER_LEN, Notification, RawUpdate, notification_of};
+use super::{
+    Attributes, EXTENDED_MESSAGE_LEN, Encoding, Family, HEADER_LEN, Notification, RawUpdate,
+    notification_of,
+};
 
 /// Octets of an UPDATE around its three sections.
 const FRAME_LEN: usize = HEADER_LEN + 4;
@@ -66,9 +69,9 @@ pub enum FaultAction {
     Withdraw,
 }
 
-/// Attributes that leave no room for a single prefix in 4096 octets.
+/// Attributes that leave no room for a single prefix in the longest message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the attributes do not fit a message of 4096 octets")]
+#[error("the attributes do not fit a message")]
 pub struct TooLong;
 
 /// Reads an UPDATE in the context of its session: width of AS numbers, internal or external peer,
@@ -226,7 +229,7 @@ pub(crate) fn decode_update(
     Ok(update)
 }
 
-/// Encodes the announcement of prefixes of one family in as few messages as fit 4096 octets.
+/// Encodes the announcement of prefixes of one family in as few messages as may be.
 ///
 /// IPv4 prefixes with an IPv4 next hop go into the body, all others into MP_REACH_NLRI.
 ///
@@ -236,8 +239,9 @@ pub fn pack_announcements(
     attributes: &Attributes,
     family: Family,
     prefixes: &[IpNetwork],
-    four_octet_as: bool,
+    encoding: Encoding,
 ) -> Result<Vec<Bytes>, TooLong> {
+    let four_octet_as = encoding.four_octet_as;
     let shared = attributes.to_codec();
     let shared_len = build(&[], &[], &shared, four_octet_as)
         .map_err(|_| TooLong)?
@@ -245,7 +249,7 @@ pub fn pack_announcements(
         .len();
     let in_body = family == Family::Ipv4Unicast && attributes.next_hop.is_ipv4();
     let framing = if in_body { 7 } else { MP_REACH_LEN };
-    let room = usize::from(MAX_MESSAGE_LEN)
+    let room = usize::from(encoding.longest)
         .checked_sub(FRAME_LEN + shared_len + framing)
         .filter(|room| *room >= 17)
         .ok_or(TooLong)?;
@@ -270,9 +274,9 @@ pub fn pack_announcements(
         .collect()
 }
 
-/// Encodes the withdrawal of prefixes of one family in as few messages as fit 4096 octets.
-pub fn pack_withdrawals(family: Family, prefixes: &[IpNetwork]) -> Vec<Bytes> {
-    let room = usize::from(MAX_MESSAGE_LEN) - FRAME_LEN - MP_UNREACH_LEN;
+/// Encodes the withdrawal of prefixes of one family in as few messages as may be.
+pub fn pack_withdrawals(family: Family, prefixes: &[IpNetwork], encoding: Encoding) -> Vec<Bytes> {
+    let room = usize::from(encoding.longest) - FRAME_LEN - MP_UNREACH_LEN;
     chunks(prefixes, room)
         .map(|chunk| withdrawal(family, chunk))
         .collect()
@@ -343,7 +347,8 @@ fn build(
 
 fn finish(message: &UpdateMessage) -> Result<Bytes, EncodeError> {
     let mut bytes = bytes::BytesMut::with_capacity(message.encoded_len());
-    message.encode(&mut bytes)?;
+    // Its length was bounded by whoever chose its prefixes.
+    message.encode_with_limit(&mut bytes, EXTENDED_MESSAGE_LEN)?;
     Ok(bytes.freeze())
 }
 

@@ -94,6 +94,9 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
             both("IPv4 by IPv6 next hops".to_owned(), &|open| {
                 open.extended_next_hop
             }),
+            both("extended messages".to_owned(), &|open| {
+                open.extended_messages
+            }),
             both("graceful restart".to_owned(), &|open| {
                 open.graceful_restart.is_some()
             }),

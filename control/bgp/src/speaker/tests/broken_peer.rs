@@ -55,6 +55,13 @@ impl Raw {
             .collect()
     }
 
+    /// All octets of our answers.
+    fn answers_all(&mut self) -> Vec<u8> {
+        std::iter::from_fn(|| self.speaker.poll_transmit())
+            .flat_map(|transmit| transmit.bytes)
+            .collect()
+    }
+
     /// The one NOTIFICATION that was sent, after which the connection was closed.
     fn refusal(&mut self) -> (u8, u8, Vec<u8>) {
         let answers = self.answers();
@@ -536,4 +543,57 @@ fn a_peer_without_the_n_bit_is_sent_no_hard_reset() {
     raw.speaker.remove_peer("node2", now);
     let farewell = Message::Notification(Notification::PEER_DECONFIGURED);
     assert_eq!(raw.answers(), [farewell]);
+}
+
+#[test]
+fn long_updates_are_read_and_written_with_a_peer_that_offers_them() {
+    let mut communities = vec![0xD0, 8];
+    communities.extend(5000_u16.to_be_bytes());
+    communities.resize(4 + 5000, 0);
+    for is_offered in [true, false] {
+        let mut raw = Raw::connected();
+        raw.send(&wire::encode_open(&Open {
+            extended_messages: is_offered,
+            ..open()
+        }));
+        raw.send(&wire::encode_keepalive());
+        raw.answers();
+        let mut announcements = announce(&["10.9.0.0/24"]);
+        if let Some(announcement) = announcements.get_mut(&net("10.9.0.0/24")) {
+            announcement.communities = (0..1250).collect();
+        }
+        let now = raw.now;
+        raw.speaker.set_announcements(announcements, now);
+        let longest = std::iter::from_fn(|| raw.speaker.poll_transmit());
+        let longest = longest.map(|transmit| transmit.bytes.len()).max().unwrap();
+        assert_eq!(longest > 5000, is_offered);
+        raw.send(&with(&communities));
+        if is_offered {
+            assert_eq!(raw.speaker.learnt().len(), 1);
+        } else {
+            let length = with(&communities).len() as u16;
+            assert_eq!(raw.refusal(), (1, 2, length.to_be_bytes().to_vec()));
+        }
+    }
+}
+
+#[test]
+fn what_was_told_and_fits_no_message_any_more_is_withdrawn() {
+    let mut raw = Raw::established();
+    let now = raw.now;
+    let mut announcements = announce(&["10.9.0.0/24"]);
+    raw.speaker.set_announcements(announcements.clone(), now);
+    assert_eq!(raw.speaker.adj_rib_out("node2").len(), 1);
+    raw.answers_all();
+    for announcement in announcements.values_mut() {
+        announcement.communities = (0..1250).collect();
+    }
+    raw.speaker.set_announcements(announcements, now);
+    assert!(raw.speaker.adj_rib_out("node2").is_empty());
+    let withdrawal = wire::pack_withdrawals(
+        Family::Ipv4Unicast,
+        &[net("10.9.0.0/24")],
+        wire::Encoding::PLAIN,
+    );
+    assert_eq!(raw.answers_all(), withdrawal[0]);
 }

@@ -59,7 +59,7 @@ fn established(theirs: bool) -> (Speaker, ConnectionId, Vec<Message>) {
         .flat_map(|transmit| transmit.bytes)
         .collect();
     let mut messages = Vec::new();
-    while let Ok(Some(length)) = wire::message_length(&heard) {
+    while let Ok(Some(length)) = wire::message_length(&heard, wire::MAX_MESSAGE_LEN) {
         let rest = heard.split_off(length);
         messages.push(wire::decode(std::mem::replace(&mut heard, rest).into()).unwrap());
     }

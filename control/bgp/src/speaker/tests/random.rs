@@ -88,11 +88,11 @@ proptest! {
         let mut bytes = wire::encode_open(&open).to_vec();
         let spared = bytes.len() + 19;
         bytes.extend(wire::encode_keepalive());
-        for packed in wire::pack_announcements(&attributes, Family::Ipv4Unicast, &[net("10.0.0.0/8")], true).unwrap() {
+        for packed in wire::pack_announcements(&attributes, Family::Ipv4Unicast, &[net("10.0.0.0/8")], wire::Encoding::PLAIN).unwrap() {
             bytes.extend(packed);
         }
         attributes.next_hop = "fd00::1".parse().unwrap();
-        for packed in wire::pack_announcements(&attributes, Family::Ipv6Unicast, &[net("2001:db8::/32")], true).unwrap() {
+        for packed in wire::pack_announcements(&attributes, Family::Ipv6Unicast, &[net("2001:db8::/32")], wire::Encoding::PLAIN).unwrap() {
             bytes.extend(packed);
         }
         bytes.extend(wire::encode_route_refresh(Family::Ipv4Unicast));

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Message, decode, decode_update, message_length};
+use crate::wire::{MAX_MESSAGE_LEN, Message, decode, decode_update, message_length};
 
 fn attributes(next_hop: &str) -> Attributes {
     let mut attributes = Attributes::local(next_hop.parse().unwrap());
@@ -23,7 +23,10 @@ fn networks(count: u32) -> Vec<IpNetwork> {
 }
 
 fn read(bytes: &Bytes, four_octet_as: bool, internal: bool) -> Update {
-    assert_eq!(message_length(bytes), Ok(Some(bytes.len())));
+    assert_eq!(
+        message_length(bytes, MAX_MESSAGE_LEN),
+        Ok(Some(bytes.len()))
+    );
     assert!(bytes.len() <= 4096);
     let Ok(Message::Update(raw)) = decode(bytes.clone()) else {
         panic!("not an UPDATE");
@@ -45,7 +48,7 @@ fn prefixes_with_the_same_attributes_share_messages_up_to_their_limit() {
         &attributes("192.0.2.1"),
         Family::Ipv4Unicast,
         &prefixes,
-        true,
+        Encoding::PLAIN,
     )
     .unwrap();
     assert_eq!(messages.len(), 3, "about a thousand /24 fit one message");
@@ -60,7 +63,7 @@ fn prefixes_with_the_same_attributes_share_messages_up_to_their_limit() {
 #[test]
 fn withdrawals_are_packed_too() {
     let prefixes = networks(3000);
-    let messages = pack_withdrawals(Family::Ipv4Unicast, &prefixes);
+    let messages = pack_withdrawals(Family::Ipv4Unicast, &prefixes, Encoding::PLAIN);
     assert_eq!(messages.len(), 3);
     let back: Vec<_> = messages
         .iter()
@@ -74,11 +77,39 @@ fn attributes_that_fill_a_message_are_refused_and_not_sent_broken() {
     let mut huge = attributes("192.0.2.1");
     huge.communities = (0..1100).collect();
     assert_eq!(
-        pack_announcements(&huge, Family::Ipv4Unicast, &networks(1), true),
+        pack_announcements(&huge, Family::Ipv4Unicast, &networks(1), Encoding::PLAIN),
         Err(TooLong)
     );
     huge.communities.truncate(1000);
-    assert!(pack_announcements(&huge, Family::Ipv4Unicast, &networks(9), true).is_ok());
+    assert!(pack_announcements(&huge, Family::Ipv4Unicast, &networks(9), Encoding::PLAIN).is_ok());
+}
+
+#[test]
+fn an_extended_message_holds_sixteen_times_as_much_and_never_more() {
+    let extended = Encoding {
+        longest: EXTENDED_MESSAGE_LEN,
+        ..Encoding::PLAIN
+    };
+    let prefixes = networks(20_000);
+    let whole = |messages: &[Bytes]| {
+        assert_eq!(messages.len(), 2);
+        assert!(messages[0].len() > 65_520);
+        let lengths = messages
+            .iter()
+            .map(|message| message_length(message, EXTENDED_MESSAGE_LEN));
+        let expected = messages.iter().map(|message| Ok(Some(message.len())));
+        assert!(lengths.eq(expected));
+    };
+    let mut huge = attributes("192.0.2.1");
+    huge.communities = (0..1100).collect();
+    for attributes in [&attributes("192.0.2.1"), &huge] {
+        let family = Family::Ipv4Unicast;
+        whole(&pack_announcements(attributes, family, &prefixes, extended).unwrap());
+    }
+    whole(&pack_withdrawals(Family::Ipv4Unicast, &prefixes, extended));
+    huge.communities = (0..17_000).collect();
+    let refused = pack_announcements(&huge, Family::Ipv4Unicast, &networks(1), extended);
+    assert_eq!(refused, Err(TooLong));
 }
 
 #[test]
@@ -88,7 +119,11 @@ fn the_end_of_rib_of_each_family_is_recognised() {
         assert_eq!(update.end_of_rib, Some(family));
         assert!(update.withdrawn.is_empty() && update.reach.is_empty());
     }
-    let withdrawal = pack_withdrawals(Family::Ipv6Unicast, &["2001:db8::/32".parse().unwrap()]);
+    let withdrawal = pack_withdrawals(
+        Family::Ipv6Unicast,
+        &["2001:db8::/32".parse().unwrap()],
+        Encoding::PLAIN,
+    );
     assert_eq!(read(&withdrawal[0], true, false).end_of_rib, None);
 }
 
@@ -98,7 +133,10 @@ fn a_peer_of_two_octets_gets_the_whole_path_beside_the_short_one() {
         &attributes("192.0.2.1"),
         Family::Ipv4Unicast,
         &networks(1),
-        false,
+        Encoding {
+            four_octet_as: false,
+            ..Encoding::PLAIN
+        },
     )
     .unwrap();
     let update = read(&packed[0], false, false);
@@ -144,14 +182,14 @@ proptest! {
             attributes.communities.clone_from(&communities);
             attributes.as_path.clone_from(&as_path);
             let mut back = Vec::new();
-            for message in pack_announcements(&attributes, family, &prefixes, true).unwrap() {
+            for message in pack_announcements(&attributes, family, &prefixes, Encoding::PLAIN).unwrap() {
                 let update = read(&message, true, true);
                 prop_assert!(update.faults.is_empty(), "{:?}", update.faults);
                 prop_assert_eq!(&*update.reach[0].attributes, &attributes);
                 back.extend(update.reach.into_iter().flat_map(|reach| reach.prefixes));
             }
             prop_assert_eq!(back, prefixes.clone());
-            let withdrawn: Vec<_> = pack_withdrawals(family, &prefixes)
+            let withdrawn: Vec<_> = pack_withdrawals(family, &prefixes, Encoding::PLAIN)
                 .iter()
                 .flat_map(|message| read(message, true, true).withdrawn)
                 .collect();

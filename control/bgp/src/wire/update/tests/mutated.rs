@@ -4,7 +4,9 @@
 //! what is accepted without a fault is said again in the same way.
 
 use super::*;
-use crate::wire::{LargeCommunity, RareAttributes, UnknownAttribute, message_length};
+use crate::wire::{
+    LargeCommunity, MAX_MESSAGE_LEN, RareAttributes, UnknownAttribute, message_length,
+};
 
 /// A small generator (splitmix64): a seed gives the same messages everywhere.
 pub(super) struct Dice(pub(super) u64);
@@ -211,12 +213,15 @@ pub(super) fn seeds(with_default: bool) -> Vec<Shape> {
             (&on_link, Family::Ipv4Unicast, &v4),
             (&attributes("192.0.2.1"), Family::Ipv4Unicast, &v4),
         ] {
-            messages
-                .extend(pack_announcements(attributes, family, prefixes, four_octet_as).unwrap());
+            let encoding = Encoding {
+                four_octet_as,
+                ..Encoding::PLAIN
+            };
+            messages.extend(pack_announcements(attributes, family, prefixes, encoding).unwrap());
         }
     }
-    messages.extend(pack_withdrawals(Family::Ipv4Unicast, &v4));
-    messages.extend(pack_withdrawals(Family::Ipv6Unicast, &v6));
+    messages.extend(pack_withdrawals(Family::Ipv4Unicast, &v4, Encoding::PLAIN));
+    messages.extend(pack_withdrawals(Family::Ipv6Unicast, &v6, Encoding::PLAIN));
     messages.extend(Family::ALL.map(end_of_rib));
     messages.iter().map(|message| Shape::of(message)).collect()
 }
@@ -231,7 +236,10 @@ const SESSIONS: [(bool, bool, bool); 4] = [
 
 /// Reads a message in every kind of session. How often it was accepted without a fault.
 fn hear(bytes: &Bytes) -> usize {
-    assert_eq!(message_length(bytes), Ok(Some(bytes.len())));
+    assert_eq!(
+        message_length(bytes, MAX_MESSAGE_LEN),
+        Ok(Some(bytes.len()))
+    );
     let Ok(Message::Update(raw)) = decode(bytes.clone()) else {
         return 0;
     };
@@ -258,7 +266,11 @@ fn say_again(reach: &Reach, four_octet_as: bool, internal: bool, on_link: bool) 
         assert_eq!(prefix.ip(), prefix.network(), "host bits are zero");
         assert_eq!(Family::of(prefix), family);
     }
-    let said = pack_announcements(&reach.attributes, family, &reach.prefixes, four_octet_as);
+    let encoding = Encoding {
+        four_octet_as,
+        ..Encoding::PLAIN
+    };
+    let said = pack_announcements(&reach.attributes, family, &reach.prefixes, encoding);
     let Ok(said) = said else {
         // Attributes that filled their message may be longer in our words.
         return;

@@ -184,7 +184,7 @@ proptest! {
                 .map(|&(global, local1, local2)| LargeCommunity { global, local1, local2 })
                 .collect();
             ours.set_rare(rare.clone());
-            let messages = pack_announcements(&ours, family, &all, true).unwrap();
+            let messages = pack_announcements(&ours, family, &all, Encoding::PLAIN).unwrap();
             prop_assert_eq!(messages.len(), 1);
             let update = theirs(&messages[0], true).expect("the other one refuses it");
             agree(&update, &ours, &all);

@@ -1,0 +1,59 @@
+//! What both sides must offer before it is done, with BIRD.
+
+use super::*;
+
+/// A BIRD with routes of its own, and lines about its session with us.
+pub(super) fn bird(link: &Link, session: &str, channel: &str, routes: &str) -> Bird {
+    let config = format!(
+        "router id 10.77.0.2;\n\
+         protocol device {{}}\n\
+         protocol static s4 {{ ipv4; {routes} }}\n\
+         protocol bgp fairlead {{\n\
+           local 10.77.0.2 as 65000; neighbor 10.77.0.1 as 65001; hold time 9; connect delay time 1; error wait time 1, 2;\n\
+           {session}\n\
+           ipv4 {{ import all; export where source = RTS_STATIC; next hop self; {channel} }};\n\
+         }}\n"
+    );
+    Bird::start(&link.theirs, &link.dir.path().join("bird"), &config).unwrap()
+}
+
+/// Waits until BIRD's words on this command hold a text.
+pub(super) fn says(bird: &Bird, command: &str, text: &str) {
+    wait_for(&format!("BIRD to say {text}"), 20, || {
+        let shown = bird.ask(command)?;
+        anyhow::ensure!(shown.contains(text), "{shown}");
+        Ok(Some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn bird_and_we_exchange_messages_of_more_than_4096_octets() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let communities: String = (0..1500)
+            .map(|n| format!("bgp_community.add((65000,{n})); "))
+            .collect();
+        let routes = format!("route 203.0.113.0/24 blackhole {{ {communities} }};");
+        let bird = bird(&link, "enable extended messages yes;", "", &routes);
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        let announcement = Announcement {
+            communities: (0..1500).map(|n| 65001 << 16 | n).collect(),
+            ..Announcement::default()
+        };
+        let announcements = [(net("192.0.2.1/32"), announcement)].into();
+        ours.handle.set_announcements(announcements).await.unwrap();
+        says(&bird, "show route 192.0.2.1/32 all", "(65001,1499)");
+        ours.learns(&[("203.0.113.0/24", THEIR_V4.into())]).await;
+        let snapshot = ours.handle.snapshot().await.unwrap();
+        let theirs = net("203.0.113.0/24");
+        let theirs = snapshot.routes.iter().find(|route| route.prefix == theirs);
+        let communities = &theirs.unwrap().paths[0].attributes.communities;
+        assert_eq!(communities.len(), 1500);
+        ours.stop().await;
+    });
+}
