@@ -358,6 +358,13 @@ pub enum What {
         /// IPv6 addresses are told as prefixes of this length.
         aggregate_v6: Option<u8>,
     },
+    /// Addresses of a device.
+    Interface {
+        /// Its name.
+        name: String,
+        /// Those that it has now.
+        addresses: BTreeSet<IpAddr>,
+    },
 }
 
 /// Attributes that paths carry towards a peer.

@@ -164,6 +164,74 @@ fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() 
 }
 
 #[test]
+fn addresses_of_a_device_are_told_while_it_has_them() {
+    if !root::is_root() {
+        return;
+    }
+    let mut lab = Lab::up("fl-lo").unwrap();
+    lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
+    let node = &lab.nodes[0];
+    let told = documents("", "65001:7").replace(
+        "    - advertisementType: Service",
+        "    - advertisementType: Interface\n      interface: { name: lo }\n      \
+         attributes: { communities: { standard: [\"65001:9\"] } }\n    - advertisementType: Service",
+    );
+    let both = told.replace(
+        "{ afi: ipv6, safi: unicast }",
+        "{ afi: ipv6, safi: unicast, advertisements: { matchLabels: { advertise: bgp } } }",
+    );
+    node.put("bgp.yaml", &both).unwrap();
+    let is_told = |prefix: &str, is_wanted: bool| {
+        let family = if prefix.contains(':') { "ipv6" } else { "ipv4" };
+        wait_for(&format!("{prefix}: told {is_wanted}"), 20, || {
+            let route = lab
+                .frr
+                .json(&format!("show bgp {family} unicast {prefix}"))?;
+            let paths = route["paths"].as_array();
+            let ours = paths.and_then(|paths| paths.first());
+            let marked = ours.is_some_and(|path| path["community"]["string"] == "65001:9");
+            ensure!(marked == is_wanted, "{route}");
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    wait_for("the missing address to be told of", 10, || {
+        let status = node.ask(&["status"])?.to_string();
+        ensure!(
+            status.contains("lo is off, or has no global address"),
+            "{status}"
+        );
+        Ok(Some(()))
+    })
+    .unwrap();
+    for (prefix, address) in [
+        ("10.9.9.1/32", "10.9.9.1/32"),
+        ("fd09::1/128", "fd09::1/64"),
+    ] {
+        node.netns
+            .ip(&format!("addr add {address} dev lo"))
+            .unwrap();
+        is_told(prefix, true);
+        node.netns
+            .ip(&format!("addr del {address} dev lo"))
+            .unwrap();
+        is_told(prefix, false);
+    }
+    // One that is there all the time, on a device that is switched off.
+    node.netns
+        .ip("link add fl-own type veth peer name fl-own2")
+        .unwrap();
+    node.netns.ip("addr add 10.9.9.2/32 dev fl-own").unwrap();
+    node.netns.ip("link set fl-own up").unwrap();
+    let named = both.replace("name: lo }", "name: fl-own }");
+    node.put("bgp.yaml", &named).unwrap();
+    is_told("10.9.9.2/32", true);
+    node.netns.ip("link set fl-own down").unwrap();
+    is_told("10.9.9.2/32", false);
+}
+
+#[test]
 fn a_router_that_dials_from_a_range_is_a_peer_and_hears_what_the_range_is_told() {
     if !root::is_root() {
         return;

@@ -361,15 +361,17 @@ impl Agent {
         }
     }
 
-    /// Who is around, when peers are sought there, or spoken with from a device.
+    /// Who is around, when peers are sought there, or spoken with from a device, or told its addresses.
     async fn look_around(
         &self,
         links: &BTreeMap<String, Link>,
     ) -> (Surroundings, Option<Condition>) {
         let mut configs = self.resources.cluster_configs.values();
         let mut peer_configs = self.resources.peer_configs.values();
+        let mut advertisements = self.resources.advertisements.values();
         let is_asked = configs.any(|config| config.object.seeks_peers())
-            || peer_configs.any(|config| config.object.spec.transport.source_interface.is_some());
+            || peer_configs.any(|config| config.object.spec.transport.source_interface.is_some())
+            || advertisements.any(|told| told.object.names_a_device());
         if !is_asked {
             return (Surroundings::default(), None);
         }

@@ -43,6 +43,8 @@ pub struct Announcement {
 pub enum Source {
     /// The addresses of this node's pods.
     PodCidr,
+    /// An address of this device of the host.
+    Interface(String),
     /// The address of a service.
     Service(ObjectName),
     /// The address that pods leave under.
@@ -53,6 +55,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PodCidr => f.write_str("pod CIDR"),
+            Self::Interface(name) => write!(f, "address of {name}"),
             Self::Service(name) => write!(f, "Service {name}"),
             Self::Egress => f.write_str("egress address"),
         }
@@ -132,6 +135,7 @@ struct Offers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Offeror {
     Pods,
+    Interface,
     Service(Frontend),
     Egress,
 }
@@ -199,6 +203,18 @@ impl Offers {
             }
             for (prefix, peers) in told {
                 offers.offer(Offeror::Pods, prefix, Source::PodCidr, state, peers);
+            }
+        }
+        for (name, address) in interface_addresses(router) {
+            let host = IpNetwork::from(address);
+            let told = peers_told(router, Family::of(&host), |what| {
+                let of_device = matches!(what, What::Interface { name: device, addresses }
+                    if device == name && addresses.contains(&address));
+                of_device.then_some(host)
+            });
+            for (prefix, peers) in told {
+                let source = Source::Interface(name.to_owned());
+                offers.offer(Offeror::Interface, prefix, source, State::Announced, peers);
             }
         }
         if let Some(egress) = desired.egress.as_ref().filter(|e| !e.is_node_address) {
@@ -341,6 +357,23 @@ fn told_of(
         return (state, BTreeMap::from([(host, BTreeMap::new())]));
     }
     (of_service(frontend, service, programmed), peers)
+}
+
+/// The devices whose addresses some peer is told, with each of these.
+fn interface_addresses(router: &VirtualRouter) -> BTreeSet<(&str, IpAddr)> {
+    let neighbors = router.neighbors.values();
+    let told = neighbors.flat_map(|neighbor| neighbor.advertised.values().flatten());
+    told.flat_map(|advertised| {
+        let (name, addresses) = match &advertised.what {
+            What::Interface { name, addresses } => (name.as_str(), Some(addresses)),
+            What::PodCidrs | What::Services { .. } => ("", None),
+        };
+        addresses
+            .into_iter()
+            .flatten()
+            .map(move |address| (name, *address))
+    })
+    .collect()
 }
 
 /// The announced prefixes that hold addresses of services, and others that are nobody's.

@@ -13,7 +13,8 @@ pub struct Surroundings {
     /// Indexes of devices, by their names.
     pub devices: BTreeMap<String, u32>,
     /// Addresses that may be the source of a connection, by the name of the device that has them, in the kernel's order,
-    /// the primary ones first: neither link-local nor loopback ones, nor such as are not settled (RFC 4862).
+    /// the primary ones first: neither link-local nor loopback ones, nor such as are not settled (RFC 4862), nor those of
+    /// devices that are off.
     pub addresses: BTreeMap<String, Vec<IpAddr>>,
     /// The gateway of each family's default route, and the index of the device that it is behind.
     pub gateways: BTreeMap<Family, (IpAddr, u32)>,

@@ -84,6 +84,8 @@ impl Netlink {
             let link = links
                 .values()
                 .find(|link| link.index == message.header.index);
+            // Packets to an address of a device that is off do not get there.
+            let link = link.filter(|link| link.is_up);
             if let (true, Some(link), Some(address)) = (is_usable, link, local(&message)) {
                 found.entry(link.name.clone()).or_default().push(address);
             }

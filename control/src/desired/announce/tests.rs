@@ -342,6 +342,34 @@ fn each_peer_is_told_its_own_and_what_several_say_of_a_path_is_joined() {
 }
 
 #[test]
+fn addresses_of_a_device_are_announced_as_host_routes_to_the_peers_that_are_told_them() {
+    let mut desired = desired();
+    let device = |name: &str, addresses: &[&str]| What::Interface {
+        name: name.to_owned(),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+    };
+    let neighbors = &mut desired.routers.get_mut("65010").unwrap().neighbors;
+    let lo = told(device("lo", &["198.51.100.1", "2001:db8::1"]));
+    neighbors.insert((PEER, 179), peer(&[lo]));
+    let dummy = told(device("dummy0", &["198.51.100.1", "198.51.100.2"]));
+    neighbors.insert((OTHER, 179), peer(&[dummy]));
+
+    let all = &announcements(&desired, &Programmed::default())["65010"];
+
+    for (prefix, source, peers) in [
+        ("198.51.100.1/32", "address of dummy0", &[PEER, OTHER][..]),
+        ("198.51.100.2/32", "address of dummy0", &[OTHER]),
+        ("2001:db8::1/128", "address of lo", &[PEER]),
+    ] {
+        let announcement = &all[&prefix.parse::<IpNetwork>().unwrap()];
+        assert!(announcement.state.is_announced());
+        assert_eq!(announcement.source.to_string(), source);
+        let told: BTreeSet<_> = announcement.peers.keys().collect();
+        assert_eq!(told, peers.iter().collect());
+    }
+}
+
+#[test]
 fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
     let mut desired = desired();
     let mut second = Service::clone(&desired.services[&frontend()]);

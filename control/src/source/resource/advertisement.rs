@@ -55,7 +55,7 @@ pub enum Type {
     CiliumPodIPPool,
     /// Addresses of the selected services.
     Service,
-    /// Addresses of a device; not acted on.
+    /// Addresses of a device.
     Interface,
 }
 
@@ -96,6 +96,14 @@ pub struct Attributes {
     pub communities: Option<Communities>,
     /// LOCAL_PREF towards internal peers.
     pub local_preference: Option<u32>,
+}
+
+impl Advertisement {
+    /// Whether addresses of a device are told.
+    pub fn names_a_device(&self) -> bool {
+        let mut told = self.spec.advertisements.iter();
+        told.any(|told| told.advertisement_type == Type::Interface)
+    }
 }
 
 impl Check for Advertisement {

@@ -3,7 +3,7 @@
 //! Of two that select a node the first by name is in force, as in Cilium, whose operator lets the one
 //! stand that was there first. A peering policy goes before them all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -364,7 +364,7 @@ impl Merge<'_, '_> {
     fn one(
         &mut self,
         told: &Told,
-        name: &ObjectName,
+        object: &ObjectName,
         advertisement: &Sourced<Advertisement>,
     ) -> Option<Advertised> {
         let mut unsupported = |what: &str| {
@@ -372,12 +372,13 @@ impl Merge<'_, '_> {
             let origin = &advertisement.origin;
             self.conditions.add(
                 ADVERTISEMENT_KIND,
-                name,
+                object,
                 origin,
                 "FieldUnsupported",
                 message,
             );
         };
+        let interface = told.interface.as_ref().map(|interface| &interface.name);
         let what = match (told.advertisement_type, &told.service) {
             (Type::PodCIDR, _) => What::PodCidrs,
             (Type::Service, Some(service)) => What::Services {
@@ -393,8 +394,16 @@ impl Merge<'_, '_> {
                 return None;
             }
             (Type::Interface, _) => {
-                unsupported("advertisementType Interface");
-                return None;
+                let name = interface?.clone();
+                let found = place::addresses(&name, self.around?);
+                let addresses = found.unwrap_or_else(|(reason, why)| {
+                    let message = format!("interface: {why}; nothing of it is advertised");
+                    let origin = &advertisement.origin;
+                    let conditions = &mut self.conditions;
+                    conditions.add(ADVERTISEMENT_KIND, object, origin, reason, message);
+                    BTreeSet::new()
+                });
+                What::Interface { name, addresses }
             }
         };
         let said = told.attributes.clone().unwrap_or_default();

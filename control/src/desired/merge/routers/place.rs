@@ -1,6 +1,7 @@
 //! Where a peer is: at the address that its document names, at the default gateway, or at the other end of a
 //! link.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::desired::Family;
@@ -117,6 +118,23 @@ pub(super) fn source(name: &str, peer: IpAddr, around: &Surroundings) -> Result<
             format!("{name} has no global {family} address to speak with {peer} from"),
         )
     })
+}
+
+/// The addresses of a device that other hosts may know it by.
+///
+/// # Errors
+/// There is none, or no such device.
+pub(super) fn addresses(name: &str, around: &Surroundings) -> Result<BTreeSet<IpAddr>, Lost> {
+    device(name, around)?;
+    let found = around.addresses.get(name).into_iter().flatten().copied();
+    let found: BTreeSet<IpAddr> = found.collect();
+    if found.is_empty() {
+        return Err((
+            "NoInterfaceAddress",
+            format!("{name} is off, or has no global address"),
+        ));
+    }
+    Ok(found)
 }
 
 fn device(name: &str, around: &Surroundings) -> Result<u32, Lost> {

@@ -193,12 +193,10 @@ fn what_stands_in_the_way_is_a_condition_as_cilium_names_it() {
         (
             CLUSTER.to_owned(),
             PEER.to_owned(),
-            format!(
-                "{ADVERTISEMENT}  - {{advertisementType: Interface, interface: {{name: lo}}}}\n"
-            ),
+            format!("{ADVERTISEMENT}  - {{advertisementType: CiliumPodIPPool}}\n"),
             "CiliumBGPAdvertisement all",
             "FieldUnsupported",
-            "advertisementType Interface is not acted on",
+            "advertisementType CiliumPodIPPool is not acted on",
             2,
         ),
     ] {
@@ -322,6 +320,48 @@ fn a_peer_that_is_not_found_is_a_condition_and_the_others_stay() {
         let message = format!("instance instance-65000, peer tor0: {says}");
         assert_eq!(only.message, message);
         assert_eq!(instance(&desired).neighbors.len(), 1);
+    }
+}
+
+#[test]
+fn an_interface_advertisement_tells_the_addresses_of_its_device_or_says_why_it_has_none() {
+    let of = |device: &str| {
+        let told = format!(
+            "{ADVERTISEMENT}  - {{advertisementType: Interface, interface: {{name: {device}}}}}\n"
+        );
+        desired(&[NODE, CLUSTER, PEER, &told])
+    };
+    let interface = |desired: &Desired| {
+        let told = tor0(desired).advertised[&Family::Ipv4].last();
+        let What::Interface { name, addresses } = &told.unwrap().what else {
+            panic!("{told:?}");
+        };
+        (name.clone(), addresses.clone())
+    };
+    let found = of("eth2");
+    assert_eq!(found.conditions, []);
+    let addresses = ["192.0.2.8", "192.0.2.9", "2001:db8::8"].map(|text| text.parse().unwrap());
+    assert_eq!(interface(&found), ("eth2".to_owned(), addresses.into()));
+    for (device, reason, says) in [
+        (
+            "eth9",
+            "InterfaceUnknown",
+            "interface: this host has no device eth9; nothing of it is advertised",
+        ),
+        (
+            "eth0",
+            "NoInterfaceAddress",
+            "interface: eth0 is off, or has no global address",
+        ),
+    ] {
+        let desired = of(device);
+        assert_eq!(only(&desired).reason, reason);
+        assert!(
+            only(&desired).message.contains(says),
+            "{}",
+            only(&desired).message
+        );
+        assert_eq!(interface(&desired).1, BTreeSet::new());
     }
 }
 
