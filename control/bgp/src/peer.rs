@@ -9,6 +9,7 @@
 mod advertise;
 mod intake;
 mod reach;
+mod refresh;
 mod restart;
 mod standing;
 mod transit;
@@ -66,6 +67,10 @@ pub(crate) struct Peer {
     restarting: bool,
     /// Families whose routes are kept while the peer restarts.
     stale: BTreeMap<Family, Kept>,
+    /// Families that it is telling again, and until when it may take (RFC 7313 §4).
+    confirming: BTreeMap<Family, Instant>,
+    /// Families that it is told again, and not yet that this is over.
+    told_again: BTreeSet<Family>,
     /// Adj-RIB-Out.
     sent: BTreeMap<IpNetwork, Arc<Attributes>>,
     transit: Transit,
@@ -123,6 +128,8 @@ impl Peer {
                 .graceful_restart
                 .is_some_and(|restart| restart.restarting),
             stale: BTreeMap::new(),
+            confirming: BTreeMap::new(),
+            told_again: BTreeSet::new(),
             sent: BTreeMap::new(),
             transit: Transit::default(),
             end_of_rib_sent: false,
@@ -376,11 +383,13 @@ impl Peer {
             .flatten()
             .chain(self.starts.values().copied())
             .chain(self.stale.values().map(|kept| kept.until))
+            .chain(self.confirming.values().copied())
             .min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, shared: &mut Shared) {
         self.sweep_overdue(now, shared);
+        self.end_overdue_confirming(now, shared);
         self.run_starts(now, shared);
         for direction in Direction::BOTH {
             while let Some(timer) = self.session_mut(direction).take_due_timer(now) {

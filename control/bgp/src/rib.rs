@@ -35,7 +35,8 @@ pub(crate) struct Path {
     pub(crate) peer: PeerId,
     pub(crate) attributes: Arc<Attributes>,
     pub(crate) rejection: Option<Rejection>,
-    /// The peer is restarting and has not confirmed it yet (RFC 4724 §4.2).
+    /// The peer is restarting, or tells its routes again, and has not confirmed it yet (RFC 4724 §4.2, RFC 7313
+    /// §4).
     pub(crate) stale: bool,
 }
 

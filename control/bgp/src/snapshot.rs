@@ -238,7 +238,7 @@ pub struct PathSnapshot {
     pub reason: Option<Reason>,
     /// Why it may not be used.
     pub rejection: Option<Rejection>,
-    /// Its peer is restarting and has not confirmed it.
+    /// Its peer is restarting, or tells its routes again, and has not confirmed it.
     pub stale: bool,
 }
 

@@ -21,7 +21,9 @@ use std::fmt;
 
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
-use rustbgpd_wire::{Afi, DecodeError, RouteRefreshMessage, Safi, peek_message_length};
+use rustbgpd_wire::{
+    Afi, DecodeError, RouteRefreshMessage, RouteRefreshSubtype, Safi, peek_message_length,
+};
 use serde::{Deserialize, Serialize};
 
 pub use attributes::{
@@ -128,8 +130,38 @@ pub enum Message {
     Notification(Notification),
     /// The peer lives.
     Keepalive,
-    /// The peer wants our routes again; `None` for a family that we do not speak.
-    RouteRefresh(Option<Family>),
+    /// A ROUTE-REFRESH; `None` for a family that we do not speak, or a kind that we do not know.
+    RouteRefresh(Option<Family>, Option<Refresh>),
+}
+
+/// What a ROUTE-REFRESH is (RFC 2918, RFC 7313 §3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refresh {
+    /// The sender wants the other side's routes again.
+    Ask,
+    /// The sender begins to tell its routes again (BoRR).
+    Begin,
+    /// It has told them all (EoRR).
+    End,
+}
+
+impl Refresh {
+    const fn from_codec(subtype: RouteRefreshSubtype) -> Option<Self> {
+        match subtype {
+            RouteRefreshSubtype::Normal => Some(Self::Ask),
+            RouteRefreshSubtype::BoRR => Some(Self::Begin),
+            RouteRefreshSubtype::EoRR => Some(Self::End),
+            _ => None,
+        }
+    }
+
+    const fn subtype(self) -> RouteRefreshSubtype {
+        match self {
+            Self::Ask => RouteRefreshSubtype::Normal,
+            Self::Begin => RouteRefreshSubtype::BoRR,
+            Self::End => RouteRefreshSubtype::EoRR,
+        }
+    }
 }
 
 /// An UPDATE whose three sections are found but not read.
@@ -156,23 +188,22 @@ pub fn message_length(bytes: &[u8], longest: u16) -> Result<Option<usize>, Notif
     if length_fits(kind, length) {
         return Ok(Some(usize::from(length)));
     }
-    let (code, subcode) = if kind == 5 { (7, 1) } else { (1, 2) };
     Err(Notification {
-        code,
-        subcode,
+        code: 1,
+        subcode: 2,
         data: length.to_be_bytes().to_vec(),
     })
 }
 
-/// RFC 4271 §6.1: least lengths of OPEN, UPDATE, NOTIFICATION; exact ones of KEEPALIVE and, as we
-/// negotiate no ORF, ROUTE-REFRESH. RFC 8654 §4: no OPEN is extended.
+/// RFC 4271 §6.1: least lengths of OPEN, UPDATE, NOTIFICATION; the exact one of KEEPALIVE. That of ROUTE-REFRESH
+/// is [`decode`]'s to judge. RFC 8654 §4: no OPEN is extended.
 fn length_fits(kind: u8, length: u16) -> bool {
     match kind {
         1 => (29..=MAX_MESSAGE_LEN).contains(&length),
         2 => length >= 23,
         3 => length >= 21,
         4 => length == 19,
-        5 => length == 23,
+        5 => true,
         _ => false,
     }
 }
@@ -183,6 +214,14 @@ fn length_fits(kind: u8, length: u16) -> bool {
 /// The NOTIFICATION to send; the session ends.
 pub fn decode(mut bytes: Bytes) -> Result<Message, Notification> {
     use rustbgpd_wire::Message as Codec;
+    // RFC 7313 §5; there is no longer one, as we negotiate no ORF.
+    if bytes.get(HEADER_LEN - 1) == Some(&5) && bytes.len() != HEADER_LEN + 4 {
+        return Err(Notification {
+            code: 7,
+            subcode: 1,
+            data: bytes.to_vec(),
+        });
+    }
     let message = rustbgpd_wire::decode_message(&mut bytes, EXTENDED_MESSAGE_LEN)
         .map_err(|error| notification_of(&error))?;
     Ok(match message {
@@ -199,6 +238,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Message, Notification> {
                 .afi()
                 .zip(refresh.safi())
                 .and_then(|(afi, safi)| Family::from_codec(afi, safi)),
+            Refresh::from_codec(refresh.subtype()),
         ),
         other => {
             let kind = other.message_type().as_u8();
@@ -228,10 +268,10 @@ pub fn encode_notification(notification: &Notification) -> Bytes {
     ))
 }
 
-/// Encodes a ROUTE-REFRESH (RFC 2918).
-pub fn encode_route_refresh(family: Family) -> Bytes {
+/// Encodes a ROUTE-REFRESH.
+pub fn encode_route_refresh(family: Family, refresh: Refresh) -> Bytes {
     encode(&rustbgpd_wire::Message::RouteRefresh(
-        RouteRefreshMessage::new(family.afi(), Family::SAFI),
+        RouteRefreshMessage::new_with_subtype(family.afi(), Family::SAFI, refresh.subtype()),
     ))
 }
 
@@ -263,7 +303,7 @@ mod tests {
             any::<u16>(),
             1..=u32::MAX,
             proptest::sample::subsequence(Family::ALL.to_vec(), 1..=2),
-            any::<(bool, bool, bool)>(),
+            any::<(bool, bool, bool, bool)>(),
             proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
             proptest::option::of("[a-z0-9.-]{1,64}"),
         )
@@ -273,7 +313,7 @@ mod tests {
                     hold_time_s,
                     id,
                     families,
-                    (route_refresh, extended_next_hop, extended_messages),
+                    (route_refresh, enhanced_route_refresh, extended_next_hop, extended_messages),
                     restart,
                     hostname,
                 )| Open {
@@ -294,6 +334,7 @@ mod tests {
                     families: BTreeSet::from_iter(families),
                     four_octet_as: true,
                     route_refresh,
+                    enhanced_route_refresh,
                     extended_next_hop,
                     extended_messages,
                     hostname,
@@ -381,6 +422,39 @@ mod tests {
                     too_long(length)
                 );
             }
+        }
+    }
+
+    #[test]
+    fn each_kind_of_route_refresh_comes_back_as_it_went_and_others_are_known_as_such() {
+        for family in Family::ALL {
+            for kind in [Refresh::Ask, Refresh::Begin, Refresh::End] {
+                let bytes = encode_route_refresh(family, kind);
+                let read = decode(bytes.clone());
+                assert_eq!(read, Ok(Message::RouteRefresh(Some(family), Some(kind))));
+                let mut unknown = bytes.to_vec();
+                unknown[21] = 9;
+                let read = decode(unknown.into());
+                assert_eq!(read, Ok(Message::RouteRefresh(Some(family), None)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_route_refresh_of_another_length_is_answered_with_all_of_it() {
+        for length in [19, 22, 24, 300] {
+            let mut bytes = vec![0xFF; 16];
+            bytes.extend_from_slice(&u16::to_be_bytes(length));
+            bytes.push(5);
+            bytes.resize(length.into(), 1);
+            let found = message_length(&bytes, MAX_MESSAGE_LEN);
+            assert_eq!(found, Ok(Some(length.into())));
+            let refusal = Notification {
+                code: 7,
+                subcode: 1,
+                data: bytes.clone(),
+            };
+            assert_eq!(decode(bytes.into()), Err(refusal));
         }
     }
 

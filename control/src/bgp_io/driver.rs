@@ -500,6 +500,11 @@ fn log(event: &Event) {
         Event::UpdateFaults { peer, faults } => warn!(%peer, ?faults, "faulty update"),
         Event::EndOfRib { peer, family } => debug!(%peer, %family, "all routes received"),
         Event::RefreshAsked { peer, family } => debug!(%peer, %family, "asks for our routes again"),
+        Event::RefreshOver {
+            peer,
+            family,
+            dropped,
+        } => debug!(%peer, %family, dropped, "has told its routes again"),
         Event::RoutesKept {
             peer,
             family,

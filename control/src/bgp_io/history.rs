@@ -120,6 +120,15 @@ fn told(event: &Event) -> (&str, &'static str, String) {
         }
         Event::EndOfRib { peer, family } => (peer, "all routes received", family.to_string()),
         Event::RefreshAsked { peer, family } => (peer, "asks for our routes", family.to_string()),
+        Event::RefreshOver {
+            peer,
+            family,
+            dropped,
+        } => (
+            peer,
+            "told its routes again",
+            format!("{family}: {dropped} routes gone"),
+        ),
         Event::RoutesKept {
             peer,
             family,

@@ -44,10 +44,19 @@ impl Bird {
         Ok(bird)
     }
 
-    /// What `birdc COMMAND` prints.
+    /// What `birdc COMMAND` prints; a command that changes nothing.
     pub fn ask(&self, command: &str) -> Result<String> {
+        self.birdc(&["-r"], command)
+    }
+
+    /// Gives `birdc` a command that does something; what it prints.
+    pub fn order(&self, command: &str) -> Result<String> {
+        self.birdc(&[], command)
+    }
+
+    fn birdc(&self, flags: &[&str], command: &str) -> Result<String> {
         let mut birdc = std::process::Command::new("birdc");
-        birdc.arg("-r").arg("-s").arg(&self.control);
+        birdc.args(flags).arg("-s").arg(&self.control);
         run(birdc.args(command.split_whitespace()))
     }
 }

@@ -1,5 +1,7 @@
 //! What both sides must offer before it is done, with BIRD.
 
+use fairlead_bgp::Event;
+
 use super::*;
 
 /// A BIRD with routes of its own, and lines about its session with us.
@@ -54,6 +56,59 @@ fn bird_and_we_exchange_messages_of_more_than_4096_octets() {
         let theirs = snapshot.routes.iter().find(|route| route.prefix == theirs);
         let communities = &theirs.unwrap().paths[0].attributes.communities;
         assert_eq!(communities.len(), 1500);
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn bird_and_we_mark_where_routes_told_again_begin_and_end() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let bird = bird(&link, "", "", "route 203.0.113.0/24 blackhole;");
+        let ours = Ours::start();
+        ours.handle.set_peers(vec![peer()]).await.unwrap();
+        ours.announce(&["192.0.2.1/32"]).await;
+        ours.learns(&[("203.0.113.0/24", THEIR_V4.into())]).await;
+        says(&bird, "show route 192.0.2.1/32", "192.0.2.1/32");
+        let refreshes = async |received: u64, sent: u64| {
+            let marked = async {
+                loop {
+                    let peer = ours.handle.peers().await.unwrap().remove(0);
+                    let seen = peer.counters.received.route_refreshes;
+                    let said = peer.counters.sent.route_refreshes;
+                    if (seen, said) == (received, sent) {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let marked = tokio::time::timeout(Duration::from_secs(10), marked).await;
+            assert!(
+                marked.is_ok(),
+                "{:?}",
+                ours.handle.peers().await.unwrap()[0].counters
+            );
+        };
+        let mut events = ours.handle.events();
+        let asked = ours.handle.refresh("peer", Family::Ipv4Unicast).await;
+        assert_eq!(asked, Ok(true));
+        refreshes(2, 1).await;
+        let over = async {
+            loop {
+                if let Event::RefreshOver { dropped, .. } = events.recv().await.unwrap() {
+                    return dropped;
+                }
+            }
+        };
+        let dropped = tokio::time::timeout(Duration::from_secs(5), over).await;
+        assert_eq!(dropped.unwrap(), 0);
+        bird.order("reload in fairlead").unwrap();
+        refreshes(3, 3).await;
+        says(&bird, "show route 192.0.2.1/32", "192.0.2.1/32");
+        says(&bird, "show protocols all fairlead", "Enhanced refresh");
         ours.stop().await;
     });
 }

@@ -13,11 +13,11 @@ use crate::best_path::DEFAULT_LOCAL_PREF;
 use crate::config::{Announcement, ExportRule};
 use crate::session::Output;
 use crate::speaker::{self, Shared};
-use crate::wire::{self, Attributes, Encoding, Family};
+use crate::wire::{self, Attributes, Encoding, Family, Refresh};
 
 impl Peer {
     /// Tells the peer the difference between what it should know and what it was told:
-    /// withdrawals first, then announcements, then the End-of-RIB markers if they are still due.
+    /// withdrawals first, then announcements, then the End-of-RIB markers, or those of a refresh, if they are still due.
     pub(crate) fn advertise(&mut self, now: Instant, shared: &mut Shared) {
         let Some(established) = self.established.clone() else {
             return;
@@ -60,6 +60,10 @@ impl Peer {
                     .map(wire::end_of_rib),
             );
         }
+        if !self.transit.is_waiting() {
+            let over = std::mem::take(&mut self.told_again).into_iter();
+            messages.extend(over.map(|family| wire::encode_route_refresh(family, Refresh::End)));
+        }
         self.send_all(&messages, &established, now, shared);
     }
 
@@ -67,25 +71,6 @@ impl Peer {
     pub(super) fn forget_sent(&mut self, family: Family) {
         self.sent.retain(|prefix, _| Family::of(prefix) != family);
         self.transit.tell_again(family);
-    }
-
-    /// Asks the peer for its routes again; whether it can be asked.
-    pub(crate) fn request_refresh(
-        &mut self,
-        family: Family,
-        now: Instant,
-        shared: &mut Shared,
-    ) -> bool {
-        let Some(established) = self
-            .established
-            .clone()
-            .filter(|e| e.terms.route_refresh && e.terms.families.contains(&family))
-        else {
-            return false;
-        };
-        let message = wire::encode_route_refresh(family);
-        self.send_all(&[message], &established, now, shared);
-        true
     }
 
     /// What the peer should know.

@@ -64,16 +64,9 @@ impl Peer {
                 received.keepalives += 1;
                 self.step(direction, Trigger::of(Event::Keepalive), now, shared);
             }
-            Message::RouteRefresh(family) => {
+            Message::RouteRefresh(family, kind) => {
                 received.route_refreshes += 1;
-                if let Some(family) = family {
-                    shared.events.push_back(speaker::Event::RefreshAsked {
-                        peer: self.config.name.clone(),
-                        family,
-                    });
-                    self.forget_sent(family);
-                }
-                self.step(direction, Trigger::of(Event::RouteRefresh), now, shared);
+                self.handle_refresh(direction, family, kind, now, shared);
             }
         }
     }

@@ -41,6 +41,7 @@ impl Peer {
         self.end_of_rib_sent = false;
         self.end_of_rib.clear();
         self.without_next_hop.clear();
+        self.told_again.clear();
         let terms = &established.terms;
         let comes_back = match reason {
             DownReason::Closed(_) | DownReason::Replaced => true,
@@ -60,7 +61,7 @@ impl Peer {
                 // RFC 8538 §4.1: several restarts in a row do not cost a route that is stale already, but its
                 // time does not begin anew.
                 let before = before.filter(|_| terms.survives_notification);
-                if before.is_none() {
+                if before.is_none() && !self.confirming.contains_key(&family) {
                     // RFC 4724 §4.2: what is stale already was not confirmed in time.
                     shared.rib.sweep_stale(self.id, family);
                 }
@@ -79,6 +80,7 @@ impl Peer {
                 shared.rib.forget(self.id, family);
             }
         }
+        self.confirming.clear();
     }
 
     /// The peer is back: keeps what it says it preserved until it is confirmed.

@@ -101,8 +101,8 @@ impl Peer {
                 .collect();
             self.pass_batch_on(&batch, &established, now, shared);
         }
-        if !self.end_of_rib_sent {
-            // What is told first ends with the marker.
+        if !self.end_of_rib_sent || !self.told_again.is_empty() {
+            // What is told first, or again, ends with the marker.
             self.advertise(now, shared);
         }
     }

@@ -23,6 +23,8 @@ pub(crate) struct Negotiated {
     /// How either side writes UPDATEs.
     pub(crate) encoding: Encoding,
     pub(crate) route_refresh: bool,
+    /// Where routes told again begin and end is marked (RFC 7313).
+    pub(crate) enhanced_route_refresh: bool,
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub(crate) extended_next_hop: bool,
     pub(crate) graceful_restart: Option<GracefulRestartOffer>,
@@ -39,6 +41,7 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
         families: peer.families.clone(),
         four_octet_as: true,
         route_refresh: true,
+        enhanced_route_refresh: true,
         extended_next_hop: peer.extended_next_hop,
         extended_messages: true,
         graceful_restart: peer.graceful_restart.map(|restart| GracefulRestartOffer {
@@ -114,6 +117,7 @@ pub(crate) fn negotiate(
             },
         },
         route_refresh: open.route_refresh,
+        enhanced_route_refresh: open.enhanced_route_refresh,
         extended_next_hop: open.extended_next_hop && peer.extended_next_hop,
         graceful_restart: open.graceful_restart,
         hostname: open.hostname,

@@ -122,6 +122,15 @@ pub enum Event {
         /// The family.
         family: crate::wire::Family,
     },
+    /// A peer told its routes of a family again; what it did not is gone (RFC 7313 §4).
+    RefreshOver {
+        /// The peer's name.
+        peer: String,
+        /// The family.
+        family: crate::wire::Family,
+        /// How many prefixes that were.
+        dropped: usize,
+    },
     /// A peer that restarts gracefully is away; its routes stay (RFC 4724 §4.2).
     RoutesKept {
         /// The peer's name.

@@ -40,6 +40,8 @@ pub struct Open {
     pub four_octet_as: bool,
     /// Whether ROUTE-REFRESH is understood (RFC 2918).
     pub route_refresh: bool,
+    /// Whether ROUTE-REFRESH marks where routes told again begin and end (RFC 7313).
+    pub enhanced_route_refresh: bool,
     /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
     /// Whether messages may have 65535 octets (RFC 8654).
@@ -75,6 +77,7 @@ impl Open {
             families: BTreeSet::new(),
             four_octet_as: false,
             route_refresh: false,
+            enhanced_route_refresh: false,
             extended_next_hop: false,
             extended_messages: false,
             graceful_restart: None,
@@ -114,6 +117,7 @@ impl Open {
             }
             Capability::FourOctetAs { .. } => self.four_octet_as = true,
             Capability::RouteRefresh => self.route_refresh = true,
+            Capability::EnhancedRouteRefresh => self.enhanced_route_refresh = true,
             Capability::ExtendedMessage => self.extended_messages = true,
             Capability::ExtendedNextHop(families) => {
                 self.extended_next_hop |= families.contains(&IPV4_BY_IPV6);
@@ -157,6 +161,9 @@ impl Open {
             .collect();
         if self.route_refresh {
             capabilities.push(Capability::RouteRefresh);
+        }
+        if self.enhanced_route_refresh {
+            capabilities.push(Capability::EnhancedRouteRefresh);
         }
         if self.extended_next_hop {
             capabilities.push(Capability::ExtendedNextHop(vec![IPV4_BY_IPV6]));

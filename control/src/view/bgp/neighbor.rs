@@ -91,6 +91,9 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
                 open.four_octet_as
             }),
             both("route refresh".to_owned(), &|open| open.route_refresh),
+            both("enhanced route refresh".to_owned(), &|open| {
+                open.enhanced_route_refresh
+            }),
             both("IPv4 by IPv6 next hops".to_owned(), &|open| {
                 open.extended_next_hop
             }),

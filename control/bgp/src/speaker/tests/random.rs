@@ -95,7 +95,7 @@ proptest! {
         for packed in wire::pack_announcements(&attributes, Family::Ipv6Unicast, &[net("2001:db8::/32")], wire::Encoding::PLAIN).unwrap() {
             bytes.extend(packed);
         }
-        bytes.extend(wire::encode_route_refresh(Family::Ipv4Unicast));
+        bytes.extend(wire::encode_route_refresh(Family::Ipv4Unicast, wire::Refresh::Ask));
         for (at, value) in flips {
             let from = spared + 18;
             let index = from + at % (bytes.len() - from);
