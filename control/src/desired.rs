@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_bgp::{BfdConfig, LargeCommunity, Password};
+use fairlead_bgp::{BfdConfig, LargeCommunity, Password, Role};
 use fairlead_common::addr::Proto;
 use imbl::OrdMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
@@ -331,6 +331,10 @@ pub struct Profile {
     pub graceful_shutdown: bool,
     /// It is told what other peers told, too.
     pub transit: bool,
+    /// What we are to it (RFC 9234).
+    pub role: Option<Role>,
+    /// No session with it unless it says what it is to us.
+    pub role_strict: bool,
 }
 
 /// Something that a peer is told.

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::bfd;
-use crate::wire::{Family, LargeCommunity};
+use crate::wire::{Family, LargeCommunity, Role};
 
 pub use password::{NoPassword, Password};
 
@@ -68,6 +68,10 @@ pub struct PeerConfig {
     pub graceful_shutdown: bool,
     /// It is told the best paths of what other peers told, too: the node is a transit router for it.
     pub transit: bool,
+    /// What we are to it, when it is of another AS (RFC 9234).
+    pub role: Option<Role>,
+    /// No session with a peer that does not say what it is to us.
+    pub role_strict: bool,
     /// Address families offered in the OPEN.
     pub families: BTreeSet<Family>,
     /// Which of the routes it sends are used.
@@ -143,6 +147,8 @@ impl PeerConfig {
             shutdown: None,
             graceful_shutdown: false,
             transit: false,
+            role: None,
+            role_strict: false,
             families: BTreeSet::from(Family::ALL),
             import: ImportPolicy::Nothing,
             export: Vec::new(),
@@ -184,6 +190,7 @@ impl PeerConfig {
             || self.ebgp_multihop_ttl != other.ebgp_multihop_ttl
             || self.ttl_security != other.ttl_security
             || self.families != other.families
+            || (self.role, self.role_strict) != (other.role, other.role_strict)
             || self.local_address != other.local_address
             || self.local_port != other.local_port
             || self.password != other.password

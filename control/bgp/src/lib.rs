@@ -56,5 +56,5 @@ pub use speaker::{
 };
 pub use wire::{
     Aggregator, Attributes, ExtendedCommunity, Family, LargeCommunity, Notification, Origin,
-    RareAttributes, UnknownAttribute,
+    RareAttributes, Role, UnknownAttribute,
 };

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ImportPolicy, PrefixRule};
-use crate::wire::{Attributes, Family};
+use crate::wire::{Attributes, Family, Role};
 
 /// Why a path is kept but not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub enum Rejection {
     BadNextHop,
     /// BFD says that packets to the next hop are lost (RFC 5882 §4.1).
     NextHopDown,
+    /// It was for customers of its peer only, or of others: a leak (RFC 9234 §5).
+    Leak,
     /// The import policy does not name it.
     NotImported,
 }
@@ -44,6 +46,7 @@ impl fmt::Display for Rejection {
             Self::Martian => "such a prefix is never routed",
             Self::BadNextHop => "the next hop is not usable",
             Self::NextHopDown => "BFD is down to the next hop",
+            Self::Leak => "it was told to customers only and leaked (RFC 9234)",
             Self::NotImported => "the import policy does not name it",
         })
     }
@@ -101,6 +104,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) local_addresses: [Option<IpAddr>; 3],
     pub(crate) remote_as: u32,
     pub(crate) internal: bool,
+    /// What we are to the peer (RFC 9234).
+    pub(crate) role: Option<Role>,
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub(crate) extended_next_hop: bool,
     /// The peer is known by its link, so a link-local next hop means something.
@@ -125,6 +130,9 @@ impl Judge<'_> {
         if attributes.rare().originator_id == Some(self.router_id) {
             return Some(Rejection::OwnOrigin);
         }
+        if self.is_leak(attributes) {
+            return Some(Rejection::Leak);
+        }
         let next_hop = attributes.next_hop;
         let mapped = matches!(next_hop, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
         let is_ours = self.local_addresses.contains(&Some(next_hop));
@@ -137,6 +145,16 @@ impl Judge<'_> {
         self.unreachable
             .contains(&next_hop)
             .then_some(Rejection::NextHopDown)
+    }
+
+    /// RFC 9234 §5: what is for customers only does not come from a customer, and from a peer only by its own word.
+    fn is_leak(&self, attributes: &Attributes) -> bool {
+        let only_to_customer = attributes.rare().only_to_customer;
+        match (self.role, only_to_customer) {
+            (Some(Role::Provider | Role::RsServer), Some(_)) => true,
+            (Some(Role::Peer), Some(said_by)) => said_by != self.remote_as,
+            (Some(Role::Customer | Role::RsClient) | None, _) | (_, None) => false,
+        }
     }
 
     /// What is wrong with a prefix, or with a next hop for it: one of the other family needs what
@@ -252,6 +270,7 @@ mod tests {
             local_addresses: [Some(IpAddr::from([192, 0, 2, 1])), None, None],
             remote_as: 65002,
             internal: false,
+            role: None,
             extended_next_hop: false,
             has_link: false,
         }
@@ -342,5 +361,36 @@ mod tests {
             with(&[65002], "::ffff:192.0.2.2"),
             Some(Rejection::BadNextHop)
         );
+    }
+
+    #[test]
+    fn what_is_for_customers_only_is_a_leak_where_it_must_not_come_from() {
+        let own = OwnPrefixes::default();
+        let mut judge = judge(&ImportPolicy::All, &own);
+        let mut attributes = Attributes::local(IpAddr::from([192, 0, 2, 2]));
+        attributes.as_path = vec![65002];
+        // RFC 9234 §5, ingress: by our role, an OTC of the neighbour's AS and of another one.
+        for (role, of_it, of_another) in [
+            (None, false, false),
+            (Some(Role::Customer), false, false),
+            (Some(Role::RsClient), false, false),
+            (Some(Role::Peer), false, true),
+            (Some(Role::Provider), true, true),
+            (Some(Role::RsServer), true, true),
+        ] {
+            judge.role = role;
+            for (asn, is_leak) in [
+                (None, false),
+                (Some(65002), of_it),
+                (Some(65009), of_another),
+            ] {
+                attributes.rare = None;
+                if let Some(asn) = asn {
+                    attributes.keep_to_customers(asn);
+                }
+                let expected = is_leak.then_some(Rejection::Leak);
+                assert_eq!(judge.attributes(&attributes), expected, "{role:?} {asn:?}");
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ mod attributes;
 mod families;
 mod notification;
 mod open;
+mod role;
 mod update;
 
 use std::fmt;
@@ -33,6 +34,7 @@ pub use attributes::{
 pub use notification::Notification;
 pub(crate) use open::AS_TRANS;
 pub use open::{GracefulRestartOffer, Open};
+pub use role::Role;
 pub use update::{
     Fault, FaultAction, Reach, TooLong, Update, pack_announcements, pack_withdrawals,
 };
@@ -151,7 +153,7 @@ impl Refresh {
             RouteRefreshSubtype::Normal => Some(Self::Ask),
             RouteRefreshSubtype::BoRR => Some(Self::Begin),
             RouteRefreshSubtype::EoRR => Some(Self::End),
-            _ => None,
+            RouteRefreshSubtype::Unknown(_) | _ => None,
         }
     }
 
@@ -304,6 +306,7 @@ mod tests {
             1..=u32::MAX,
             proptest::sample::subsequence(Family::ALL.to_vec(), 1..=2),
             any::<(bool, bool, bool, bool)>(),
+            proptest::collection::btree_set(any::<u8>(), 0..3),
             proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
             proptest::option::of("[a-z0-9.-]{1,64}"),
         )
@@ -314,6 +317,7 @@ mod tests {
                     id,
                     families,
                     (route_refresh, enhanced_route_refresh, extended_next_hop, extended_messages),
+                    roles,
                     restart,
                     hostname,
                 )| Open {
@@ -337,6 +341,7 @@ mod tests {
                     enhanced_route_refresh,
                     extended_next_hop,
                     extended_messages,
+                    roles,
                     hostname,
                     others: BTreeSet::new(),
                 },

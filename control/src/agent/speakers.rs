@@ -290,6 +290,8 @@ impl Speakers {
             shutdown: neighbor.profile.shutdown.clone(),
             graceful_shutdown: neighbor.profile.graceful_shutdown,
             transit: neighbor.profile.transit,
+            role: neighbor.profile.role,
+            role_strict: neighbor.profile.role_strict,
             local_address: neighbor.local_address,
             local_port: neighbor.local_port,
             interface: neighbor.interface,

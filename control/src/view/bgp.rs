@@ -340,6 +340,10 @@ fn attributes_row(local_asn: u32, prefix: IpNetwork, attributes: &Attributes) ->
             .then(|| "atomic-aggregate".to_owned())
             .into_iter()
             .chain(aggregator)
+            .chain(
+                rare.only_to_customer
+                    .map(|asn| format!("only-to-customer {asn}")),
+            )
             .chain(rare.unknown.iter().map(|attribute| {
                 format!("attribute {} = 0x{}", attribute.code, hex(&attribute.value))
             }))

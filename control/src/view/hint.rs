@@ -132,6 +132,10 @@ fn refusal_hint(local_asn: u32, peer: &PeerSnapshot) -> Option<String> {
             "there is no address family that both sides speak: compare `families` with what is activated there"
                 .to_owned()
         }
+        (2, 11, _) => {
+            "its role and ours do not fit, or it says none: compare `role` of the profile with its `local-role`"
+                .to_owned()
+        }
         (4, _, true) => {
             "nothing was heard for the hold time: packets are lost on the way, or the router is busy"
                 .to_owned()

@@ -1,6 +1,6 @@
 //! What both sides must offer before it is done, with BIRD.
 
-use fairlead_bgp::Event;
+use fairlead_bgp::{Event, Role};
 
 use super::*;
 
@@ -109,6 +109,74 @@ fn bird_and_we_mark_where_routes_told_again_begin_and_end() {
         refreshes(3, 3).await;
         says(&bird, "show route 192.0.2.1/32", "192.0.2.1/32");
         says(&bird, "show protocols all fairlead", "Enhanced refresh");
+        ours.stop().await;
+    });
+}
+
+/// What we are to a peer, and whether it must say what it is.
+fn with_role(role: Role, strict: bool) -> PeerConfig {
+    let mut config = peer();
+    (config.role, config.role_strict) = (Some(role), strict);
+    config
+}
+
+#[test]
+fn a_role_that_does_not_fit_birds_is_refused_and_what_a_provider_tells_is_for_customers_only() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let session = "local role provider; require roles yes;";
+        let bird = bird(&link, session, "", "route 203.0.113.0/24 blackhole;");
+        let ours = Ours::start();
+        ours.announce(&["192.0.2.1/32"]).await;
+        ours.handle
+            .set_peers(vec![with_role(Role::Peer, false)])
+            .await
+            .unwrap();
+        let refused = async {
+            loop {
+                let peer = ours.handle.peers().await.unwrap().remove(0);
+                if let Some(said) = peer.last_notification {
+                    break (said.notification.code, said.notification.subcode);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let refused = tokio::time::timeout(Duration::from_secs(10), refused).await;
+        assert_eq!(refused.unwrap(), (2, 11));
+
+        let customer = with_role(Role::Customer, true);
+        ours.handle.set_peers(vec![customer]).await.unwrap();
+        ours.learns(&[("203.0.113.0/24", THEIR_V4.into())]).await;
+        let snapshot = ours.handle.snapshot().await.unwrap();
+        let theirs = net("203.0.113.0/24");
+        let theirs = snapshot.routes.iter().find(|route| route.prefix == theirs);
+        let attributes = &theirs.unwrap().paths[0].attributes;
+        assert_eq!(attributes.rare().only_to_customer, Some(65000));
+        says(&bird, "show route 192.0.2.1/32", "192.0.2.1/32");
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn frr_and_we_agree_on_roles() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let frr = link.frr(
+            " neighbor 10.77.0.1 peer-group us\n neighbor 10.77.0.1 local-role customer strict-mode\n",
+        );
+        let ours = Ours::start();
+        let provider = with_role(Role::Provider, true);
+        ours.handle.set_peers(vec![provider]).await.unwrap();
+        ours.announce(&["192.0.2.1/32"]).await;
+        uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
+        let shown = frr.json("show bgp ipv4 unicast 192.0.2.1/32").unwrap();
+        assert_eq!(shown["paths"][0]["otc"], 65001, "{shown}");
         ours.stop().await;
     });
 }

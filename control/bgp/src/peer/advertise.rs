@@ -13,7 +13,7 @@ use crate::best_path::DEFAULT_LOCAL_PREF;
 use crate::config::{Announcement, ExportRule};
 use crate::session::Output;
 use crate::speaker::{self, Shared};
-use crate::wire::{self, Attributes, Encoding, Family, Refresh};
+use crate::wire::{self, Attributes, Encoding, Family, Refresh, Role};
 
 impl Peer {
     /// Tells the peer the difference between what it should know and what it was told:
@@ -102,6 +102,13 @@ impl Peer {
                 let local_as = shared.config.local_as;
                 let internal = established.terms.internal;
                 let mut told = attributes(announcement, rules, next_hop, local_as, internal);
+                if established
+                    .terms
+                    .role
+                    .is_some_and(Role::tells_for_customers_only)
+                {
+                    told.keep_to_customers(local_as);
+                }
                 if self.config.graceful_shutdown {
                     told.shut_down_gracefully(internal);
                 }

@@ -170,6 +170,11 @@ impl Peer {
             if !established.terms.internal && reach.attributes.is_shutting_down() {
                 Arc::make_mut(&mut reach.attributes).local_pref = Some(0);
             }
+            if let Some(role) = established.terms.role
+                && role.hears_for_customers_only()
+            {
+                Arc::make_mut(&mut reach.attributes).keep_to_customers(established.terms.asn);
+            }
             reach.attributes = shared.rib.intern(reach.attributes);
             let judge = judge(&self.config, &established, shared_parts(shared));
             let refused = judge.attributes(&reach.attributes);
@@ -280,6 +285,7 @@ fn judge<'a>(
         ],
         remote_as: established.terms.asn,
         internal: established.terms.internal,
+        role: established.terms.role,
         extended_next_hop: established.terms.extended_next_hop,
         has_link: config.interface.is_some(),
     }

@@ -17,7 +17,7 @@ use crate::best_path::DEFAULT_LOCAL_PREF;
 use crate::prefix_map::PrefixSet;
 use crate::rib::Path;
 use crate::speaker::Shared;
-use crate::wire::{self, Attributes, Family};
+use crate::wire::{self, Attributes, Family, Role};
 
 /// Octets that may wait to be written before no more is told.
 const HIGH_WATER: usize = 256 * 1024;
@@ -197,7 +197,12 @@ impl Peer {
         let stays_inside = !is_internal && (says(NO_EXPORT) || says(NO_EXPORT_SUBCONFED));
         // RFC 4271 §9.2: what an internal peer told is not for another one; we are no route reflector.
         let is_inside = is_internal && shared.rib.source(path.peer)?.internal;
-        let is_for_it = path.peer != self.id && !is_inside && !stays_inside && !says(NO_ADVERTISE);
+        // RFC 9234 §5: what is for customers only goes to no provider, peer or route server.
+        let is_for_customers = path.attributes.rare().only_to_customer.is_some();
+        let role = established.terms.role;
+        let leaks = is_for_customers && role.is_some_and(Role::hears_for_customers_only);
+        let is_held_back = is_inside || stays_inside || leaks || says(NO_ADVERTISE);
+        let is_for_it = path.peer != self.id && !is_held_back;
         is_for_it.then_some(path)
     }
 
@@ -230,6 +235,13 @@ impl Peer {
             told.local_pref = None;
             // RFC 4271 §5.1.4: it is for us, not for another AS.
             told.med = None;
+        }
+        if established
+            .terms
+            .role
+            .is_some_and(Role::tells_for_customers_only)
+        {
+            told.keep_to_customers(shared.config.local_as);
         }
         if self.config.graceful_shutdown {
             told.shut_down_gracefully(internal);

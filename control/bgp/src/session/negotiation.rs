@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::config::{PeerConfig, SpeakerConfig};
-use crate::wire::{self, AS_TRANS, Encoding, Family, GracefulRestartOffer, Notification, Open};
+use crate::wire::{
+    self, AS_TRANS, Encoding, Family, GracefulRestartOffer, Notification, Open, Role,
+};
 
 /// The terms of a session.
 #[derive(Debug, Clone)]
@@ -29,6 +31,8 @@ pub(crate) struct Negotiated {
     pub(crate) extended_next_hop: bool,
     pub(crate) graceful_restart: Option<GracefulRestartOffer>,
     pub(crate) hostname: Option<String>,
+    /// What we are to a peer of another AS (RFC 9234).
+    pub(crate) role: Option<Role>,
     /// Same AS on both sides.
     pub(crate) internal: bool,
     /// A NOTIFICATION is no reason to let go of routes, unless it is a Hard Reset (RFC 8538).
@@ -55,12 +59,18 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
                 .collect(),
         }),
         hostname: speaker.hostname.clone(),
+        roles: role(speaker, peer).map(Role::number).into_iter().collect(),
         ..Open::bare(
             speaker.local_as,
             u16::try_from(peer.hold_time.as_secs()).unwrap_or(u16::MAX),
             speaker.router_id,
         )
     }
+}
+
+/// Our role, which internal peers have none of.
+fn role(speaker: &SpeakerConfig, peer: &PeerConfig) -> Option<Role> {
+    peer.role.filter(|_| peer.remote_as != speaker.local_as)
 }
 
 /// The terms that the peer's OPEN and ours allow.
@@ -96,6 +106,16 @@ pub(crate) fn negotiate(
     let hold_time = peer
         .hold_time
         .min(Duration::from_secs(u64::from(open.hold_time_s)));
+    let role = role(speaker, peer).filter(|_| !internal);
+    if let Some(role) = role {
+        // RFC 9234 §4.2: two roles are as bad as a wrong one.
+        let is_counterpart = |said: &u8| *said == role.counterpart().number();
+        let is_silent = open.roles.is_empty() && !peer.role_strict;
+        let fits = open.roles.len() == 1 && open.roles.iter().all(is_counterpart);
+        if !is_silent && !fits {
+            return Err(Notification::ROLE_MISMATCH);
+        }
+    }
     let survives_notification = peer.graceful_restart.is_some()
         && open
             .graceful_restart
@@ -121,6 +141,7 @@ pub(crate) fn negotiate(
         extended_next_hop: open.extended_next_hop && peer.extended_next_hop,
         graceful_restart: open.graceful_restart,
         hostname: open.hostname,
+        role,
         internal,
         survives_notification,
     })
@@ -233,6 +254,67 @@ mod tests {
         let open = theirs(|open| open.hold_time_s = 0);
         let terms = negotiate(open, &speaker(), &peer(65002)).unwrap();
         assert!(terms.hold_time.is_zero() && terms.keepalive_time.is_zero());
+    }
+
+    #[test]
+    fn roles_that_do_not_fit_refuse_the_open_and_none_does_so_when_that_is_asked() {
+        let outcome = |ours: Role, strict: bool, theirs_say: &[u8], internal: bool| {
+            let mut peer = peer(0);
+            (peer.role, peer.role_strict) = (Some(ours), strict);
+            let open = theirs(|open| {
+                open.roles = theirs_say.iter().copied().collect();
+                if internal {
+                    open.asn = 65001;
+                }
+            });
+            negotiate(open, &speaker(), &peer).map(|terms| terms.role)
+        };
+        // RFC 9234 §4.2, table 2: provider 0, route server 1, its client 2, customer 3, peer 4.
+        for (ours, fitting) in [
+            (Role::Provider, 3),
+            (Role::Customer, 0),
+            (Role::RsServer, 2),
+            (Role::RsClient, 1),
+            (Role::Peer, 4),
+        ] {
+            for said in 0..=5 {
+                let expected = if said == fitting {
+                    Ok(Some(ours))
+                } else {
+                    Err(Notification::ROLE_MISMATCH)
+                };
+                assert_eq!(
+                    outcome(ours, false, &[said], false),
+                    expected,
+                    "{ours} {said}"
+                );
+                assert_eq!(
+                    outcome(ours, true, &[said], false),
+                    expected,
+                    "{ours} {said}"
+                );
+            }
+            assert_eq!(outcome(ours, false, &[], false), Ok(Some(ours)));
+            for mismatch in [(true, &[][..]), (false, &[fitting, 9])] {
+                let refused = outcome(ours, mismatch.0, mismatch.1, false);
+                assert_eq!(refused, Err(Notification::ROLE_MISMATCH));
+            }
+            assert_eq!(
+                outcome(ours, true, &[9], true),
+                Ok(None),
+                "an internal peer"
+            );
+        }
+    }
+
+    #[test]
+    fn a_role_is_offered_to_external_peers_only() {
+        for (remote_as, said) in [(65002, vec![3]), (0, vec![3]), (65001, vec![])] {
+            let mut peer = peer(remote_as);
+            peer.role = Some(Role::Customer);
+            let open = our_open(&speaker(), &peer, false);
+            assert_eq!(open.roles.into_iter().collect::<Vec<_>>(), said);
+        }
     }
 
     #[test]

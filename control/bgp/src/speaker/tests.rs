@@ -8,8 +8,11 @@ mod link;
 mod network;
 mod random;
 mod ranges;
+mod raw;
 mod reach;
+mod refresh;
 mod restart;
+mod roles;
 mod shown;
 mod transit;
 

@@ -96,6 +96,14 @@ impl Attributes {
         self.rare = (rare != RareAttributes::default()).then(|| Box::new(rare));
     }
 
+    /// Says that only customers may hear of the path, unless that was said before (RFC 9234 §5).
+    pub(crate) fn keep_to_customers(&mut self, asn: u32) {
+        self.rare
+            .get_or_insert_default()
+            .only_to_customer
+            .get_or_insert(asn);
+    }
+
     /// Asks who hears of the path to prefer others (RFC 8326 §4.2): by the community, and towards an
     /// internal peer by LOCAL_PREF.
     pub(crate) fn shut_down_gracefully(&mut self, internal: bool) {

@@ -32,6 +32,8 @@ impl Notification {
     pub const BAD_IDENTIFIER: Self = Self::bare(2, 3);
     /// OPEN: a hold time of one or two seconds.
     pub const UNACCEPTABLE_HOLD_TIME: Self = Self::bare(2, 6);
+    /// OPEN: the roles do not fit (RFC 9234 §4.2).
+    pub const ROLE_MISMATCH: Self = Self::bare(2, 11);
     /// Cease: too many prefixes (RFC 4486).
     pub const MAX_PREFIXES: Self = Self::bare(6, cease_subcode::MAX_PREFIXES);
     /// Cease: the peer left our configuration.

@@ -14,6 +14,8 @@ use super::Family;
 pub(crate) const AS_TRANS: u16 = 23456;
 /// The FQDN capability, draft-walton-bgp-hostname-capability.
 const FQDN: u8 = 73;
+/// Capability code of the BGP role (RFC 9234 §4.1).
+const ROLE: u8 = 9;
 /// The one pair of families of RFC 8950 that we know.
 const IPV4_BY_IPV6: ExtendedNextHopFamily = ExtendedNextHopFamily {
     nlri_afi: Afi::Ipv4,
@@ -44,6 +46,8 @@ pub struct Open {
     pub enhanced_route_refresh: bool,
     /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// What the sender says it is to us, as numbers (RFC 9234 §4.1); more than one is a fault.
+    pub roles: BTreeSet<u8>,
     /// Whether messages may have 65535 octets (RFC 8654).
     pub extended_messages: bool,
     /// Graceful restart (RFC 4724, RFC 8538).
@@ -80,6 +84,7 @@ impl Open {
             enhanced_route_refresh: false,
             extended_next_hop: false,
             extended_messages: false,
+            roles: BTreeSet::new(),
             graceful_restart: None,
             hostname: None,
             others: BTreeSet::new(),
@@ -119,6 +124,9 @@ impl Open {
             Capability::RouteRefresh => self.route_refresh = true,
             Capability::EnhancedRouteRefresh => self.enhanced_route_refresh = true,
             Capability::ExtendedMessage => self.extended_messages = true,
+            Capability::Role { role } => {
+                self.roles.insert(role.to_u8());
+            }
             Capability::ExtendedNextHop(families) => {
                 self.extended_next_hop |= families.contains(&IPV4_BY_IPV6);
             }
@@ -140,6 +148,9 @@ impl Open {
                         })
                         .collect(),
                 });
+            }
+            Capability::Unknown { code: ROLE, data } if data.len() == 1 => {
+                self.roles.insert(data[0]);
             }
             Capability::Unknown { code: FQDN, data } => self.hostname = hostname_of(data),
             // A family that we do not speak.
@@ -171,6 +182,10 @@ impl Open {
         if self.extended_messages {
             capabilities.push(Capability::ExtendedMessage);
         }
+        capabilities.extend(self.roles.iter().map(|role| Capability::Unknown {
+            code: ROLE,
+            data: Bytes::copy_from_slice(&[*role]),
+        }));
         if self.four_octet_as {
             capabilities.push(Capability::FourOctetAs { asn: self.asn });
         }

@@ -212,6 +212,9 @@ pub struct Neighbor {
     pub graceful_shutdown: bool,
     /// It is told what other peers told.
     pub transit: bool,
+    /// What we are to it and it to us (RFC 9234), when that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<BgpRole>,
     /// Who keeps whose routes over a restart.
     pub graceful_restart: GracefulRestart,
     /// Its segments are signed with TCP MD5 (RFC 2385).
@@ -256,6 +259,18 @@ pub struct MessageCount {
     pub received: u64,
     /// Those that we sent.
     pub sent: u64,
+}
+
+/// What both ends of a session are to each other (RFC 9234).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpRole {
+    /// What we are: `provider`, `rs-server`, `rs-client`, `customer` or `peer`.
+    pub ours: Option<String>,
+    /// There is no session unless it says what it is.
+    pub strict: bool,
+    /// What it said that it is.
+    pub its: Vec<String>,
 }
 
 /// How a session stands with graceful restart (RFC 4724).

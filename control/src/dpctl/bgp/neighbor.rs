@@ -174,6 +174,16 @@ fn summary(neighbor: &Neighbor) -> String {
         "BFD",
         peer.bfd.clone().unwrap_or_else(|| "not watched".to_owned()),
     );
+    if let Some(role) = &neighbor.role {
+        let ours = role.ours.as_deref().unwrap_or("not said");
+        let strict = if role.strict { ", strict" } else { "" };
+        let its = if role.its.is_empty() {
+            "not said".to_owned()
+        } else {
+            role.its.join(", ")
+        };
+        line("Role", format!("ours {ours}{strict}; its {its}"));
+    }
     line("Graceful restart", graceful_restart(neighbor));
     if !neighbor.graceful_restart.kept_s.is_empty() {
         let kept = neighbor.graceful_restart.kept_s.iter();
@@ -265,7 +275,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::api::types::{Capability, GracefulRestart, MessageCount, Peer, PeerFamily};
+    use crate::api::types::{BgpRole, Capability, GracefulRestart, MessageCount, Peer, PeerFamily};
     use crate::dpctl::args::Output;
 
     fn neighbor() -> Neighbor {
@@ -329,6 +339,11 @@ mod tests {
             max_prefixes: Some(1000),
             graceful_shutdown: false,
             transit: true,
+            role: Some(BgpRole {
+                ours: Some("customer".to_owned()),
+                strict: true,
+                its: vec!["provider".to_owned()],
+            }),
             graceful_restart: GracefulRestart {
                 offered_s: Some(120),
                 peer_s: Some(60),

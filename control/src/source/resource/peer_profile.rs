@@ -5,7 +5,7 @@
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::definition;
@@ -69,6 +69,30 @@ pub struct Spec {
     /// It is told what other peers told, too. Default: no, a node is not a transit router.
     #[serde(default)]
     pub transit: bool,
+    /// What this node is to the peer, which is of another AS: routes that only customers may hear of are marked, and
+    /// neither taken nor told where they would leak (RFC 9234). Absent: nothing is said of it.
+    #[serde(default)]
+    #[schemars(schema_with = "role")]
+    pub role: Option<Role>,
+    /// No session with a peer that does not say its own role. Default: no.
+    #[serde(default)]
+    pub role_strict: bool,
+}
+
+/// What a router is to its neighbour (RFC 9234 §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It carries the peer's packets anywhere.
+    Provider,
+    /// It is a route server.
+    RsServer,
+    /// It is a client of a route server, which the peer is.
+    RsClient,
+    /// The peer carries its packets anywhere.
+    Customer,
+    /// Each carries only what is for itself and its customers.
+    Peer,
 }
 
 /// Peers of which all that is said is true.
@@ -134,6 +158,15 @@ pub struct Bfd {
     pub strict: bool,
 }
 
+/// An enumeration without the words `oneOf` and `const`, which an API server does not know.
+fn role(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "nullable": true,
+        "enum": ["provider", "rs-server", "rs-client", "customer", "peer"],
+    })
+}
+
 const fn limit() -> u32 {
     32
 }
@@ -157,6 +190,12 @@ impl Check for PeerProfile {
             return Err(Wrong {
                 path: spec.key("shutdown"),
                 why: "is longer than the 128 octets that a peer can be told".to_owned(),
+            });
+        }
+        if self.spec.role_strict && self.spec.role.is_none() {
+            return Err(Wrong {
+                path: spec.key("roleStrict"),
+                why: "needs a role; write role: customer, or what this node is".to_owned(),
             });
         }
         for (index, peer) in self.spec.peers.iter().enumerate() {

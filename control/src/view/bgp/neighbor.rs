@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use fairlead_bgp::snapshot::{NeighborSnapshot, PeerSnapshot};
 use fairlead_bgp::wire::Open;
-use fairlead_bgp::{Direction, Family};
+use fairlead_bgp::{Direction, Family, Role};
 
 use super::{hint, peer_row, policy};
-use crate::api::types::{Capability, GracefulRestart, MessageCount, Neighbor, Past};
+use crate::api::types::{BgpRole, Capability, GracefulRestart, MessageCount, Neighbor, Past};
 use crate::bgp_io::Md5Drops;
 
 pub(super) fn row(
@@ -67,6 +67,7 @@ pub(super) fn row(
         max_prefixes: config.max_prefixes,
         graceful_shutdown: config.graceful_shutdown,
         transit: config.transit,
+        role: role(&neighbor),
         graceful_restart: graceful_restart(&neighbor),
         md5: peer.signed,
         ttl: neighbor.distance.ttl,
@@ -100,6 +101,7 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
             both("extended messages".to_owned(), &|open| {
                 open.extended_messages
             }),
+            both("role".to_owned(), &|open| !open.roles.is_empty()),
             both("graceful restart".to_owned(), &|open| {
                 open.graceful_restart.is_some()
             }),
@@ -111,6 +113,24 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
         ])
         .filter(|capability| capability.sent || capability.received)
         .collect()
+}
+
+fn role(neighbor: &NeighborSnapshot) -> Option<BgpRole> {
+    let named = |number: &u8| {
+        let role = Role::of_number(*number);
+        role.map_or_else(|| format!("role {number}"), |role| role.to_string())
+    };
+    let heard = neighbor.peer.heard.as_ref();
+    let role = BgpRole {
+        ours: neighbor.offered.roles.iter().map(named).next(),
+        strict: neighbor.config.role_strict,
+        its: heard
+            .iter()
+            .flat_map(|open| &open.roles)
+            .map(named)
+            .collect(),
+    };
+    (role.ours.is_some() || !role.its.is_empty()).then_some(role)
 }
 
 fn messages(peer: &PeerSnapshot) -> Vec<MessageCount> {

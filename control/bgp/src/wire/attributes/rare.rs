@@ -20,9 +20,8 @@ const TRANSITIVE: u8 = 0x40;
 /// The bit of an extended community's first octet that keeps it inside an AS (RFC 4360 §2, RFC 5701 §2).
 const NON_TRANSITIVE: u8 = 0x40;
 
-/// Type codes of attributes that the codec reads and we do not: to us they are unknown ones.
+/// Type code of an attribute that the codec reads and we do not: to us it is an unknown one.
 const PMSI_TUNNEL: u8 = 22;
-const ONLY_TO_CUSTOMER: u8 = 35;
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +38,8 @@ pub struct RareAttributes {
     pub extended_communities: Vec<ExtendedCommunity>,
     /// RFC 5701 communities: 20 octets each.
     pub ipv6_extended_communities: Vec<[u8; 20]>,
+    /// Only customers may hear of the path; this AS said so first (RFC 9234 §5).
+    pub only_to_customer: Option<u32>,
     /// Optional transitive attributes that we do not know, in the order of their codes.
     pub unknown: Vec<UnknownAttribute>,
     /// Type codes of known attributes that somebody on the way did not know: their Partial bit stays set
@@ -162,8 +163,7 @@ impl RareAttributes {
                         .map(|community| *community.as_bytes())
                         .collect();
                 } else if let Some(asn) = other.only_to_customer() {
-                    self.keep_unknown(ONLY_TO_CUSTOMER, asn.to_be_bytes().to_vec());
-                    return;
+                    self.only_to_customer = Some(asn);
                 } else if let Some(tunnel) = other.pmsi_tunnel() {
                     let mut value = Vec::new();
                     tunnel.encode(&mut value);
@@ -213,6 +213,7 @@ impl RareAttributes {
                 .collect();
             all.push(PathAttribute::Ipv6ExtendedCommunities(communities));
         }
+        all.extend(self.only_to_customer.map(PathAttribute::OnlyToCustomer));
         all.extend(self.unknown.iter().map(|unknown| {
             PathAttribute::Unknown(RawAttribute {
                 flags: OPTIONAL | TRANSITIVE | PARTIAL,
@@ -244,6 +245,9 @@ fn set_partial(attribute: &mut PathAttribute) {
         }
         PathAttribute::Ipv6ExtendedCommunities(values) => {
             *attribute = PathAttribute::Ipv6ExtendedCommunitiesPartial(std::mem::take(values));
+        }
+        PathAttribute::OnlyToCustomer(asn) => {
+            *attribute = PathAttribute::OnlyToCustomerPartial(*asn);
         }
         PathAttribute::LargeCommunities(values) => {
             *attribute = PathAttribute::LargeCommunitiesPartial(std::mem::take(values));

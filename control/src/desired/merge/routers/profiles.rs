@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use fairlead_bgp::BfdConfig;
 use fairlead_bgp::bfd::{Hops, Timing};
+use fairlead_bgp::{BfdConfig, Role};
 use ipnetwork::IpNetwork;
 
 use super::super::Conditions;
@@ -59,6 +59,14 @@ pub(super) fn apply(
                 );
                 conditions.add(KIND, first, &chosen.origin, "FieldUnsupported", message);
             }
+            let is_internal = neighbor.asn == router.local_asn;
+            let role = said.role.filter(|_| !is_internal);
+            if said.role.is_some() && role.is_none() {
+                let message = format!(
+                    "peer {address}: it is of our own AS, and roles are for peers of others (RFC 9234)"
+                );
+                conditions.add(KIND, first, &chosen.origin, "FieldUnsupported", message);
+            }
             let range = said
                 .range
                 .as_ref()
@@ -79,6 +87,8 @@ pub(super) fn apply(
                 shutdown: said.shutdown.clone(),
                 graceful_shutdown: said.graceful_shutdown,
                 transit: said.transit,
+                role: role.map(what_we_are),
+                role_strict: said.role_strict,
             };
         }
     }
@@ -141,6 +151,16 @@ fn selects(profile: &PeerProfile, address: IpAddr, neighbor: &Neighbor) -> bool 
     };
     let peers = &profile.spec.peers;
     peers.is_empty() || peers.iter().any(fits)
+}
+
+const fn what_we_are(role: peer_profile::Role) -> Role {
+    match role {
+        peer_profile::Role::Provider => Role::Provider,
+        peer_profile::Role::RsServer => Role::RsServer,
+        peer_profile::Role::RsClient => Role::RsClient,
+        peer_profile::Role::Customer => Role::Customer,
+        peer_profile::Role::Peer => Role::Peer,
+    }
 }
 
 fn watch(bfd: &Bfd, is_multihop: bool) -> BfdConfig {

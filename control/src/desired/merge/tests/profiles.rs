@@ -1,7 +1,7 @@
 //! Peer profiles: which peers they select, and what they add to them.
 
 use fairlead_bgp::bfd::Hops;
-use fairlead_bgp::{BfdConfig, bfd::Timing};
+use fairlead_bgp::{BfdConfig, Role, bfd::Timing};
 
 use super::*;
 
@@ -83,6 +83,37 @@ fn of_two_profiles_for_a_peer_the_first_counts_and_one_for_no_peer_says_so() {
     assert_eq!(
         only(&none).message,
         "it selects none of the BGP peers of node node1; `dpctl bgp peers` lists them"
+    );
+}
+
+#[test]
+fn a_role_is_for_a_peer_of_another_as_and_strictness_needs_one() {
+    let role_of = |spec: &str, policy: &str| {
+        let desired = desired(&[NODE, policy, &profile("tor", spec)]);
+        let router = desired.routers.values().next().unwrap();
+        let profile = &router.neighbors.values().next().unwrap().profile;
+        (profile.role, profile.role_strict, desired.conditions)
+    };
+    for (name, role) in [
+        ("provider", Role::Provider),
+        ("rs-server", Role::RsServer),
+        ("rs-client", Role::RsClient),
+        ("customer", Role::Customer),
+        ("peer", Role::Peer),
+    ] {
+        let spec = format!("{{role: {name}, roleStrict: true}}");
+        let external = POLICY.replace("peerASN: 65010", "peerASN: 65000");
+        assert_eq!(role_of(&spec, &external), (Some(role), true, vec![]));
+    }
+    let (role, _, conditions) = role_of("{role: peer}", POLICY);
+    assert_eq!((role, conditions.len()), (None, 1));
+    assert_eq!(conditions[0].reason, "FieldUnsupported");
+
+    let desired = desired(&[NODE, POLICY, &profile("tor", "{roleStrict: true}")]);
+    assert!(
+        only(&desired).message.contains("needs a role"),
+        "{:?}",
+        only(&desired)
     );
 }
 

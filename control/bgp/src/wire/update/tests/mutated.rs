@@ -185,6 +185,7 @@ pub(super) fn seeds(with_default: bool) -> Vec<Shape> {
         local2: 3,
     }];
     rich.set_rare(RareAttributes {
+        only_to_customer: Some(65001),
         originator_id: Some(Ipv4Addr::new(10, 0, 0, 9)),
         cluster_list: vec![Ipv4Addr::new(10, 0, 0, 8)],
         atomic_aggregate: true,
