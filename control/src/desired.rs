@@ -314,6 +314,10 @@ pub struct Range {
 
 /// What Cilium's objects have no field for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in the configuration"
+)]
 pub struct Profile {
     /// The peer stands for all who dial from here.
     pub range: Option<Range>,

@@ -31,6 +31,10 @@ pub struct PeerProfile {
 /// What a profile says.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in the configuration"
+)]
 pub struct Spec {
     /// The nodes it is for; absent or empty: all.
     #[serde(default)]

@@ -399,7 +399,7 @@ impl Merge<'_, '_> {
                 let addresses = found.unwrap_or_else(|(reason, why)| {
                     let message = format!("interface: {why}; nothing of it is advertised");
                     let origin = &advertisement.origin;
-                    let conditions = &mut self.conditions;
+                    let conditions = &mut *self.conditions;
                     conditions.add(ADVERTISEMENT_KIND, object, origin, reason, message);
                     BTreeSet::new()
                 });
