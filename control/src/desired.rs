@@ -335,6 +335,8 @@ pub struct Profile {
     pub graceful_shutdown: bool,
     /// It is told what other peers told, too.
     pub transit: bool,
+    /// It may tell several paths per prefix (RFC 7911).
+    pub add_path: bool,
     /// What we are to it (RFC 9234).
     pub role: Option<Role>,
     /// No session with it unless it says what it is to us.

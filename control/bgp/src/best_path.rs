@@ -8,7 +8,8 @@
 //! 5. external peer before internal peer;
 //! 6. lower BGP identifier of the originator or else of the peer;
 //! 7. shorter CLUSTER_LIST;
-//! 8. lower peer address.
+//! 8. lower peer address;
+//! 9. lower path identifier, of the same peer (RFC 7911 §3).
 //!
 //! Paths that tie up to and including 5 may be used together. The metric to the next hop, which
 //! the RFC puts before 6, is not known to a node: its next hops are on its links.
@@ -48,6 +49,8 @@ pub enum Reason {
     ClusterListLength,
     /// 8: lower peer address.
     PeerAddress,
+    /// 9: lower path identifier.
+    PathIdentifier,
     /// It was the only one.
     Only,
 }
@@ -63,6 +66,7 @@ impl fmt::Display for Reason {
             Self::RouterId => "router id",
             Self::ClusterListLength => "cluster list length",
             Self::PeerAddress => "peer address",
+            Self::PathIdentifier => "path identifier",
             Self::Only => "only path",
         })
     }
@@ -86,6 +90,8 @@ pub struct Candidate<'a> {
     pub attributes: &'a Attributes,
     /// Who said it.
     pub source: &'a Source,
+    /// Which of its paths to the prefix it is; 0 where there is one only.
+    pub identifier: u32,
 }
 
 impl Candidate<'_> {
@@ -106,7 +112,7 @@ impl Candidate<'_> {
         self.attributes.rare().cluster_list.len()
     }
 
-    fn identifier(&self) -> Ipv4Addr {
+    fn router_id(&self) -> Ipv4Addr {
         let originator = self.attributes.rare().originator_id;
         originator.unwrap_or(self.source.router_id)
     }
@@ -119,12 +125,13 @@ pub fn compare(a: Candidate<'_>, b: Candidate<'_>) -> (Ordering, Reason) {
         return (ordering, reason);
     }
     let ties = [
-        (a.identifier().cmp(&b.identifier()), Reason::RouterId),
+        (a.router_id().cmp(&b.router_id()), Reason::RouterId),
         (
             a.reflectors().cmp(&b.reflectors()),
             Reason::ClusterListLength,
         ),
         (a.source.address.cmp(&b.source.address), Reason::PeerAddress),
+        (a.identifier.cmp(&b.identifier), Reason::PathIdentifier),
     ];
     decide(ties)
 }
@@ -208,10 +215,12 @@ mod tests {
             Candidate {
                 attributes: &changed,
                 source: &changed_from,
+                identifier: 0,
             },
             Candidate {
                 attributes: &plain,
                 source: &from,
+                identifier: 0,
             },
         )
     }
@@ -291,7 +300,7 @@ mod tests {
                 };
                 (attributes, source)
             }).collect();
-            let mut candidates: Vec<_> = paths.iter().map(|(attributes, source)| Candidate { attributes, source }).collect();
+            let mut candidates: Vec<_> = paths.iter().map(|(attributes, source)| Candidate { attributes, source, identifier: 0 }).collect();
             let best = candidates[rank(&candidates).unwrap()].source.address;
             let length = candidates.len();
             candidates.rotate_left(rotation % length);

@@ -68,6 +68,8 @@ pub struct PeerConfig {
     pub graceful_shutdown: bool,
     /// It is told the best paths of what other peers told, too: the node is a transit router for it.
     pub transit: bool,
+    /// It may tell several paths per prefix, and each is kept (RFC 7911).
+    pub add_path: bool,
     /// What we are to it, when it is of another AS (RFC 9234).
     pub role: Option<Role>,
     /// No session with a peer that does not say what it is to us.
@@ -147,6 +149,7 @@ impl PeerConfig {
             shutdown: None,
             graceful_shutdown: false,
             transit: false,
+            add_path: false,
             role: None,
             role_strict: false,
             families: BTreeSet::from(Family::ALL),
@@ -190,6 +193,7 @@ impl PeerConfig {
             || self.ebgp_multihop_ttl != other.ebgp_multihop_ttl
             || self.ttl_security != other.ttl_security
             || self.families != other.families
+            || self.add_path != other.add_path
             || (self.role, self.role_strict) != (other.role, other.role_strict)
             || self.local_address != other.local_address
             || self.local_port != other.local_port

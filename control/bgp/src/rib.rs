@@ -60,6 +60,8 @@ pub(crate) struct Count {
 #[derive(Debug)]
 pub(crate) struct Ranked<'a> {
     pub(crate) path: &'a Path,
+    /// Which of its peer's paths to the prefix it is (RFC 7911 §3); 0 where there is one only.
+    pub(crate) identifier: u32,
     pub(crate) used: bool,
     pub(crate) best: bool,
     /// What decided between it and the best path; for the best one, between it and the second.
@@ -127,15 +129,16 @@ impl Rib {
     /// The best path of a prefix.
     pub(crate) fn best(&self, prefix: &IpNetwork) -> Option<&Path> {
         let paths = self.destinations.get(prefix)?;
-        self.chooser.best(paths.as_slice())
+        self.chooser.best(paths)
     }
 
-    pub(crate) fn learn(&mut self, prefix: IpNetwork, path: Path) {
-        self.replace(prefix, path.peer, Some(path));
+    /// Takes a path in the place of the one of its identifier (RFC 7911 §3), which is 0 where a prefix has one path only.
+    pub(crate) fn learn(&mut self, prefix: IpNetwork, identifier: u32, path: Path) {
+        self.replace(prefix, path.peer, identifier, Some(path));
     }
 
-    pub(crate) fn withdraw(&mut self, prefix: IpNetwork, peer: PeerId) {
-        self.replace(prefix, peer, None);
+    pub(crate) fn withdraw(&mut self, prefix: IpNetwork, peer: PeerId, identifier: u32) {
+        self.replace(prefix, peer, identifier, None);
     }
 
     /// Forgets what a peer said about a family.
@@ -206,16 +209,18 @@ impl Rib {
         verdict: impl Fn(&IpNetwork, &Attributes) -> Option<Rejection>,
     ) {
         for prefix in prefixes {
-            let Some(path) = self.path(&prefix, peer) else {
-                continue;
-            };
-            let rejection = verdict(&prefix, &path.attributes);
-            if rejection != path.rejection {
-                let path = Path {
-                    rejection,
-                    ..path.clone()
-                };
-                self.replace(prefix, peer, Some(path));
+            let paths = self.destinations.get(&prefix);
+            let told: Vec<_> = paths
+                .into_iter()
+                .flat_map(|paths| paths.of(peer))
+                .map(|(identifier, path)| (identifier, path.clone()))
+                .collect();
+            for (identifier, path) in told {
+                let rejection = verdict(&prefix, &path.attributes);
+                if rejection != path.rejection {
+                    let path = Path { rejection, ..path };
+                    self.replace(prefix, peer, identifier, Some(path));
+                }
             }
         }
     }
@@ -239,7 +244,7 @@ impl Rib {
     /// The used paths of a prefix, best first.
     pub(crate) fn used(&self, prefix: &IpNetwork) -> Selection {
         let paths = self.destinations.get(prefix);
-        let selection = paths.map(|paths| self.chooser.select(paths.as_slice()));
+        let selection = paths.map(|paths| self.chooser.select(paths));
         selection.unwrap_or_default()
     }
 
@@ -251,42 +256,37 @@ impl Rib {
     pub(crate) fn ranked(&self) -> impl Iterator<Item = (IpNetwork, Vec<Ranked<'_>>)> {
         self.destinations
             .iter()
-            .map(|(prefix, paths)| (prefix, self.rank(paths.as_slice())))
+            .map(|(prefix, paths)| (prefix, self.rank(paths)))
     }
 
     /// The paths that a peer told.
     pub(crate) fn of(&self, peer: PeerId) -> impl Iterator<Item = (IpNetwork, &Path)> {
         self.destinations
             .iter()
-            .filter_map(move |(prefix, paths)| Some((prefix, paths.of(peer)?)))
+            .flat_map(move |(prefix, paths)| paths.of(peer).map(move |(_, path)| (prefix, path)))
     }
 
     /// The paths of a prefix, each with its place.
     pub(crate) fn ranked_of(&self, prefix: &IpNetwork) -> Vec<Ranked<'_>> {
         let paths = self.destinations.get(prefix);
-        paths.map_or_else(Vec::new, |paths| self.rank(paths.as_slice()))
-    }
-
-    fn path(&self, prefix: &IpNetwork, peer: PeerId) -> Option<&Path> {
-        self.destinations.get(prefix)?.of(peer)
+        paths.map_or_else(Vec::new, |paths| self.rank(paths))
     }
 
     fn retain(&mut self, peer: PeerId, family: Family, keep: impl Fn(&Path) -> bool) {
-        let gone: Vec<_> = self
-            .destinations
-            .iter()
-            .filter(|(prefix, paths)| {
-                Family::of(prefix) == family && paths.of(peer).is_some_and(|path| !keep(path))
-            })
-            .map(|(prefix, _)| prefix)
+        let of_family = self.destinations.iter();
+        let of_family = of_family.filter(|(prefix, _)| Family::of(prefix) == family);
+        let gone: Vec<_> = of_family
+            .flat_map(|(prefix, paths)| paths.of(peer).map(move |path| (prefix, path)))
+            .filter(|(_, (_, path))| !keep(path))
+            .map(|(prefix, (identifier, _))| (prefix, identifier))
             .collect();
-        for prefix in gone {
-            self.withdraw(prefix, peer);
+        for (prefix, identifier) in gone {
+            self.withdraw(prefix, peer, identifier);
         }
     }
 
     /// The only place where the path of a peer changes in a way that matters to its use.
-    fn replace(&mut self, prefix: IpNetwork, peer: PeerId, path: Option<Path>) {
+    fn replace(&mut self, prefix: IpNetwork, peer: PeerId, identifier: u32, path: Option<Path>) {
         let count = self.counts.entry((peer, Family::of(&prefix))).or_default();
         if let Some(new) = &path {
             count.received += 1;
@@ -294,15 +294,12 @@ impl Rib {
         }
         let watches_best = self.best_changed.is_some();
         let look = |paths: &Paths| {
-            let best = watches_best.then(|| self.chooser.best(paths.as_slice()));
-            (
-                self.chooser.select(paths.as_slice()),
-                best.flatten().cloned(),
-            )
+            let best = watches_best.then(|| self.chooser.best(paths));
+            (self.chooser.select(paths), best.flatten().cloned())
         };
         let Change { before, after, old } = match self.destinations.entry(prefix) {
-            Entry::V4(entry) => change(entry, peer, path, look),
-            Entry::V6(entry) => change(entry, peer, path, look),
+            Entry::V4(entry) => change(entry, (peer, identifier), path, look),
+            Entry::V6(entry) => change(entry, (peer, identifier), path, look),
         };
         if let Some(old) = &old {
             count.received -= 1;
@@ -322,47 +319,42 @@ impl Rib {
         }
     }
 
-    fn rank<'a>(&'a self, paths: &'a [Path]) -> Vec<Ranked<'a>> {
-        let used = self.chooser.select(paths);
-        let used = used.as_slice();
-        let best = used
-            .first()
-            .and_then(|hop| paths.iter().find(|path| path.peer == hop.peer));
-        let against = |path: &Path, other: &Path| {
-            let (a, b) = self
-                .chooser
-                .candidate(path)
-                .zip(self.chooser.candidate(other))?;
-            Some(best_path::compare(a, b).1)
-        };
-        let mut ranked: Vec<_> = paths
+    fn rank<'a>(&'a self, paths: &'a Paths) -> Vec<Ranked<'a>> {
+        let used = self.chooser.choose(paths);
+        let best = used.first().copied();
+        let candidates: Vec<_> = (0..paths.as_slice().len())
+            .map(|place| self.chooser.candidate(paths, place))
+            .collect();
+        // The strongest one beside the best.
+        let second = candidates
             .iter()
-            .map(|path| {
-                let is_best = best.is_some_and(|best| best.peer == path.peer);
-                let rival = if is_best {
-                    paths
-                        .iter()
-                        .filter(|other| other.rejection.is_none() && other.peer != path.peer)
-                        .filter_map(|other| Some((other, self.chooser.candidate(other)?)))
-                        .min_by(|a, b| best_path::compare(a.1, b.1).0)
-                        .map(|(other, _)| other)
-                } else {
-                    best
-                };
-                let reason = match rival {
-                    _ if path.rejection.is_some() => None,
-                    Some(rival) => against(path, rival),
-                    None => Some(Reason::Only),
+            .enumerate()
+            .filter(|(place, _)| Some(*place) != best)
+            .filter_map(|(_, candidate)| *candidate)
+            .min_by(|a, b| best_path::compare(*a, *b).0);
+        let best_candidate = best.and_then(|place| candidates[place]);
+        let mut ranked: Vec<_> = paths
+            .as_slice()
+            .iter()
+            .enumerate()
+            .map(|(place, path)| {
+                let is_best = best == Some(place);
+                let rival = if is_best { second } else { best_candidate };
+                let reason = match (candidates[place], rival) {
+                    (Some(candidate), Some(rival)) => Some(best_path::compare(candidate, rival).1),
+                    (Some(_), None) => Some(Reason::Only),
+                    (None, _) => None,
                 };
                 Ranked {
                     path,
-                    used: used.iter().any(|hop| hop.peer == path.peer),
+                    identifier: paths.identifier(place),
+                    used: used.contains(&place),
                     best: is_best,
                     reason,
                 }
             })
             .collect();
-        ranked.sort_by_key(|ranked| (!ranked.best, !ranked.used, ranked.path.peer));
+        ranked.sort_by_key(|one| (!one.best, !one.used, one.path.peer, one.identifier));
         ranked
     }
 }
@@ -383,7 +375,7 @@ struct Change<S> {
 /// Puts, replaces or removes the path of a peer.
 fn change<K: Ord, S: Default>(
     entry: btree_map::Entry<'_, K, Paths>,
-    peer: PeerId,
+    (peer, identifier): (PeerId, u32),
     path: Option<Path>,
     look: impl Fn(&Paths) -> S,
 ) -> Change<S> {
@@ -395,18 +387,18 @@ fn change<K: Ord, S: Default>(
     match (entry, path) {
         (btree_map::Entry::Vacant(_), None) => {}
         (btree_map::Entry::Vacant(vacant), Some(new)) => {
-            seen.after = look(vacant.insert(Paths::One(new)));
+            seen.after = look(vacant.insert(Paths::new(new, identifier)));
         }
         (btree_map::Entry::Occupied(mut known), Some(new)) => {
             let paths = known.get_mut();
             seen.before = look(paths);
-            seen.old = paths.put(new);
+            seen.old = paths.put(new, identifier);
             seen.after = look(paths);
         }
         (btree_map::Entry::Occupied(mut known), None) => {
             let paths = known.get_mut();
             seen.before = look(paths);
-            match paths.remove(peer) {
+            match paths.remove(peer, identifier) {
                 Removed::Nothing => seen.after = look(paths),
                 Removed::One(old) => {
                     seen.old = Some(old);

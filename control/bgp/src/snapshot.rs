@@ -70,7 +70,7 @@ pub struct PeerSnapshot {
 pub struct FamilySnapshot {
     /// Whether both sides speak it in this session.
     pub negotiated: bool,
-    /// Prefixes that the peer told us.
+    /// Prefixes that the peer told us; paths, where it tells several of a prefix.
     pub received: usize,
     /// Those that the import policy lets in.
     pub accepted: usize,
@@ -240,6 +240,8 @@ pub struct PathSnapshot {
     pub rejection: Option<Rejection>,
     /// Its peer is restarting, or tells its routes again, and has not confirmed it.
     pub stale: bool,
+    /// Which of its peer's paths to the prefix it is (RFC 7911 §3); 0 where there is one only.
+    pub identifier: u32,
 }
 
 /// A prefix that a peer was told.

@@ -382,8 +382,11 @@ impl Speaker {
         let Some(peer) = self.find(name) else {
             return Vec::new();
         };
-        let told = self.shared.rib.of(peer);
-        told.map(|(prefix, _)| {
+        let mut told: Vec<_> = self.shared.rib.of(peer).map(|(prefix, _)| prefix).collect();
+        // Several paths of a prefix stand together.
+        told.dedup();
+        let told = told.into_iter();
+        told.map(|prefix| {
             let mut ranked = self.shared.rib.ranked_of(&prefix);
             ranked.retain(|ranked| ranked.path.peer == peer);
             RouteSnapshot {
@@ -403,6 +406,7 @@ impl Speaker {
             reason: ranked.reason,
             rejection: ranked.path.rejection,
             stale: ranked.path.stale,
+            identifier: ranked.identifier,
         })
     }
 

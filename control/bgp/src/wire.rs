@@ -38,7 +38,7 @@ pub use role::Role;
 pub use update::{
     Fault, FaultAction, Reach, TooLong, Update, pack_announcements, pack_withdrawals,
 };
-pub(crate) use update::{decode_update, end_of_rib};
+pub(crate) use update::{Reading, decode_update, end_of_rib};
 
 /// Octets of marker, length and type.
 const HEADER_LEN: usize = 19;
@@ -307,6 +307,7 @@ mod tests {
             proptest::sample::subsequence(Family::ALL.to_vec(), 1..=2),
             any::<(bool, bool, bool, bool)>(),
             proptest::collection::btree_set(any::<u8>(), 0..3),
+            proptest::array::uniform2(proptest::sample::subsequence(Family::ALL.to_vec(), 0..=2)),
             proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
             proptest::option::of("[a-z0-9.-]{1,64}"),
         )
@@ -318,6 +319,7 @@ mod tests {
                     families,
                     (route_refresh, enhanced_route_refresh, extended_next_hop, extended_messages),
                     roles,
+                    [add_path_send, add_path_receive],
                     restart,
                     hostname,
                 )| Open {
@@ -342,6 +344,8 @@ mod tests {
                     extended_next_hop,
                     extended_messages,
                     roles,
+                    add_path_send: BTreeSet::from_iter(add_path_send),
+                    add_path_receive: BTreeSet::from_iter(add_path_receive),
                     hostname,
                     others: BTreeSet::new(),
                 },
@@ -368,7 +372,10 @@ mod tests {
             {
                 for (four_octet_as, internal, on_link) in [(true, true, true), (true, false, false), (false, false, false)] {
                     for families in [&BTreeSet::from(Family::ALL), &BTreeSet::from([Family::Ipv4Unicast])] {
-                        let _ = decode_update(&raw, four_octet_as, internal, families, on_link);
+                        for add_path in [families, &BTreeSet::new()] {
+                            let reading = Reading { four_octet_as, internal, families, add_path, on_link };
+                            let _ = decode_update(&raw, reading);
+                        }
                     }
                 }
             }

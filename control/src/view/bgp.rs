@@ -307,6 +307,7 @@ fn path_row(local_asn: u32, prefix: IpNetwork, path: PathSnapshot) -> types::Bgp
     };
     types::BgpRoute {
         peer: path.peer.unwrap_or_else(|| "local".to_owned()),
+        path_identifier: Some(path.identifier).filter(|identifier| *identifier != 0),
         best: path.best,
         multipath: path.used && !path.best,
         reason,
@@ -360,6 +361,7 @@ fn attributes_row(local_asn: u32, prefix: IpNetwork, attributes: &Attributes) ->
         med: attributes.med,
         communities,
         others,
+        path_identifier: None,
         best: false,
         multipath: false,
         reason: String::new(),

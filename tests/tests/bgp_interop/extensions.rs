@@ -1,5 +1,7 @@
 //! What both sides must offer before it is done, with BIRD.
 
+use std::collections::BTreeSet;
+
 use fairlead_bgp::{Event, Role};
 
 use super::*;
@@ -13,7 +15,7 @@ pub(super) fn bird(link: &Link, session: &str, channel: &str, routes: &str) -> B
          protocol bgp fairlead {{\n\
            local 10.77.0.2 as 65000; neighbor 10.77.0.1 as 65001; hold time 9; connect delay time 1; error wait time 1, 2;\n\
            {session}\n\
-           ipv4 {{ import all; export where source = RTS_STATIC; next hop self; {channel} }};\n\
+           ipv4 {{ import all; export where source = RTS_STATIC; {channel} }};\n\
          }}\n"
     );
     Bird::start(&link.theirs, &link.dir.path().join("bird"), &config).unwrap()
@@ -177,6 +179,44 @@ fn frr_and_we_agree_on_roles() {
         uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);
         let shown = frr.json("show bgp ipv4 unicast 192.0.2.1/32").unwrap();
         assert_eq!(shown["paths"][0]["otc"], 65001, "{shown}");
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn several_paths_that_bird_tells_of_a_prefix_are_used_together_and_lost_one_by_one() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let sources = "route 203.0.113.0/24 via 10.77.0.3; }\n\
+             protocol static s5 { ipv4; route 203.0.113.0/24 via 10.77.0.4;";
+        let bird = bird(&link, "", "add paths tx;", sources);
+        let ours = Ours::start();
+        let mut config = peer();
+        config.add_path = true;
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        ours.handle.withdraw_all().await.unwrap();
+        let uses = async |last: &[u8]| {
+            let wanted: BTreeSet<_> = last.iter().map(|n| IpAddr::from([10, 77, 0, *n])).collect();
+            let mut learnt = ours.handle.learnt();
+            let found = learnt.wait_for(|table| {
+                let paths = table.get(&net("203.0.113.0/24"));
+                let paths = paths.into_iter().flat_map(|paths| paths.iter());
+                let hops: BTreeSet<_> = paths.map(|path| path.next_hop).collect();
+                hops == wanted
+            });
+            let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+            let is_there = found.is_ok();
+            let routes = ours.handle.snapshot().await.unwrap().routes;
+            assert!(is_there, "{wanted:?}: {routes:#?}");
+        };
+        uses(&[3, 4]).await;
+        bird.order("disable s4").unwrap();
+        uses(&[4]).await;
+        bird.order("enable s4").unwrap();
+        uses(&[3, 4]).await;
         ours.stop().await;
     });
 }

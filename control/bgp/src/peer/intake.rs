@@ -14,7 +14,7 @@ use crate::policy::{Judge, OwnPrefixes};
 use crate::rib::{Path, Rib};
 use crate::session::{Direction, Negotiated, Output, Trigger, negotiate};
 use crate::speaker::{self, DownReason, Shared};
-use crate::wire::{self, Family, FaultAction, Message, Notification, RawUpdate, Update};
+use crate::wire::{self, Family, FaultAction, Message, Notification, RawUpdate, Reading, Update};
 
 impl Peer {
     pub(super) fn handle_message(
@@ -121,9 +121,14 @@ impl Peer {
             self.step(direction, Trigger::of(Event::Update), now, shared);
             return;
         };
-        let (four_octet_as, internal) = (terms.encoding.four_octet_as, terms.internal);
-        let on_link = self.config.interface.is_some();
-        match wire::decode_update(raw, four_octet_as, internal, &terms.families, on_link) {
+        let reading = Reading {
+            four_octet_as: terms.encoding.four_octet_as,
+            internal: terms.internal,
+            families: &terms.families,
+            add_path: &terms.add_path,
+            on_link: self.config.interface.is_some(),
+        };
+        match wire::decode_update(raw, reading) {
             Ok(update) => {
                 let outputs = self.outputs_of(direction, Trigger::of(Event::Update), now, shared);
                 let deliver = outputs
@@ -162,8 +167,11 @@ impl Peer {
                 faults: update.faults,
             });
         }
-        for prefix in update.withdrawn.into_iter().filter(negotiated) {
-            shared.rib.withdraw(prefix, self.id);
+        let gone = update.withdrawn.into_iter().map(|prefix| (prefix, 0));
+        for (prefix, identifier) in gone.chain(update.withdrawn_paths) {
+            if negotiated(&prefix) {
+                shared.rib.withdraw(prefix, self.id, identifier);
+            }
         }
         for mut reach in update.reach {
             // RFC 8326 §4.1: such a path is to be used only while there is no other.
@@ -183,7 +191,9 @@ impl Peer {
                 .iter()
                 .map(|prefix| refused.or_else(|| judge.prefix(prefix, reach.attributes.next_hop)))
                 .collect();
-            for (prefix, rejection) in reach.prefixes.into_iter().zip(verdicts) {
+            let identifiers = reach.identifiers.into_iter().chain(std::iter::repeat(0));
+            let told = reach.prefixes.into_iter().zip(verdicts).zip(identifiers);
+            for ((prefix, rejection), identifier) in told {
                 if negotiated(&prefix) {
                     let path = Path {
                         peer: self.id,
@@ -191,7 +201,7 @@ impl Peer {
                         rejection,
                         stale: false,
                     };
-                    shared.rib.learn(prefix, path);
+                    shared.rib.learn(prefix, identifier, path);
                 }
             }
         }

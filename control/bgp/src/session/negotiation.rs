@@ -22,6 +22,8 @@ pub(crate) struct Negotiated {
     pub(crate) hold_time: Duration,
     pub(crate) keepalive_time: Duration,
     pub(crate) families: BTreeSet<Family>,
+    /// Of which the peer tells several paths per prefix (RFC 7911).
+    pub(crate) add_path: BTreeSet<Family>,
     /// How either side writes UPDATEs.
     pub(crate) encoding: Encoding,
     pub(crate) route_refresh: bool,
@@ -59,6 +61,11 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
                 .collect(),
         }),
         hostname: speaker.hostname.clone(),
+        add_path_receive: if peer.add_path {
+            peer.families.clone()
+        } else {
+            BTreeSet::new()
+        },
         roles: role(speaker, peer).map(Role::number).into_iter().collect(),
         ..Open::bare(
             speaker.local_as,
@@ -126,6 +133,11 @@ pub(crate) fn negotiate(
         router_id: open.router_id,
         hold_time,
         keepalive_time: peer.keepalive_time.min(hold_time / 3),
+        add_path: families
+            .iter()
+            .filter(|family| peer.add_path && open.add_path_send.contains(family))
+            .copied()
+            .collect(),
         families,
         encoding: Encoding {
             four_octet_as: open.four_octet_as,
@@ -304,6 +316,25 @@ mod tests {
                 Ok(None),
                 "an internal peer"
             );
+        }
+    }
+
+    #[test]
+    fn several_paths_are_read_of_families_that_the_peer_sends_and_we_asked_for() {
+        for (wanted, sends, expected) in [
+            (false, &Family::ALL[..], &[][..]),
+            (true, &[], &[]),
+            (true, &Family::ALL[..1], &Family::ALL[..1]),
+            (true, &Family::ALL, &Family::ALL),
+        ] {
+            let mut peer = peer(65002);
+            peer.add_path = wanted;
+            let ours = our_open(&speaker(), &peer, false);
+            assert_eq!(ours.add_path_receive.len(), if wanted { 2 } else { 0 });
+            assert!(ours.add_path_send.is_empty(), "we tell one path");
+            let open = theirs(|open| open.add_path_send = sends.iter().copied().collect());
+            let terms = negotiate(open, &speaker(), &peer).unwrap();
+            assert_eq!(terms.add_path, expected.iter().copied().collect());
         }
     }
 

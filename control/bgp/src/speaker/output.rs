@@ -218,5 +218,6 @@ pub(super) fn originated(prefix: &IpNetwork, announcement: &Announcement) -> Pat
         reason: None,
         rejection: None,
         stale: false,
+        identifier: 0,
     }
 }

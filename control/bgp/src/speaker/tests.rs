@@ -1,5 +1,6 @@
 //! Speakers that talk over a simulated network in virtual time.
 
+mod add_path;
 mod broken_peer;
 mod carried;
 mod change;

@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustbgpd_wire::{Afi, Capability, ExtendedNextHopFamily, GracefulRestartFamily, OpenMessage};
+use rustbgpd_wire::{
+    AddPathFamily, AddPathMode, Afi, Capability, ExtendedNextHopFamily, GracefulRestartFamily,
+    OpenMessage,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Family;
@@ -48,6 +51,10 @@ pub struct Open {
     pub extended_next_hop: bool,
     /// What the sender says it is to us, as numbers (RFC 9234 §4.1); more than one is a fault.
     pub roles: BTreeSet<u8>,
+    /// Families of which the sender may tell several paths per prefix (RFC 7911 §4).
+    pub add_path_send: BTreeSet<Family>,
+    /// Families of which it takes several.
+    pub add_path_receive: BTreeSet<Family>,
     /// Whether messages may have 65535 octets (RFC 8654).
     pub extended_messages: bool,
     /// Graceful restart (RFC 4724, RFC 8538).
@@ -85,6 +92,8 @@ impl Open {
             extended_next_hop: false,
             extended_messages: false,
             roles: BTreeSet::new(),
+            add_path_send: BTreeSet::new(),
+            add_path_receive: BTreeSet::new(),
             graceful_restart: None,
             hostname: None,
             others: BTreeSet::new(),
@@ -123,6 +132,18 @@ impl Open {
             Capability::FourOctetAs { .. } => self.four_octet_as = true,
             Capability::RouteRefresh => self.route_refresh = true,
             Capability::EnhancedRouteRefresh => self.enhanced_route_refresh = true,
+            Capability::AddPath(families) => {
+                for entry in families {
+                    let family = Family::from_codec(entry.afi, entry.safi);
+                    let mode = entry.send_receive;
+                    if matches!(mode, AddPathMode::Send | AddPathMode::Both) {
+                        self.add_path_send.extend(family);
+                    }
+                    if matches!(mode, AddPathMode::Receive | AddPathMode::Both) {
+                        self.add_path_receive.extend(family);
+                    }
+                }
+            }
             Capability::ExtendedMessage => self.extended_messages = true,
             Capability::Role { role } => {
                 self.roles.insert(role.to_u8());
@@ -186,6 +207,27 @@ impl Open {
             code: ROLE,
             data: Bytes::copy_from_slice(&[*role]),
         }));
+        let add_path: Vec<_> = Family::ALL
+            .into_iter()
+            .filter_map(|family| {
+                let sends = self.add_path_send.contains(&family);
+                let receives = self.add_path_receive.contains(&family);
+                let send_receive = match (sends, receives) {
+                    (true, true) => AddPathMode::Both,
+                    (true, false) => AddPathMode::Send,
+                    (false, true) => AddPathMode::Receive,
+                    (false, false) => return None,
+                };
+                Some(AddPathFamily {
+                    afi: family.afi(),
+                    safi: Family::SAFI,
+                    send_receive,
+                })
+            })
+            .collect();
+        if !add_path.is_empty() {
+            capabilities.push(Capability::AddPath(add_path));
+        }
         if self.four_octet_as {
             capabilities.push(Capability::FourOctetAs { asn: self.asn });
         }

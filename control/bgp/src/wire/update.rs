@@ -33,6 +33,8 @@ pub struct Reach {
     pub attributes: Arc<Attributes>,
     /// The prefixes, host bits zero.
     pub prefixes: Vec<IpNetwork>,
+    /// Of each prefix the identifier of its path (RFC 7911 §3); none where a prefix has one path only.
+    pub identifiers: Vec<u32>,
 }
 
 /// An UPDATE after RFC 7606: what may be used, what is withdrawn, what was wrong.
@@ -40,12 +42,25 @@ pub struct Reach {
 pub struct Update {
     /// Prefixes that are gone, by the peer's word or because their attributes were wrong.
     pub withdrawn: Vec<IpNetwork>,
+    /// The same, of families with several paths per prefix: the path of this identifier (RFC 7911 §3).
+    pub withdrawn_paths: Vec<(IpNetwork, u32)>,
     /// Prefixes that are there.
     pub reach: Vec<Reach>,
     /// The End-of-RIB marker of a family (RFC 4724 §2).
     pub end_of_rib: Option<Family>,
     /// Attribute faults that did not end the session.
     pub faults: Vec<Fault>,
+}
+
+impl Update {
+    fn withdraw(&mut self, by_identifier: bool, paths: impl IntoIterator<Item = (IpNetwork, u32)>) {
+        if by_identifier {
+            self.withdrawn_paths.extend(paths);
+        } else {
+            let prefixes = paths.into_iter().map(|(prefix, _)| prefix);
+            self.withdrawn.extend(prefixes);
+        }
+    }
 }
 
 /// An attribute fault and what it cost (RFC 7606 §2).
@@ -74,9 +89,22 @@ pub enum FaultAction {
 #[error("the attributes do not fit a message")]
 pub struct TooLong;
 
-/// Reads an UPDATE in the context of its session: width of AS numbers, internal or external peer,
-/// address families, whether a link-local next hop alone means something, as it does on a known link. What
-/// belongs to other families is left out and is a fault.
+/// The session that an UPDATE is read in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading<'a> {
+    /// AS numbers take four octets.
+    pub(crate) four_octet_as: bool,
+    /// The peer is of our AS.
+    pub(crate) internal: bool,
+    /// Both sides speak these.
+    pub(crate) families: &'a BTreeSet<Family>,
+    /// Of which the peer tells several paths per prefix, each with an identifier (RFC 7911 §3).
+    pub(crate) add_path: &'a BTreeSet<Family>,
+    /// A link-local next hop alone means something, as it does on a known link.
+    pub(crate) on_link: bool,
+}
+
+/// Reads an UPDATE in the context of its session. What belongs to other families is left out and is a fault.
 ///
 /// # Errors
 /// The NOTIFICATION to send when the routes themselves cannot be read (RFC 7606 §3 (j), §5).
@@ -84,13 +112,16 @@ pub struct TooLong;
     clippy::wildcard_enum_match_arm,
     reason = "only the two multiprotocol attributes and NEXT_HOP carry routes"
 )]
-pub(crate) fn decode_update(
-    raw: &RawUpdate,
-    four_octet_as: bool,
-    internal: bool,
-    families: &BTreeSet<Family>,
-    on_link: bool,
-) -> Result<Update, Notification> {
+pub(crate) fn decode_update(raw: &RawUpdate, reading: Reading<'_>) -> Result<Update, Notification> {
+    let Reading {
+        four_octet_as,
+        internal,
+        families,
+        add_path,
+        on_link,
+    } = reading;
+    let has_identifiers = |family: Family| add_path.contains(&family);
+    let by_identifier: Vec<_> = add_path.iter().map(|f| (f.afi(), Family::SAFI)).collect();
     let mut update = Update::default();
     let mut message = raw.0.clone();
     let stripped = strip(&message.path_attributes, families)?;
@@ -100,7 +131,12 @@ pub(crate) fn decode_update(
         update.faults = stripped.faults;
     }
     let (parsed, _) = message
-        .parse_revised_observed_with_error_context(four_octet_as, internal, false, &[])
+        .parse_revised_observed_with_error_context(
+            four_octet_as,
+            internal,
+            has_identifiers(Family::Ipv4Unicast),
+            &by_identifier,
+        )
         .map_err(|context| notification_of(&context.error))?;
     let attributes = &parsed.update.attributes;
 
@@ -112,9 +148,9 @@ pub(crate) fn decode_update(
             PathAttribute::MpReachNlri(reach) => multiprotocol = Some(reach),
             PathAttribute::MpUnreachNlri(unreach) => {
                 if let Some(family) = Family::from_codec(unreach.afi, unreach.safi) {
-                    update
-                        .withdrawn
-                        .extend(unreach.withdrawn.iter().filter_map(network));
+                    let entries = unreach.withdrawn.iter();
+                    let paths = entries.filter_map(|entry| Some((network(entry)?, entry.path_id)));
+                    update.withdraw(has_identifiers(family), paths);
                     if unreach.withdrawn.is_empty() && attributes.len() == 1 {
                         update.end_of_rib = Some(family);
                     }
@@ -128,9 +164,10 @@ pub(crate) fn decode_update(
         }
     }
     let body = &parsed.update.announced;
-    update
-        .withdrawn
-        .extend(parsed.update.withdrawn.iter().filter_map(network_v4));
+    let path_v4 = |entry: &Ipv4NlriEntry| Some((network_v4(entry)?, entry.path_id));
+    let v4_by_identifier = has_identifiers(Family::Ipv4Unicast);
+    let gone = parsed.update.withdrawn.iter().filter_map(path_v4);
+    update.withdraw(v4_by_identifier, gone);
     let empty = raw.0.withdrawn_routes.is_empty()
         && raw.0.path_attributes.is_empty()
         && raw.0.nlri.is_empty();
@@ -194,36 +231,38 @@ pub(crate) fn decode_update(
     }
     let mut reach = Vec::new();
     if let Some(next_hop) = body_next_hop {
-        reach.push((
-            next_hop,
-            None,
-            body.iter().filter_map(network_v4).collect::<Vec<_>>(),
-        ));
+        let paths: Vec<_> = body.iter().filter_map(path_v4).collect();
+        reach.push((next_hop, None, v4_by_identifier, paths));
     } else {
-        update.withdrawn.extend(body.iter().filter_map(network_v4));
+        update.withdraw(v4_by_identifier, body.iter().filter_map(path_v4));
     }
     if let Some(mp) = multiprotocol
-        && Family::from_codec(mp.afi, mp.safi).is_some()
+        && let Some(family) = Family::from_codec(mp.afi, mp.safi)
     {
-        reach.push((
-            mp.next_hop,
-            mp.link_local_next_hop,
-            mp.announced.iter().filter_map(network).collect(),
-        ));
+        let entries = mp.announced.iter();
+        let paths = entries.filter_map(|entry| Some((network(entry)?, entry.path_id)));
+        let by_identifier = has_identifiers(family);
+        let link_local = mp.link_local_next_hop;
+        reach.push((mp.next_hop, link_local, by_identifier, paths.collect()));
     }
-    for (next_hop, link_local, prefixes) in reach {
-        if prefixes.is_empty() {
+    for (next_hop, link_local, by_identifier, paths) in reach {
+        if paths.is_empty() {
             continue;
         }
         if withdraw {
-            update.withdrawn.extend(prefixes);
+            update.withdraw(by_identifier, paths);
             continue;
         }
         let mut read = Attributes::from_codec(attributes, next_hop, internal);
         read.link_local = link_local;
         update.reach.push(Reach {
             attributes: Arc::new(read),
-            prefixes,
+            prefixes: paths.iter().map(|(prefix, _)| *prefix).collect(),
+            identifiers: if by_identifier {
+                paths.iter().map(|(_, identifier)| *identifier).collect()
+            } else {
+                Vec::new()
+            },
         });
     }
     Ok(update)

@@ -127,6 +127,9 @@ pub struct BgpRoute {
     /// Attributes that are passed on and not acted upon, as text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<String>,
+    /// Which of its peer's paths to the prefix it is (RFC 7911), where it tells several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_identifier: Option<u32>,
     /// Whether it is the best path.
     pub best: bool,
     /// Whether it is used beside the best (multipath).

@@ -73,6 +73,9 @@ pub struct Spec {
     /// It is told what other peers told, too. Default: no, a node is not a transit router.
     #[serde(default)]
     pub transit: bool,
+    /// It may tell several paths per prefix; those that are equally good are used together (RFC 7911). Default: no.
+    #[serde(default)]
+    pub add_path: bool,
     /// What this node is to the peer, which is of another AS: routes that only customers may hear of are marked, and
     /// neither taken nor told where they would leak (RFC 9234). Absent: nothing is said of it.
     #[serde(default)]

@@ -101,6 +101,16 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
             both("extended messages".to_owned(), &|open| {
                 open.extended_messages
             }),
+            Capability {
+                name: "several paths from it".to_owned(),
+                sent: !ours.add_path_receive.is_empty(),
+                received: theirs.is_some_and(|open| !open.add_path_send.is_empty()),
+            },
+            Capability {
+                name: "several paths from us".to_owned(),
+                sent: !ours.add_path_send.is_empty(),
+                received: theirs.is_some_and(|open| !open.add_path_receive.is_empty()),
+            },
             both("role".to_owned(), &|open| !open.roles.is_empty()),
             both("graceful restart".to_owned(), &|open| {
                 open.graceful_restart.is_some()

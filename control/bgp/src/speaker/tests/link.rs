@@ -76,9 +76,18 @@ fn told(messages: &[Message]) -> BTreeMap<IpNetwork, IpAddr> {
     });
     updates
         .flat_map(|raw| {
-            wire::decode_update(raw, true, false, &BTreeSet::from(Family::ALL), true)
-                .unwrap()
-                .reach
+            wire::decode_update(
+                raw,
+                crate::wire::Reading {
+                    four_octet_as: true,
+                    internal: false,
+                    families: &BTreeSet::from(Family::ALL),
+                    add_path: &BTreeSet::new(),
+                    on_link: true,
+                },
+            )
+            .unwrap()
+            .reach
         })
         .flat_map(|reach| {
             let next_hop = reach.attributes.next_hop;

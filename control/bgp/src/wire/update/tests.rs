@@ -33,10 +33,13 @@ fn read(bytes: &Bytes, four_octet_as: bool, internal: bool) -> Update {
     };
     decode_update(
         &raw,
-        four_octet_as,
-        internal,
-        &BTreeSet::from(Family::ALL),
-        false,
+        Reading {
+            four_octet_as,
+            internal,
+            families: &BTreeSet::from(Family::ALL),
+            add_path: &BTreeSet::new(),
+            on_link: false,
+        },
     )
     .unwrap()
 }

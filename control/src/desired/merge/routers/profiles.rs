@@ -87,6 +87,7 @@ pub(super) fn apply(
                 shutdown: said.shutdown.clone(),
                 graceful_shutdown: said.graceful_shutdown,
                 transit: said.transit,
+                add_path: said.add_path,
                 role: role.map(what_we_are),
                 role_strict: said.role_strict,
             };

@@ -248,8 +248,26 @@ fn hear(bytes: &Bytes) -> usize {
     let mut accepted = 0;
     for (four_octet_as, internal, on_link) in SESSIONS {
         let one = BTreeSet::from([Family::Ipv6Unicast]);
-        let _ = decode_update(&raw, four_octet_as, internal, &one, on_link);
-        let Ok(update) = decode_update(&raw, four_octet_as, internal, &both, on_link) else {
+        let _ = decode_update(
+            &raw,
+            Reading {
+                four_octet_as,
+                internal,
+                families: &one,
+                add_path: &BTreeSet::new(),
+                on_link,
+            },
+        );
+        let Ok(update) = decode_update(
+            &raw,
+            Reading {
+                four_octet_as,
+                internal,
+                families: &both,
+                add_path: &BTreeSet::new(),
+                on_link,
+            },
+        ) else {
             continue;
         };
         accepted += usize::from(update.faults.is_empty());
@@ -283,10 +301,13 @@ fn say_again(reach: &Reach, four_octet_as: bool, internal: bool, on_link: bool) 
         };
         let update = decode_update(
             &raw,
-            four_octet_as,
-            internal,
-            &BTreeSet::from(Family::ALL),
-            on_link,
+            Reading {
+                four_octet_as,
+                internal,
+                families: &BTreeSet::from(Family::ALL),
+                add_path: &BTreeSet::new(),
+                on_link,
+            },
         );
         let update = update.unwrap_or_else(|error| panic!("{error}: {message:02x?}"));
         assert!(

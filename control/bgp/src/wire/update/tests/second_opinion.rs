@@ -213,7 +213,16 @@ fn of_damaged_messages_that_both_accept_both_read_the_same() {
             continue;
         };
         let both = BTreeSet::from(Family::ALL);
-        let Ok(update) = decode_update(&raw, true, true, &both, true) else {
+        let Ok(update) = decode_update(
+            &raw,
+            Reading {
+                four_octet_as: true,
+                internal: true,
+                families: &both,
+                add_path: &BTreeSet::new(),
+                on_link: true,
+            },
+        ) else {
             continue;
         };
         let is_default = |prefix: &IpNetwork| prefix.prefix() == 0;
