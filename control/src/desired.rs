@@ -335,6 +335,8 @@ pub struct Profile {
     pub graceful_shutdown: bool,
     /// It is told what other peers told, too.
     pub transit: bool,
+    /// How long routes are kept after the restart time (RFC 9494).
+    pub long_lived_stale_time: Option<Duration>,
     /// It may tell several paths per prefix (RFC 7911).
     pub add_path: bool,
     /// What we are to it (RFC 9234).

@@ -1,6 +1,7 @@
 //! Which of two paths to a prefix is better, and by what (RFC 4271 §9.1.2.2, RFC 4456 §9).
 //!
 //! In order:
+//! 0. not kept for a peer that is long away (RFC 9494 §4.3);
 //! 1. higher LOCAL_PREF (100 when absent);
 //! 2. shorter AS_PATH;
 //! 3. lower ORIGIN;
@@ -33,6 +34,8 @@ pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
+    /// 0: not kept for a peer that is long away.
+    LongLivedStale,
     /// 1: higher LOCAL_PREF.
     LocalPref,
     /// 2: shorter AS_PATH.
@@ -58,6 +61,7 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::LongLivedStale => "long-lived stale",
             Self::LocalPref => "local preference",
             Self::AsPathLength => "AS path length",
             Self::Origin => "origin",
@@ -143,7 +147,12 @@ pub fn compare_for_multipath(a: Candidate<'_>, b: Candidate<'_>) -> (Ordering, R
     } else {
         Ordering::Equal
     };
+    let is_outliving = |path: Candidate<'_>| path.attributes.is_outliving();
     decide([
+        (
+            is_outliving(a).cmp(&is_outliving(b)),
+            Reason::LongLivedStale,
+        ),
         (b.local_pref().cmp(&a.local_pref()), Reason::LocalPref),
         (
             a.attributes.as_path.len().cmp(&b.attributes.as_path.len()),
@@ -228,6 +237,13 @@ mod tests {
     #[test]
     fn each_rule_decides_when_the_ones_before_it_tie() {
         use Ordering::{Greater, Less};
+        assert_eq!(
+            decided(|a, _| {
+                a.communities = vec![0xFFFF_0006];
+                a.local_pref = Some(200);
+            }),
+            (Greater, Reason::LongLivedStale)
+        );
         assert_eq!(
             decided(|a, _| {
                 a.local_pref = Some(200);

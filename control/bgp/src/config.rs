@@ -87,6 +87,9 @@ pub struct PeerConfig {
     pub bfd: Option<BfdConfig>,
     /// Offered graceful restart (RFC 4724); `None` offers none.
     pub graceful_restart: Option<GracefulRestart>,
+    /// How long either side keeps the other's routes after the restart time, for who has no better ones (RFC 9494);
+    /// whole seconds. Only with `graceful_restart`.
+    pub long_lived_stale_time: Option<Duration>,
     /// The source address of our dial; `None` lets the host choose.
     pub local_address: Option<IpAddr>,
     /// The source port of our dial; `None` lets the host choose.
@@ -158,6 +161,7 @@ impl PeerConfig {
             max_prefixes: None,
             bfd: None,
             graceful_restart: None,
+            long_lived_stale_time: None,
             local_address: None,
             local_port: None,
             next_hop_v4: None,
@@ -194,6 +198,7 @@ impl PeerConfig {
             || self.ttl_security != other.ttl_security
             || self.families != other.families
             || self.add_path != other.add_path
+            || self.long_lived_stale_time != other.long_lived_stale_time
             || (self.role, self.role_strict) != (other.role, other.role_strict)
             || self.local_address != other.local_address
             || self.local_port != other.local_port

@@ -55,6 +55,6 @@ pub use speaker::{
     Accepted, ConnectionId, ConnectionRequest, Distance, DownReason, Event, Speaker, Transmit,
 };
 pub use wire::{
-    Aggregator, Attributes, ExtendedCommunity, Family, LargeCommunity, Notification, Origin,
-    RareAttributes, Role, UnknownAttribute,
+    Aggregator, Attributes, ExtendedCommunity, Family, LargeCommunity, LongLived, Notification,
+    Origin, RareAttributes, Role, UnknownAttribute,
 };

@@ -94,6 +94,8 @@ struct Kept {
     until: Instant,
     /// Not longer than this, however often the peer comes and goes (RFC 8538 §4.1).
     bound: Instant,
+    /// Its restart time is over (RFC 9494 §4.2).
+    is_long_lived: bool,
 }
 
 /// A session in which routes flow.

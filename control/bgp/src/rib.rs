@@ -164,6 +164,24 @@ impl Rib {
         }
     }
 
+    /// Marks what a peer that is long away told as such, and forgets what shall not be kept so (RFC 9494 §4.2).
+    pub(crate) fn outlive(&mut self, peer: PeerId, family: Family) {
+        let of_family = self.destinations.iter();
+        let of_family = of_family.filter(|(prefix, _)| Family::of(prefix) == family);
+        let kept: Vec<_> = of_family
+            .flat_map(|(prefix, paths)| paths.of(peer).map(move |path| (prefix, path)))
+            .filter(|(_, (_, path))| path.stale)
+            .map(|(prefix, (identifier, path))| (prefix, identifier, path.clone()))
+            .collect();
+        for (prefix, identifier, path) in kept {
+            let outliving = path.attributes.outlive().map(|attributes| Path {
+                attributes: self.interned.only(Arc::new(attributes)),
+                ..path
+            });
+            self.replace(prefix, peer, identifier, outliving);
+        }
+    }
+
     /// Judges the paths of a peer again.
     pub(crate) fn judge_again(
         &mut self,

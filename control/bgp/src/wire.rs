@@ -33,7 +33,7 @@ pub use attributes::{
 };
 pub use notification::Notification;
 pub(crate) use open::AS_TRANS;
-pub use open::{GracefulRestartOffer, Open};
+pub use open::{GracefulRestartOffer, LongLived, Open};
 pub use role::Role;
 pub use update::{
     Fault, FaultAction, Reach, TooLong, Update, pack_announcements, pack_withdrawals,
@@ -309,6 +309,7 @@ mod tests {
             proptest::collection::btree_set(any::<u8>(), 0..3),
             proptest::array::uniform2(proptest::sample::subsequence(Family::ALL.to_vec(), 0..=2)),
             proptest::option::of((any::<bool>(), 0..4096_u64, any::<bool>())),
+            proptest::option::of((any::<bool>(), 0..=0xFF_FFFF_u64)),
             proptest::option::of("[a-z0-9.-]{1,64}"),
         )
             .prop_map(
@@ -321,6 +322,7 @@ mod tests {
                     roles,
                     [add_path_send, add_path_receive],
                     restart,
+                    long_lived,
                     hostname,
                 )| Open {
                     asn,
@@ -336,6 +338,14 @@ mod tests {
                                 .map(|family| (*family, preserved))
                                 .collect::<BTreeMap<_, _>>(),
                         }
+                    }),
+                    long_lived: long_lived.map(|(preserved, seconds)| {
+                        let stale_time = Duration::from_secs(seconds);
+                        let said = LongLived {
+                            preserved,
+                            stale_time,
+                        };
+                        families.iter().map(|family| (*family, said)).collect()
                     }),
                     families: BTreeSet::from_iter(families),
                     four_octet_as: true,

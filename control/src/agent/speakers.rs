@@ -290,6 +290,7 @@ impl Speakers {
             shutdown: neighbor.profile.shutdown.clone(),
             graceful_shutdown: neighbor.profile.graceful_shutdown,
             transit: neighbor.profile.transit,
+            long_lived_stale_time: neighbor.profile.long_lived_stale_time,
             add_path: neighbor.profile.add_path,
             role: neighbor.profile.role,
             role_strict: neighbor.profile.role_strict,

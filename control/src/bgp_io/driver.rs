@@ -500,6 +500,14 @@ fn log(event: &Event) {
         Event::UpdateFaults { peer, faults } => warn!(%peer, ?faults, "faulty update"),
         Event::EndOfRib { peer, family } => debug!(%peer, %family, "all routes received"),
         Event::RefreshAsked { peer, family } => debug!(%peer, %family, "asks for our routes again"),
+        Event::RoutesOutlive {
+            peer,
+            family,
+            stale_time,
+            dropped,
+        } => {
+            info!(%peer, %family, ?stale_time, dropped, "long away: its routes are kept as the last choice")
+        }
         Event::RefreshOver {
             peer,
             family,

@@ -120,6 +120,19 @@ fn told(event: &Event) -> (&str, &'static str, String) {
         }
         Event::EndOfRib { peer, family } => (peer, "all routes received", family.to_string()),
         Event::RefreshAsked { peer, family } => (peer, "asks for our routes", family.to_string()),
+        Event::RoutesOutlive {
+            peer,
+            family,
+            stale_time,
+            dropped,
+        } => (
+            peer,
+            "long away",
+            format!(
+                "{family}: its routes stay for {} s at most, where there are no better ones; {dropped} gone",
+                stale_time.as_secs()
+            ),
+        ),
         Event::RefreshOver {
             peer,
             family,

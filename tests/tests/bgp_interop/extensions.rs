@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fairlead_bgp::{Event, Role};
+use fairlead_bgp::{Event, GracefulRestart, Role};
 
 use super::*;
 
@@ -217,6 +217,52 @@ fn several_paths_that_bird_tells_of_a_prefix_are_used_together_and_lost_one_by_o
         uses(&[4]).await;
         bird.order("enable s4").unwrap();
         uses(&[3, 4]).await;
+        ours.stop().await;
+    });
+}
+
+#[test]
+fn routes_of_a_bird_that_is_long_away_are_kept_marked_for_its_long_lived_time() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let session = "graceful restart on; graceful restart time 2;\n\
+             long lived graceful restart on; long lived stale time 4;";
+        let bird = bird(&link, session, "", "route 203.0.113.0/24 blackhole;");
+        let ours = Ours::start();
+        let mut config = peer();
+        config.graceful_restart = Some(GracefulRestart {
+            restart_time: Duration::from_secs(2),
+            restarting: false,
+            forwarding_preserved: true,
+        });
+        config.long_lived_stale_time = Some(Duration::from_mins(10));
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        ours.handle.withdraw_all().await.unwrap();
+        ours.learns(&[("203.0.113.0/24", THEIR_V4.into())]).await;
+        let mut events = ours.handle.events();
+        drop(bird);
+        let outlive = async {
+            loop {
+                if let Event::RoutesOutlive {
+                    family: Family::Ipv4Unicast,
+                    stale_time,
+                    ..
+                } = events.recv().await.unwrap()
+                {
+                    return stale_time;
+                }
+            }
+        };
+        let stale_time = tokio::time::timeout(Duration::from_secs(10), outlive).await;
+        assert_eq!(stale_time.unwrap(), Duration::from_secs(4));
+        let routes = ours.handle.snapshot().await.unwrap().routes;
+        let path = &routes[0].paths[0];
+        assert_eq!(path.attributes.communities, [0xFFFF_0006]);
+        assert!(path.used, "there is no other");
+        ours.learns(&[]).await;
         ours.stop().await;
     });
 }

@@ -1,4 +1,4 @@
-//! Keeping a peer's routes while it restarts (RFC 4724 §4.2, RFC 8538 §4.1), and letting go of them.
+//! Keeping a peer's routes while it restarts (RFC 4724 §4.2, RFC 8538 §4.1), also for long (RFC 9494 §4.2), and letting go of them.
 
 use std::time::{Duration, Instant};
 
@@ -60,15 +60,23 @@ impl Peer {
                 let before = self.stale.get(&family).copied();
                 // RFC 8538 §4.1: several restarts in a row do not cost a route that is stale already, but its
                 // time does not begin anew.
-                let before = before.filter(|_| terms.survives_notification);
+                let long_lived = self.long_lived(terms, family);
+                let outlives = terms.survives_notification || long_lived.is_some();
+                let before = before.filter(|_| outlives);
                 if before.is_none() && !self.confirming.contains_key(&family) {
                     // RFC 4724 §4.2: what is stale already was not confirmed in time.
                     shared.rib.sweep_stale(self.id, family);
                 }
                 let until = now + *restart_time;
-                let bound = before.map_or(until + CONFIRM_WITHIN, |before| before.bound);
+                let longest = long_lived.unwrap_or_default().max(CONFIRM_WITHIN);
+                let bound = before.map_or(until + longest, |before| before.bound);
                 let until = until.min(bound);
-                self.stale.insert(family, Kept { until, bound });
+                let kept = Kept {
+                    until,
+                    bound,
+                    is_long_lived: false,
+                };
+                self.stale.insert(family, kept);
                 shared.rib.mark_stale(self.id, family);
                 shared.events.push_back(speaker::Event::RoutesKept {
                     peer: self.config.name.clone(),
@@ -86,14 +94,22 @@ impl Peer {
     /// The peer is back: keeps what it says it preserved until it is confirmed.
     pub(super) fn judge_stale(&mut self, terms: &Negotiated, now: Instant, shared: &mut Shared) {
         for family in Family::ALL {
-            let preserved = terms.families.contains(&family)
-                && terms
-                    .graceful_restart
-                    .as_ref()
-                    .and_then(|offer| offer.families.get(&family))
-                    .copied()
-                    .unwrap_or(false);
+            let offer = terms.graceful_restart.as_ref();
+            let preserved = offer.and_then(|offer| offer.families.get(&family).copied());
+            let long_lived = terms.long_lived.as_ref();
+            let long_preserved = long_lived.and_then(|l| Some(l.get(&family)?.preserved));
+            let is_long_lived = self.stale.get(&family).is_some_and(|k| k.is_long_lived);
+            // RFC 9494 §4.2: each time has the F bit of its own capability.
+            let said = if is_long_lived {
+                long_preserved
+            } else {
+                preserved
+            };
+            let preserved = terms.families.contains(&family) && said == Some(true);
             match self.stale.get_mut(&family) {
+                Some(kept) if preserved && kept.is_long_lived => {
+                    kept.until = (now + CONFIRM_WITHIN).min(kept.until);
+                }
                 Some(kept) if preserved => kept.until = (now + CONFIRM_WITHIN).min(kept.bound),
                 Some(_) => self.end_stale(family, shared),
                 None => {}
@@ -116,14 +132,46 @@ impl Peer {
 
     pub(super) fn sweep_overdue(&mut self, now: Instant, shared: &mut Shared) {
         for family in Family::ALL {
-            if self
-                .stale
-                .get(&family)
-                .is_some_and(|kept| kept.until <= now)
-            {
-                self.end_stale(family, shared);
+            let Some(kept) = self.stale.get(&family).filter(|kept| kept.until <= now) else {
+                continue;
+            };
+            let latest = self.latest.as_ref().filter(|_| self.established.is_none());
+            let long_lived = latest.and_then(|latest| self.long_lived(&latest.terms, family));
+            match long_lived.filter(|_| !kept.is_long_lived && now < kept.bound) {
+                Some(stale_time) => self.begin_long_lived(family, stale_time, now, shared),
+                None => self.end_stale(family, shared),
             }
         }
+    }
+
+    /// How long routes of a family are kept after the restart time: what the peer asks for, and we allow.
+    fn long_lived(&self, terms: &Negotiated, family: Family) -> Option<Duration> {
+        let ours = self.config.long_lived_stale_time?;
+        let theirs = terms.long_lived.as_ref()?.get(&family)?.stale_time;
+        Some(ours.min(theirs)).filter(|time| !time.is_zero())
+    }
+
+    /// The restart time is over and the peer is not back: its routes stay for who has no better ones, but those that
+    /// shall not.
+    fn begin_long_lived(
+        &mut self,
+        family: Family,
+        stale_time: Duration,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
+        if let Some(kept) = self.stale.get_mut(&family) {
+            kept.until = (now + stale_time).min(kept.bound);
+            kept.is_long_lived = true;
+        }
+        let before = shared.rib.count(self.id, family).received;
+        shared.rib.outlive(self.id, family);
+        shared.events.push_back(speaker::Event::RoutesOutlive {
+            peer: self.config.name.clone(),
+            family,
+            stale_time,
+            dropped: before - shared.rib.count(self.id, family).received,
+        });
     }
 
     /// The families that both sides keep over a restart, and for how long.

@@ -201,7 +201,9 @@ impl Peer {
         let is_for_customers = path.attributes.rare().only_to_customer.is_some();
         let role = established.terms.role;
         let leaks = is_for_customers && role.is_some_and(Role::hears_for_customers_only);
-        let is_held_back = is_inside || stays_inside || leaks || says(NO_ADVERTISE);
+        // RFC 9494 §4.3: who does not know what it means would prefer it to better ones.
+        let outlives = path.attributes.is_outliving() && established.terms.long_lived.is_none();
+        let is_held_back = is_inside || stays_inside || leaks || outlives || says(NO_ADVERTISE);
         let is_for_it = path.peer != self.id && !is_held_back;
         is_for_it.then_some(path)
     }

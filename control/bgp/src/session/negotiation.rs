@@ -1,12 +1,12 @@
 //! What two OPENs amount to (RFC 4271 §6.2, RFC 5492, RFC 6286).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::config::{PeerConfig, SpeakerConfig};
 use crate::wire::{
-    self, AS_TRANS, Encoding, Family, GracefulRestartOffer, Notification, Open, Role,
+    self, AS_TRANS, Encoding, Family, GracefulRestartOffer, LongLived, Notification, Open, Role,
 };
 
 /// The terms of a session.
@@ -32,6 +32,8 @@ pub(crate) struct Negotiated {
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub(crate) extended_next_hop: bool,
     pub(crate) graceful_restart: Option<GracefulRestartOffer>,
+    /// Long-lived graceful restart, as the peer says it (RFC 9494).
+    pub(crate) long_lived: Option<BTreeMap<Family, LongLived>>,
     pub(crate) hostname: Option<String>,
     /// What we are to a peer of another AS (RFC 9234).
     pub(crate) role: Option<Role>,
@@ -60,6 +62,16 @@ pub(crate) fn our_open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
                 .map(|family| (*family, restart.forwarding_preserved))
                 .collect(),
         }),
+        long_lived: peer.graceful_restart.zip(peer.long_lived_stale_time).map(
+            |(restart, stale_time)| {
+                let preserved = restart.forwarding_preserved;
+                let said = LongLived {
+                    preserved,
+                    stale_time,
+                };
+                peer.families.iter().map(|family| (*family, said)).collect()
+            },
+        ),
         hostname: speaker.hostname.clone(),
         add_path_receive: if peer.add_path {
             peer.families.clone()
@@ -151,6 +163,8 @@ pub(crate) fn negotiate(
         route_refresh: open.route_refresh,
         enhanced_route_refresh: open.enhanced_route_refresh,
         extended_next_hop: open.extended_next_hop && peer.extended_next_hop,
+        // RFC 9494 §3.1: it means nothing without the other one.
+        long_lived: open.long_lived.filter(|_| open.graceful_restart.is_some()),
         graceful_restart: open.graceful_restart,
         hostname: open.hostname,
         role,

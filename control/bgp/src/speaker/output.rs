@@ -140,6 +140,17 @@ pub enum Event {
         /// How long they stay.
         restart_time: Duration,
     },
+    /// A peer's restart time is over and it is not back: its routes stay, for who has no better ones (RFC 9494 §4.2).
+    RoutesOutlive {
+        /// The peer's name.
+        peer: String,
+        /// The family.
+        family: crate::wire::Family,
+        /// How long they stay at most.
+        stale_time: Duration,
+        /// How many prefixes are gone, as whoever told them wants it.
+        dropped: usize,
+    },
     /// A peer's restart is over, well or not: what it did not tell again is gone.
     RestartOver {
         /// The peer's name.

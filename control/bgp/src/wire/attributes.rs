@@ -14,6 +14,11 @@ pub use rare::{Aggregator, ExtendedCommunity, RareAttributes, UnknownAttribute};
 /// The attribute flag of what somebody on the way did not know (RFC 4271 §4.3).
 const PARTIAL: u8 = 0x20;
 
+/// The well-known communities of paths that are kept for a peer that is long away, and of those that shall not be (RFC
+/// 9494 §3.2, §3.3).
+const LLGR_STALE: u32 = 0xFFFF_0006;
+const NO_LLGR: u32 = 0xFFFF_0007;
+
 /// The well-known community of paths that are about to go (RFC 8326 §5).
 const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
 
@@ -112,6 +117,24 @@ impl Attributes {
         if internal {
             self.local_pref = Some(0);
         }
+    }
+
+    /// Marks the path as one whose peer is long away (RFC 9494 §4.2); `None`: it shall not be kept so.
+    pub(crate) fn outlive(&self) -> Option<Self> {
+        if self.communities.contains(&NO_LLGR) {
+            return None;
+        }
+        let mut outliving = self.clone();
+        if !outliving.is_outliving() {
+            outliving.communities.push(LLGR_STALE);
+            outliving.communities.sort_unstable();
+        }
+        Some(outliving)
+    }
+
+    /// Whether somebody on the way keeps the path for a peer that is long away.
+    pub(crate) fn is_outliving(&self) -> bool {
+        self.communities.contains(&LLGR_STALE)
     }
 
     /// Whether the path is about to go.

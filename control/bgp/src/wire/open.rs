@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustbgpd_wire::{
     AddPathFamily, AddPathMode, Afi, Capability, ExtendedNextHopFamily, GracefulRestartFamily,
-    OpenMessage,
+    LlgrFamily, OpenMessage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,10 +59,21 @@ pub struct Open {
     pub extended_messages: bool,
     /// Graceful restart (RFC 4724, RFC 8538).
     pub graceful_restart: Option<GracefulRestartOffer>,
+    /// Long-lived graceful restart, by family (RFC 9494 §3.1); `None`: not known.
+    pub long_lived: Option<BTreeMap<Family, LongLived>>,
     /// The sender's name.
     pub hostname: Option<String>,
     /// Codes of capabilities that we do not know; none are sent.
     pub others: BTreeSet<u8>,
+}
+
+/// What the long-lived graceful restart capability says of a family (RFC 9494 §3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongLived {
+    /// F bit: forwarding was preserved.
+    pub preserved: bool,
+    /// How long the sender's routes shall be kept after the restart time; at most 2^24 - 1 s.
+    pub stale_time: Duration,
 }
 
 /// The graceful restart capability.
@@ -95,6 +106,7 @@ impl Open {
             add_path_send: BTreeSet::new(),
             add_path_receive: BTreeSet::new(),
             graceful_restart: None,
+            long_lived: None,
             hostname: None,
             others: BTreeSet::new(),
         }
@@ -143,6 +155,16 @@ impl Open {
                         self.add_path_receive.extend(family);
                     }
                 }
+            }
+            Capability::LongLivedGracefulRestart(families) => {
+                let families = families.iter().filter_map(|entry| {
+                    let long_lived = LongLived {
+                        preserved: entry.forwarding_preserved,
+                        stale_time: Duration::from_secs(entry.stale_time.into()),
+                    };
+                    Some((Family::from_codec(entry.afi, entry.safi)?, long_lived))
+                });
+                self.long_lived = Some(families.collect());
             }
             Capability::ExtendedMessage => self.extended_messages = true,
             Capability::Role { role } => {
@@ -248,6 +270,17 @@ impl Open {
                     })
                     .collect(),
             });
+        }
+        if let Some(long_lived) = &self.long_lived {
+            let families = long_lived.iter().map(|(family, said)| LlgrFamily {
+                afi: family.afi(),
+                safi: Family::SAFI,
+                forwarding_preserved: said.preserved,
+                stale_time: u32::try_from(said.stale_time.as_secs())
+                    .unwrap_or(u32::MAX)
+                    .min(0xFF_FFFF),
+            });
+            capabilities.push(Capability::LongLivedGracefulRestart(families.collect()));
         }
         if let Some(hostname) = &self.hostname {
             capabilities.push(Capability::Unknown {

@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(schema.get("required"), None, "nothing must be said");
         let numbers = limits(&schema, &[]);
 
-        assert_eq!(numbers.len(), 7, "{numbers:?}");
+        assert_eq!(numbers.len(), 8, "{numbers:?}");
         for (path, least, most) in numbers {
             assert!(is_read(&path, least) && is_read(&path, most), "{path:?}");
             assert!(!is_read(&path, least - 1), "{path:?}: {least}");

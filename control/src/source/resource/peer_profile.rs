@@ -73,6 +73,11 @@ pub struct Spec {
     /// It is told what other peers told, too. Default: no, a node is not a transit router.
     #[serde(default)]
     pub transit: bool,
+    /// How many seconds after the restart time either side keeps the other's routes, for who has no better ones (RFC
+    /// 9494). Absent: none. Needs `gracefulRestart` of the peer's `CiliumBGPPeerConfig`.
+    #[serde(default, deserialize_with = "within_if_any::<u32, 1, 16_777_215, _>")]
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub long_lived_stale_seconds: Option<u32>,
     /// It may tell several paths per prefix; those that are equally good are used together (RFC 7911). Default: no.
     #[serde(default)]
     pub add_path: bool,

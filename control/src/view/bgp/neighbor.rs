@@ -119,6 +119,9 @@ fn capabilities(ours: &Open, theirs: Option<&Open>) -> Vec<Capability> {
                 let offer = open.graceful_restart.as_ref();
                 offer.is_some_and(|offer| offer.notification)
             }),
+            both("long-lived graceful restart".to_owned(), &|open| {
+                open.long_lived.is_some()
+            }),
             both("host name".to_owned(), &|open| open.hostname.is_some()),
         ])
         .filter(|capability| capability.sent || capability.received)

@@ -319,3 +319,159 @@ fn several_restarts_in_a_row_keep_what_is_stale_and_not_for_ever() {
         );
     }
 }
+
+/// Restartable, and then for two minutes.
+fn long_lived(peer: &mut PeerConfig) {
+    restartable(peer);
+    peer.long_lived_stale_time = Some(120 * SECOND);
+}
+
+const NO_LLGR: u32 = 0xFFFF_0007;
+const LLGR_STALE: u32 = 0xFFFF_0006;
+
+/// Node 2 told node 1 10.2.0.0/24, and 10.2.1.0/24 with NO_LLGR, and is cut off since.
+fn long_away() -> Network {
+    let mut network = pair(65001, 65002, long_lived);
+    let mut announcements = announce(&["10.2.0.0/24", "10.2.1.0/24"]);
+    if let Some(announcement) = announcements.get_mut(&net("10.2.1.0/24")) {
+        announcement.communities = [NO_LLGR].into();
+    }
+    let now = network.now();
+    network.speaker(2).set_announcements(announcements, now);
+    network.run(20 * SECOND);
+    network.reset_connections();
+    network.run(Duration::from_millis(10));
+    network.cut();
+    network
+}
+
+fn kept(network: &mut Network) -> Vec<IpNetwork> {
+    hops(network, 1).into_keys().collect()
+}
+
+#[test]
+fn routes_of_a_peer_that_is_long_away_stay_marked_but_those_that_shall_not() {
+    let mut network = long_away();
+    network.run(29 * SECOND);
+    assert_eq!(kept(&mut network).len(), 2);
+    network.run(2 * SECOND);
+    assert_eq!(kept(&mut network), [net("10.2.0.0/24")]);
+    let path = &network.speaker(1).loc_rib()[0].paths[0];
+    assert_eq!(path.attributes.communities, [LLGR_STALE]);
+    assert!(path.stale);
+    let outlive = network.events(1).iter().filter_map(|event| {
+        if let Event::RoutesOutlive { dropped, .. } = event {
+            Some(*dropped)
+        } else {
+            None
+        }
+    });
+    assert_eq!(outlive.collect::<Vec<_>>(), [1, 0], "IPv4, IPv6");
+    network.run(118 * SECOND);
+    assert_eq!(kept(&mut network).len(), 1);
+    network.run(3 * SECOND);
+    assert!(kept(&mut network).is_empty());
+}
+
+#[test]
+fn a_peer_that_is_back_after_long_confirms_its_routes_and_the_mark_is_gone() {
+    let mut network = long_away();
+    network.run(60 * SECOND);
+    network.heal();
+    let mut back = Speaker::new(config(2, 65002), 80);
+    let mut peer = toward(1, 65001);
+    long_lived(&mut peer);
+    back.set_peer(peer, network.now());
+    network.replace(2, back);
+    network.run(10 * SECOND);
+    assert_eq!(state(&mut network, 1), State::Established);
+    let path = &network.speaker(1).loc_rib()[0].paths[0];
+    assert_eq!(
+        path.attributes.communities,
+        [LLGR_STALE],
+        "not confirmed yet"
+    );
+    let now = network.now();
+    network
+        .speaker(2)
+        .set_announcements(announce(&["10.2.0.0/24"]), now);
+    network.run(SECOND);
+    let path = &network.speaker(1).loc_rib()[0].paths[0];
+    assert!(path.attributes.communities.is_empty() && !path.stale);
+}
+
+#[test]
+fn a_peer_that_is_back_and_did_not_preserve_its_forwarding_loses_what_was_kept() {
+    let mut network = long_away();
+    network.run(60 * SECOND);
+    assert_eq!(kept(&mut network).len(), 1);
+    network.heal();
+    let mut back = Speaker::new(config(2, 65002), 80);
+    let mut peer = toward(1, 65001);
+    long_lived(&mut peer);
+    if let Some(restart) = &mut peer.graceful_restart {
+        restart.forwarding_preserved = false;
+    }
+    back.set_peer(peer, network.now());
+    network.replace(2, back);
+    network.run(10 * SECOND);
+    assert_eq!(state(&mut network, 1), State::Established);
+    assert!(kept(&mut network).is_empty());
+}
+
+#[test]
+fn the_shorter_of_both_long_lived_times_counts_and_one_side_alone_means_none() {
+    for (ours, theirs, lasts) in [
+        (Some(40), Some(900), 40),
+        (Some(900), Some(40), 40),
+        (None, Some(40), 0),
+        (Some(40), None, 0),
+    ] {
+        let mut network = pair(65001, 65002, |peer| {
+            restartable(peer);
+            // Node 2's word is in its configuration of node 1.
+            let seconds = if peer.name == "node2" { ours } else { theirs };
+            peer.long_lived_stale_time = seconds.map(Duration::from_secs);
+        });
+        let now = network.now();
+        network
+            .speaker(2)
+            .set_announcements(announce(&["10.2.0.0/24"]), now);
+        network.run(20 * SECOND);
+        network.reset_connections();
+        network.run(Duration::from_millis(10));
+        network.cut();
+        network.run(31 * SECOND);
+        assert_eq!(
+            kept(&mut network).len(),
+            usize::from(lasts > 0),
+            "{ours:?} {theirs:?}"
+        );
+        network.run(Duration::from_secs(lasts));
+        assert!(kept(&mut network).is_empty(), "{ours:?} {theirs:?}");
+    }
+}
+
+#[test]
+fn marked_paths_are_passed_on_to_who_knows_the_mark_only() {
+    for knows in [true, false] {
+        let mut network = pair(65001, 65002, long_lived);
+        network.add(3, Speaker::new(config(3, 65003), 3));
+        let now = network.now();
+        for (node, other) in [(1, 3), (3, 1)] {
+            let mut peer = toward(other, 65000 + u32::from(other));
+            if knows {
+                long_lived(&mut peer);
+            }
+            peer.transit = true;
+            network.speaker(node).set_peer(peer, now);
+        }
+        let mut marked = announce(&["10.2.0.0/24", "10.2.1.0/24"]);
+        if let Some(announcement) = marked.get_mut(&net("10.2.1.0/24")) {
+            announcement.communities = [LLGR_STALE].into();
+        }
+        network.speaker(2).set_announcements(marked, now);
+        network.run(20 * SECOND);
+        assert_eq!(hops(&mut network, 3).len(), 1 + usize::from(knows));
+    }
+}

@@ -59,6 +59,14 @@ pub(super) fn apply(
                 );
                 conditions.add(KIND, first, &chosen.origin, "FieldUnsupported", message);
             }
+            let restarts = neighbor.graceful_restart.is_some();
+            let long_lived = said.long_lived_stale_seconds.filter(|_| restarts);
+            if said.long_lived_stale_seconds.is_some() && !restarts {
+                let message = format!(
+                    "peer {address}: longLivedStaleSeconds begins after the restart time: enable its gracefulRestart"
+                );
+                conditions.add(KIND, first, &chosen.origin, "NoGracefulRestart", message);
+            }
             let is_internal = neighbor.asn == router.local_asn;
             let role = said.role.filter(|_| !is_internal);
             if said.role.is_some() && role.is_none() {
@@ -87,6 +95,7 @@ pub(super) fn apply(
                 shutdown: said.shutdown.clone(),
                 graceful_shutdown: said.graceful_shutdown,
                 transit: said.transit,
+                long_lived_stale_time: long_lived.map(|s| Duration::from_secs(s.into())),
                 add_path: said.add_path,
                 role: role.map(what_we_are),
                 role_strict: said.role_strict,

@@ -118,6 +118,30 @@ fn a_role_is_for_a_peer_of_another_as_and_strictness_needs_one() {
 }
 
 #[test]
+fn routes_outlive_the_restart_time_of_a_peer_that_restarts_gracefully_only() {
+    let spec = "{longLivedStaleSeconds: 3600, addPath: true}";
+    let restarting = POLICY.replace(
+        "peerASN: 65010}",
+        "peerASN: 65010, gracefulRestart: {enabled: true}}",
+    );
+    for (policy, expected) in [(&restarting[..], Some(3600)), (POLICY, None)] {
+        let desired = desired(&[NODE, policy, &profile("tor", spec)]);
+        let router = desired.routers.values().next().unwrap();
+        let profile = &router.neighbors.values().next().unwrap().profile;
+        let expected = expected.map(std::time::Duration::from_secs);
+        assert_eq!(profile.long_lived_stale_time, expected);
+        assert!(profile.add_path);
+        let reasons: Vec<_> = desired.conditions.iter().map(|c| &*c.reason).collect();
+        let said: &[&str] = if expected.is_some() {
+            &[]
+        } else {
+            &["NoGracefulRestart"]
+        };
+        assert_eq!(reasons, said);
+    }
+}
+
+#[test]
 fn a_range_makes_a_peer_stand_for_all_who_dial_from_there() {
     let policy = POLICY.replace("10.0.0.1/32", "10.0.0.0/32");
     let range_of = |desired: &Desired| {
