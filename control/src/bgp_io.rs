@@ -35,10 +35,9 @@ use std::time::Instant;
 
 use fairlead_bgp::config::Announcements;
 use fairlead_bgp::{
-    AdvertisedRoute, Event, Family, LearntPath, PeerConfig, PeerRange, PeerSnapshot, RouteSnapshot,
-    Speaker, SpeakerConfig,
+    AdvertisedRoute, Event, Family, LearntPath, PeerConfig, PeerRange, PeerSnapshot, PrefixMap,
+    RouteSnapshot, Speaker, SpeakerConfig,
 };
-use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -56,7 +55,7 @@ const COMMANDS: usize = 64;
 const EVENTS: usize = 1024;
 
 /// The learnt routes that packets should take, best path first.
-pub type LearntRoutes = BTreeMap<IpNetwork, Arc<[LearntPath]>>;
+pub type LearntRoutes = PrefixMap<Arc<[LearntPath]>>;
 
 /// Everything that a speaker shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

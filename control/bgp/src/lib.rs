@@ -46,6 +46,7 @@ pub use config::{
 };
 pub use fsm::State;
 pub use policy::Rejection;
+pub use prefix_map::PrefixMap;
 pub use session::Direction;
 pub use snapshot::{
     AdvertisedRoute, Counters, FamilySnapshot, LearntPath, Messages, NeighborSnapshot,

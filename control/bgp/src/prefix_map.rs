@@ -46,8 +46,8 @@ impl PartialOrd for V6 {
 }
 
 /// See the module.
-#[derive(Debug)]
-pub(crate) struct PrefixMap<V> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixMap<V> {
     v4: BTreeMap<V4, V>,
     v6: BTreeMap<V6, V>,
 }
@@ -68,11 +68,39 @@ pub(crate) enum Entry<'a, V> {
 }
 
 impl<V> PrefixMap<V> {
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }
 
-    pub(crate) fn get(&self, prefix: &IpNetwork) -> Option<&V> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether a prefix is there.
+    pub fn contains_key(&self, prefix: &IpNetwork) -> bool {
+        self.get(prefix).is_some()
+    }
+
+    /// Puts a value; gives back the one before.
+    pub fn insert(&mut self, prefix: IpNetwork, value: V) -> Option<V> {
+        match prefix {
+            IpNetwork::V4(v4) => self.v4.insert(V4(v4), value),
+            IpNetwork::V6(v6) => self.v6.insert(V6(v6), value),
+        }
+    }
+
+    /// Takes a value away.
+    pub fn remove(&mut self, prefix: &IpNetwork) -> Option<V> {
+        match prefix {
+            IpNetwork::V4(v4) => self.v4.remove(&V4(*v4)),
+            IpNetwork::V6(v6) => self.v6.remove(&V6(*v6)),
+        }
+    }
+
+    /// The value of a prefix.
+    pub fn get(&self, prefix: &IpNetwork) -> Option<&V> {
         match prefix {
             IpNetwork::V4(v4) => self.v4.get(&V4(*v4)),
             IpNetwork::V6(v6) => self.v6.get(&V6(*v6)),
@@ -86,7 +114,8 @@ impl<V> PrefixMap<V> {
         }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpNetwork, &V)> {
+    /// All of them, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (IpNetwork, &V)> {
         let v4 = self.v4.iter().map(|(key, value)| (key.0.into(), value));
         v4.chain(self.v6.iter().map(|(key, value)| (key.0.into(), value)))
     }
@@ -96,7 +125,8 @@ impl<V> PrefixMap<V> {
         v4.chain(self.v6.iter_mut().map(|(key, value)| (key.0.into(), value)))
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = IpNetwork> {
+    /// All prefixes, in their order.
+    pub fn keys(&self) -> impl Iterator<Item = IpNetwork> {
         self.iter().map(|(prefix, _)| prefix)
     }
 
@@ -131,18 +161,12 @@ impl PrefixSet {
     }
 
     pub(crate) fn insert(&mut self, prefix: IpNetwork) {
-        match prefix {
-            IpNetwork::V4(v4) => drop(self.0.v4.insert(V4(v4), ())),
-            IpNetwork::V6(v6) => drop(self.0.v6.insert(V6(v6), ())),
-        }
+        self.0.insert(prefix, ());
     }
 
     /// Whether it was there.
     pub(crate) fn remove(&mut self, prefix: &IpNetwork) -> bool {
-        match prefix {
-            IpNetwork::V4(v4) => self.0.v4.remove(&V4(*v4)).is_some(),
-            IpNetwork::V6(v6) => self.0.v6.remove(&V6(*v6)).is_some(),
-        }
+        self.0.remove(prefix).is_some()
     }
 
     pub(crate) fn pop_first(&mut self) -> Option<IpNetwork> {

@@ -40,6 +40,9 @@ pub(crate) struct Path {
     pub(crate) stale: bool,
 }
 
+/// A prefix and its best path, if it has one.
+pub(crate) type BestChange = (IpNetwork, Option<Path>);
+
 /// A path that is used.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(clippy::struct_field_names, reason = "BGP calls it next hop")]
@@ -75,10 +78,10 @@ pub(crate) struct Rib {
     chooser: Chooser,
     interned: Interned,
     counts: BTreeMap<(PeerId, Family), Count>,
-    /// Prefixes whose used paths changed; some more than once.
-    changed: Vec<IpNetwork>,
-    /// Prefixes whose best path changed, while somebody passes them on; some more than once.
-    best_changed: Option<Vec<IpNetwork>>,
+    /// Prefixes whose used paths changed, with these; some more than once, the latest last.
+    changed: Vec<(IpNetwork, Selection)>,
+    /// Prefixes whose best path changed, with it, while somebody passes them on; some more than once, the latest last.
+    best_changed: Option<Vec<BestChange>>,
 }
 
 impl Rib {
@@ -120,8 +123,9 @@ impl Rib {
         }
     }
 
-    /// The prefixes whose best path, or what was said about it, changed since the last call, in their order.
-    pub(crate) fn take_best_changed(&mut self) -> Vec<IpNetwork> {
+    /// The prefixes whose best path, or what was said about it, changed since the last call, in their order, with
+    /// that path.
+    pub(crate) fn take_best_changed(&mut self) -> Vec<BestChange> {
         let changed = self.best_changed.as_mut().map(std::mem::take);
         once_each(changed.unwrap_or_default())
     }
@@ -250,8 +254,8 @@ impl Rib {
             .unwrap_or_default()
     }
 
-    /// The prefixes whose used paths changed since the last call, in their order.
-    pub(crate) fn take_changed(&mut self) -> Vec<IpNetwork> {
+    /// The prefixes whose used paths changed since the last call, in their order, with these, best first.
+    pub(crate) fn take_changed(&mut self) -> Vec<(IpNetwork, Selection)> {
         once_each(std::mem::take(&mut self.changed))
     }
 
@@ -324,7 +328,7 @@ impl Rib {
             count.accepted -= usize::from(old.rejection.is_none());
         }
         if before.0 != after.0 {
-            self.changed.push(prefix);
+            self.changed.push((prefix, after.0));
         }
         let told = |best: &Option<Path>| {
             let path = best.as_ref()?;
@@ -333,7 +337,7 @@ impl Rib {
         if let Some(changed) = &mut self.best_changed
             && told(&before.1) != told(&after.1)
         {
-            changed.push(prefix);
+            changed.push((prefix, after.1));
         }
     }
 
@@ -377,10 +381,17 @@ impl Rib {
     }
 }
 
-fn once_each(mut prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    prefixes
+/// In the order of prefixes, of several changes of one the latest.
+fn once_each<T>(mut changed: Vec<(IpNetwork, T)>) -> Vec<(IpNetwork, T)> {
+    changed.sort_by_key(|(prefix, _)| *prefix);
+    changed.dedup_by(|later, kept| {
+        let is_same = later.0 == kept.0;
+        if is_same {
+            std::mem::swap(later, kept);
+        }
+        is_same
+    });
+    changed
 }
 
 /// What was seen of a prefix before and after a path of it changed, and that path as it was.

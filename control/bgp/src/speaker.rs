@@ -308,8 +308,7 @@ impl Speaker {
         let mut known: BTreeMap<Selection, Arc<[LearntPath]>> = BTreeMap::new();
         changed
             .into_iter()
-            .map(|prefix| {
-                let used = self.shared.rib.used(&prefix);
+            .map(|(prefix, used)| {
                 let paths = known
                     .entry(used)
                     .or_insert_with_key(|used| self.learnt_paths(used.as_slice()).into());

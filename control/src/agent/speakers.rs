@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use fairlead_bgp::Event;
 use fairlead_bgp::config::{
     Announcement as Told, Announcements, ExportRule, GracefulRestart, ImportPolicy, PeerConfig,
     PeerRange, PrefixRule, SpeakerConfig,
 };
 use fairlead_bgp::wire::Family;
+use fairlead_bgp::{Event, LearntPath};
 use ipnetwork::IpNetwork;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -349,12 +349,12 @@ impl Speakers {
     }
 
     /// The learnt routes of all speakers together; of two with one prefix those of the first by name stand.
-    pub fn learnt(&self) -> LearntRoutes {
-        let mut all = LearntRoutes::new();
+    pub fn learnt(&self) -> BTreeMap<IpNetwork, Arc<[LearntPath]>> {
+        let mut all = BTreeMap::new();
         for running in self.running.values() {
             let learnt: Arc<LearntRoutes> = running.handle.learnt().borrow().clone();
             for (prefix, paths) in learnt.iter() {
-                all.entry(*prefix).or_insert_with(|| paths.clone());
+                all.entry(prefix).or_insert_with(|| paths.clone());
             }
         }
         all

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fairlead_bgp::{Announcement, ImportPolicy, State};
+use ipnetwork::IpNetwork;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -72,7 +73,7 @@ async fn pair(address: IpAddr) -> (Node, Node) {
 async fn learns(node: &Node, prefixes: &[&str]) {
     let prefixes: Vec<IpNetwork> = prefixes.iter().map(|text| text.parse().unwrap()).collect();
     let mut learnt = node.handle.learnt();
-    let wanted = learnt.wait_for(|table| table.keys().copied().eq(prefixes.iter().copied()));
+    let wanted = learnt.wait_for(|table| table.keys().eq(prefixes.iter().copied()));
     tokio::time::timeout(PATIENCE, wanted)
         .await
         .unwrap()

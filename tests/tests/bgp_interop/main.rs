@@ -173,7 +173,7 @@ impl Ours {
         let wanted = learnt.wait_for(|table| {
             let seen: BTreeMap<_, Vec<_>> = table
                 .iter()
-                .map(|(prefix, paths)| (*prefix, paths.iter().map(|p| p.next_hop).collect()))
+                .map(|(prefix, paths)| (prefix, paths.iter().map(|p| p.next_hop).collect()))
                 .collect();
             seen == expected
         });

@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use super::{Established, Peer};
 use crate::best_path::DEFAULT_LOCAL_PREF;
 use crate::prefix_map::PrefixSet;
-use crate::rib::Path;
+use crate::rib::{BestChange, Path};
 use crate::speaker::Shared;
 use crate::wire::{self, Attributes, Family, Role};
 
@@ -78,7 +78,7 @@ impl Peer {
     }
 
     /// Tells the peer of best paths that changed, as much as it takes now.
-    pub(crate) fn pass_on(&mut self, changed: &[IpNetwork], now: Instant, shared: &mut Shared) {
+    pub(crate) fn pass_on(&mut self, changed: &[BestChange], now: Instant, shared: &mut Shared) {
         let changed = if self.config.transit { changed } else { &[] };
         if changed.is_empty() && !self.transit.is_waiting() {
             return;
@@ -89,7 +89,8 @@ impl Peer {
         let is_full = |peer: &Self| peer.session(established.direction).unwritten() >= HIGH_WATER;
         for batch in changed.chunks(BATCH) {
             if self.transit.is_waiting() || is_full(self) {
-                self.transit.pending.extend(batch.iter().copied());
+                let prefixes = batch.iter().map(|(prefix, _)| *prefix);
+                self.transit.pending.extend(prefixes);
             } else {
                 self.pass_batch_on(batch, &established, now, shared);
             }
@@ -98,6 +99,7 @@ impl Peer {
             let pending = &mut self.transit.pending;
             let batch: Vec<_> = std::iter::from_fn(|| pending.pop_first())
                 .take(BATCH)
+                .map(|prefix| (prefix, shared.rib.best(&prefix).cloned()))
                 .collect();
             self.pass_batch_on(&batch, &established, now, shared);
         }
@@ -109,7 +111,7 @@ impl Peer {
 
     fn pass_batch_on(
         &mut self,
-        prefixes: &[IpNetwork],
+        changed: &[BestChange],
         established: &Established,
         now: Instant,
         shared: &mut Shared,
@@ -122,10 +124,12 @@ impl Peer {
         let mut places: HashMap<(*const Attributes, Family), usize> = HashMap::new();
         // Neighbours in the table are likely to share their attributes.
         let mut last = None;
-        for &prefix in prefixes {
+        for (prefix, best) in changed {
+            let prefix = *prefix;
             let is_ours = self.sent.contains_key(&prefix);
             let family = Family::of(&prefix);
-            match self.passed(&prefix, established, shared) {
+            let best = best.as_ref();
+            match best.filter(|path| self.passes(path, family, established, shared)) {
                 Some(path) if !is_ours => {
                     let key = (Arc::as_ptr(&path.attributes), family);
                     let place = match last {
@@ -181,22 +185,23 @@ impl Peer {
         self.send_all(&messages, established, now, shared);
     }
 
-    /// The path of a prefix that the peer should know of.
-    fn passed<'a>(
+    /// Whether the peer should know of a best path.
+    fn passes(
         &self,
-        prefix: &IpNetwork,
+        path: &Path,
+        family: Family,
         established: &Established,
-        shared: &'a Shared,
-    ) -> Option<&'a Path> {
-        if !self.config.transit || !established.terms.families.contains(&Family::of(prefix)) {
-            return None;
+        shared: &Shared,
+    ) -> bool {
+        if !self.config.transit || !established.terms.families.contains(&family) {
+            return false;
         }
-        let path = shared.rib.best(prefix)?;
         let says = |community| path.attributes.communities.contains(&community);
         let is_internal = established.terms.internal;
         let stays_inside = !is_internal && (says(NO_EXPORT) || says(NO_EXPORT_SUBCONFED));
         // RFC 4271 §9.2: what an internal peer told is not for another one; we are no route reflector.
-        let is_inside = is_internal && shared.rib.source(path.peer)?.internal;
+        let source = shared.rib.source(path.peer);
+        let is_inside = is_internal && source.is_none_or(|source| source.internal);
         // RFC 9234 §5: what is for customers only goes to no provider, peer or route server.
         let is_for_customers = path.attributes.rare().only_to_customer.is_some();
         let role = established.terms.role;
@@ -204,8 +209,7 @@ impl Peer {
         // RFC 9494 §4.3: who does not know what it means would prefer it to better ones.
         let outlives = path.attributes.is_outliving() && established.terms.long_lived.is_none();
         let is_held_back = is_inside || stays_inside || leaks || outlives || says(NO_ADVERTISE);
-        let is_for_it = path.peer != self.id && !is_held_back;
-        is_for_it.then_some(path)
+        path.peer != self.id && !is_held_back
     }
 
     /// What is said about a path that is passed on; `None` without a next hop of the family.
@@ -258,8 +262,9 @@ impl Peer {
     ) -> impl Iterator<Item = (IpNetwork, Attributes)> + 'a {
         self.established.iter().flat_map(move |established| {
             self.transit.told.iter().filter_map(move |prefix| {
-                let path = self.passed(&prefix, established, shared)?;
                 let family = Family::of(&prefix);
+                let best = shared.rib.best(&prefix);
+                let path = best.filter(|path| self.passes(path, family, established, shared))?;
                 let told = self.attributes_of(path, family, established, shared)?;
                 Some((prefix, told))
             })

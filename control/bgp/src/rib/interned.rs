@@ -1,6 +1,7 @@
 //! Attributes that are alike, kept once: a table of a million routes has some hundred thousand of them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::wire::Attributes;
@@ -11,14 +12,15 @@ const FIRST_SWEEP: usize = 1024;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Interned {
-    known: HashSet<Arc<Attributes>>,
+    /// A map, as its entries are hashed once where a set would look and then insert.
+    known: HashMap<Arc<Attributes>, ()>,
     sweep_at: usize,
 }
 
 impl Default for Interned {
     fn default() -> Self {
         Self {
-            known: HashSet::new(),
+            known: HashMap::new(),
             sweep_at: FIRST_SWEEP,
         }
     }
@@ -27,16 +29,19 @@ impl Default for Interned {
 impl Interned {
     /// The one copy of these attributes.
     pub(crate) fn only(&mut self, attributes: Arc<Attributes>) -> Arc<Attributes> {
-        if let Some(known) = self.known.get(&attributes) {
-            return Arc::clone(known);
-        }
         if self.known.len() >= self.sweep_at {
             // Half at least are new since the last time: it costs each a constant share.
-            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.known.retain(|known, ()| Arc::strong_count(known) > 1);
             self.sweep_at = FIRST_SWEEP.max(2 * self.known.len());
         }
-        self.known.insert(Arc::clone(&attributes));
-        attributes
+        match self.known.entry(attributes) {
+            Entry::Occupied(known) => Arc::clone(known.key()),
+            Entry::Vacant(new) => {
+                let attributes = Arc::clone(new.key());
+                new.insert(());
+                attributes
+            }
+        }
     }
 }
 
