@@ -275,6 +275,8 @@ pub struct VirtualRouter {
 pub struct Neighbor {
     /// Its AS number; 0: whatever it says.
     pub asn: u32,
+    /// What its object calls it.
+    pub name: Option<String>,
     /// The `CiliumBGPPeerConfig` that it is spoken to by.
     pub peer_config: Option<String>,
     /// TTL of our packets towards an eBGP peer.

@@ -159,7 +159,8 @@ fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() 
     node.netns.ip("addr del 10.0.1.50/32 dev lo").unwrap();
     node.netns.ip("addr add 10.0.1.51/32 dev lo").unwrap();
     comes_from("10.0.1.51");
-    let shown = node.ask(&["bgp", "neighbor", "10.0.1.1"]).unwrap();
+    // By the name that its object has for it.
+    let shown = node.ask(&["bgp", "neighbor", "router"]).unwrap();
     assert_eq!(shown[0]["localAddress"], "10.0.1.51", "{shown:#}");
 }
 

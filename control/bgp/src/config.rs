@@ -38,6 +38,8 @@ pub struct SpeakerConfig {
 pub struct PeerConfig {
     /// What people call it; unique within the speaker.
     pub name: String,
+    /// Another name that people know it by; several may have the same.
+    pub alias: Option<String>,
     /// Where it listens and whence it dials; unique within the speaker, with its link.
     pub address: IpAddr,
     /// The link that it is on, by the host's index: needed with a link-local address, which means nothing
@@ -138,6 +140,7 @@ impl PeerConfig {
     pub fn new(name: impl Into<String>, address: IpAddr, remote_as: u32) -> Self {
         Self {
             name: name.into(),
+            alias: None,
             address,
             interface: None,
             extended_next_hop: false,

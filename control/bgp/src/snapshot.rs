@@ -21,6 +21,8 @@ use crate::wire::{Attributes, Family, Notification, Open};
 pub struct PeerSnapshot {
     /// Its configured name.
     pub name: String,
+    /// Another name that people know it by.
+    pub alias: Option<String>,
     /// Its address.
     pub address: IpAddr,
     /// The port that we dial.

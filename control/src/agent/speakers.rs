@@ -261,6 +261,7 @@ impl Speakers {
         bgp: &Bgp,
     ) -> PeerConfig {
         PeerConfig {
+            alias: neighbor.name.clone(),
             port,
             hold_time: neighbor.hold,
             keepalive_time: neighbor.keepalive,

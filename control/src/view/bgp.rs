@@ -205,6 +205,7 @@ pub fn replayed(file: &Path) -> Result<Vec<types::BgpRoute>> {
 
 fn is_called(peer: &PeerSnapshot, name: &str) -> bool {
     peer.name == name
+        || peer.alias.as_deref() == Some(name)
         || peer.hostname.as_deref() == Some(name)
         || name.parse::<IpAddr>() == Ok(peer.address)
 }

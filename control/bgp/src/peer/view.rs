@@ -67,6 +67,7 @@ impl Peer {
             .collect();
         PeerSnapshot {
             name: self.config.name.clone(),
+            alias: self.config.alias.clone(),
             address: self.config.address,
             port: self.config.port,
             state: self.state(),

@@ -164,6 +164,9 @@ pub struct Neighbor {
     pub peer: Peer,
     /// Its name in our configuration.
     pub name: String,
+    /// What its object calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
     /// The range that let it in, when it is not named itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<String>,

@@ -46,6 +46,7 @@ fn peer(told: &[Advertised]) -> Neighbor {
     let advertised = [Family::Ipv4, Family::Ipv6].map(|family| (family, told.to_vec()));
     Neighbor {
         asn: 65000,
+        name: None,
         peer_config: None,
         ebgp_multihop_ttl: 1,
         connect_retry: Duration::from_mins(2),

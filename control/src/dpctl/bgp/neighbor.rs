@@ -100,6 +100,9 @@ fn summary(neighbor: &Neighbor) -> String {
         "Peer",
         format!("{}{called}", endpoint(&peer.address, peer.port)),
     );
+    if let Some(alias) = &neighbor.alias {
+        line("Name", alias.clone());
+    }
     if let Some(range) = &neighbor.range {
         line("Let in by", format!("range {range}"));
     }
@@ -303,6 +306,7 @@ mod tests {
                 hint: None,
             },
             name: "fd77::2".to_owned(),
+            alias: Some("leaf0".to_owned()),
             range: Some("fd77::".to_owned()),
             local_router_id: "10.0.0.1".to_owned(),
             peer_router_id: Some("10.0.0.2".to_owned()),

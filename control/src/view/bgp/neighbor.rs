@@ -21,6 +21,7 @@ pub(super) fn row(
     let NeighborSnapshot { peer, config, .. } = &neighbor;
     Neighbor {
         name: peer.name.clone(),
+        alias: peer.alias.clone(),
         range: neighbor.range.clone(),
         local_router_id: router_id.to_string(),
         peer_router_id: peer.router_id.map(|id| id.to_string()),

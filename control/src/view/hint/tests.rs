@@ -9,6 +9,7 @@ use super::*;
 fn down(signed: bool) -> PeerSnapshot {
     PeerSnapshot {
         name: "tor".to_owned(),
+        alias: None,
         address: IpAddr::from([10, 0, 0, 1]),
         port: 179,
         state: State::Connect,

@@ -283,6 +283,7 @@ impl Merge<'_, '_> {
         let seconds = |number: u16| Duration::from_secs(number.into());
         let neighbor = Neighbor {
             asn: peer.peer_asn,
+            name: Some(peer.name.clone()),
             peer_config: peer.peer_config_ref.as_ref().map(|r| r.name.clone()),
             ebgp_multihop_ttl: spec.ebgp_multihop,
             connect_retry: Duration::from_secs(spec.timers.connect_retry_time_seconds.into()),

@@ -194,6 +194,7 @@ fn neighbor(
     let seconds = |number: u16| Duration::from_secs(u64::from(number));
     Some(Neighbor {
         asn: neighbor.peer_asn,
+        name: None,
         ebgp_multihop_ttl: neighbor.ebgp_multihop_ttl,
         connect_retry: Duration::from_secs(u64::from(neighbor.connect_retry_time_seconds)),
         hold: seconds(neighbor.hold_time_seconds),

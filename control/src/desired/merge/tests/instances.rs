@@ -72,6 +72,7 @@ fn a_cluster_configuration_makes_instances_whose_peers_are_told_what_advertiseme
         assert_eq!(router.neighbors.len(), 2);
         let tor = tor0(&desired);
         assert_eq!((tor.asn, tor.ebgp_multihop_ttl), (65010, 4));
+        assert_eq!(tor.name.as_deref(), Some("tor0"));
         assert_eq!(tor.connect_retry, Duration::from_secs(5));
         assert_eq!(tor.hold, Duration::from_secs(9));
         assert_eq!(tor.keepalive, Duration::from_secs(3));
