@@ -506,7 +506,7 @@ fn log(event: &Event) {
             stale_time,
             dropped,
         } => {
-            info!(%peer, %family, ?stale_time, dropped, "long away: its routes are kept as the last choice")
+            info!(%peer, %family, ?stale_time, dropped, "long away: its routes are kept as the last choice");
         }
         Event::RefreshOver {
             peer,

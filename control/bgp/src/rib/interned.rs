@@ -11,8 +11,11 @@ const FIRST_SWEEP: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
+#[expect(
+    clippy::zero_sized_map_values,
+    reason = "an entry is hashed once, where a set looks and then inserts"
+)]
 pub(crate) struct Interned {
-    /// A map, as its entries are hashed once where a set would look and then insert.
     known: HashMap<Arc<Attributes>, ()>,
     sweep_at: usize,
 }
