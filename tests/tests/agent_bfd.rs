@@ -67,7 +67,10 @@ fn a_profile_has_the_router_watched_and_a_cut_takes_its_routes_from_the_kernel()
         cut_at.elapsed()
     );
     let peers = node.ask(&["bgp", "peers"]).unwrap();
-    assert_eq!(peers[0]["lastError"], "sent 6/10 BFD Down", "{peers}");
+    assert_eq!(
+        peers[0]["lastError"], "sent 6/9 Hard Reset: 6/10 BFD Down",
+        "{peers}"
+    );
 
     lab.router.heal().unwrap();
     wait_for("the learnt routes to come back", 20, || {
