@@ -27,6 +27,8 @@ enum Name {
     Sock,
     /// How long a table of routes takes through our BGP speaker, beside those of others
     Bgp,
+    /// How fast BFD sees a failure, and whether it sees one where none is: eleven minutes
+    Bfd,
 }
 
 /// Builds what is needed, and measures.
@@ -45,6 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Name::Plan => plan(&target),
         Name::Sock => sock(&target),
         Name::Bgp => bgp(&target),
+        Name::Bfd => bfd(&target),
     }
 }
 
@@ -68,17 +71,18 @@ fn sock(target: &Path) -> Result<()> {
 
 /// In release mode, as what it is compared with: here the time is spent outside of the kernel.
 fn bgp(target: &Path) -> Result<()> {
-    let mut build = workspace::cargo();
-    build.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "fairlead-tests",
-    ]);
-    workspace::run(build.args(["--bin", "bench_bgp"]), "building the benchmark")?;
-    let mut bench = Command::new(target.join("release/bench_bgp"));
+    let mut bench = released(target, "bench_bgp")?;
     bench.arg(target.join("bench/bgp.json"));
+    workspace::run(&mut bench, "measuring")
+}
+
+/// In release mode, as the agent is delivered.
+fn bfd(target: &Path) -> Result<()> {
+    const NOTHING_FAILS_FOR_S: &str = "600";
+    let mut bench = released(target, "bench_bfd")?;
+    bench
+        .arg(target.join("bench/bfd.json"))
+        .arg(NOTHING_FAILS_FOR_S);
     workspace::run(&mut bench, "measuring")
 }
 
@@ -90,6 +94,15 @@ fn lb(target: &Path) -> Result<()> {
     let mut bench = built(target, "bench")?;
     bench.arg(object).arg(target.join("bench/lb.json"));
     workspace::run(&mut bench, "measuring")
+}
+
+/// As [`built`], in release mode.
+fn released(target: &Path, name: &str) -> Result<Command> {
+    let mut build = workspace::cargo();
+    build.args(["build", "--quiet", "--release"]);
+    build.args(["--package", "fairlead-tests", "--bin", name]);
+    workspace::run(&mut build, "building the benchmark")?;
+    Ok(Command::new(target.join("release").join(name)))
 }
 
 /// Builds a program of the crate `tests`; the command that runs it.

@@ -97,12 +97,10 @@ pub fn nothing_is_lost_while_the_control_plane_is_away(cluster: &Cluster) -> Res
         "pod/after",
         "--timeout=180s",
     ];
-    cluster
-        .kubectl(&ready)
-        .or_else(|error| {
-            let said = cluster.kubectl(&["describe", "pod", "after"])?;
-            Err(error.context(said))
-        })?;
+    cluster.kubectl(&ready).or_else(|error| {
+        let said = cluster.kubectl(&["describe", "pod", "after"])?;
+        Err(error.context(said))
+    })?;
     let to = to(SERVICE[0], 80)?;
     wait_for("the service to be served by the new pod", 60, || {
         let answer = client.enter(|| super::ask(to))??;
