@@ -71,10 +71,12 @@ pub struct PeerConfig {
     /// It is told the best paths of what other peers told, too: the node is a transit router for it.
     pub transit: bool,
     /// It may tell several paths per prefix, and each is kept (RFC 7911).
+    #[serde(default)]
     pub add_path: bool,
     /// What we are to it, when it is of another AS (RFC 9234).
     pub role: Option<Role>,
     /// No session with a peer that does not say what it is to us.
+    #[serde(default)]
     pub role_strict: bool,
     /// Address families offered in the OPEN.
     pub families: BTreeSet<Family>,
@@ -290,3 +292,30 @@ pub struct Announcement {
 
 /// Everything that a speaker originates.
 pub type Announcements = BTreeMap<IpNetwork, Announcement>;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_recording_from_before_a_field_was_there_is_read_as_without_it() {
+        let peer = PeerConfig::new("tor", Ipv4Addr::new(10, 0, 0, 1).into(), 65000);
+        let mut recorded = serde_json::to_value(&peer).unwrap();
+        let fields = recorded.as_object_mut().unwrap();
+        for new in [
+            "alias",
+            "add_path",
+            "role",
+            "role_strict",
+            "long_lived_stale_time",
+        ] {
+            assert!(fields.remove(new).is_some(), "{new}");
+        }
+
+        let read: PeerConfig = serde_json::from_value(recorded).unwrap();
+
+        assert_eq!(read, peer);
+    }
+}
