@@ -101,11 +101,13 @@ pub fn nothing_is_lost_while_the_control_plane_is_away(cluster: &Cluster) -> Res
         let said = cluster.kubectl(&["describe", "pod", "after"])?;
         Err(error.context(said))
     })?;
-    let to = to(SERVICE[0], 80)?;
-    wait_for("the service to be served by the new pod", 60, || {
-        let answer = client.enter(|| super::ask(to))??;
-        Ok((answer.pod == "after").then_some(()))
-    })?;
+    for service in SERVICE {
+        let to = to(service, 80)?;
+        wait_for("the service to be served by the new pod", 60, || {
+            let answer = client.enter(|| super::ask(to))??;
+            Ok((answer.pod == "after").then_some(()))
+        })?;
+    }
     // Whoever has not heard of a node for long thinks again when it can.
     std::thread::sleep(Duration::from_secs(10));
     for asking in asking {
