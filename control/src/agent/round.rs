@@ -26,7 +26,7 @@ use crate::desired::{BackendAddr, Condition, Desired, Frontend};
 use crate::host::links::Link;
 use crate::host::{self, pods, sysctl};
 use crate::plan::routes::{NextHop, RouteStep, Routes};
-use crate::plan::{self, Actual, Plan, Store, Wanted};
+use crate::plan::{self, Actual, Plan, Step, Store, Wanted};
 use crate::telemetry::health::Latch;
 use crate::view::State;
 
@@ -286,9 +286,9 @@ impl Agent {
             }
         };
         let began = super::now();
-        let plan = plan::plan(&wanted, &actual, &self.memory, now);
+        let carry_out = |steps: &[Step]| apply::run(steps, &mut self.store);
+        let (plan, outcome) = plan::plan_and(&wanted, &actual, &self.memory, now, carry_out);
         conditions.extend(plan.conditions.iter().cloned());
-        let outcome = apply::run(&plan.steps, &mut self.store);
         let left_out = outcome.obstacles.iter().filter(|o| o.left_out).count();
         let failed = outcome.obstacles.len() - left_out;
         self.meter

@@ -71,8 +71,7 @@ pub(super) struct Ledger {
 }
 
 /// What came of planning a part.
-pub(super) struct Planned<'a> {
-    pub(super) steps: &'a [Step],
+pub(super) struct Planned {
     pub(super) programmed: BTreeMap<Frontend, u32>,
     pub(super) conditions: Vec<(Frontend, Condition)>,
     pub(super) of_addresses: Vec<Condition>,
@@ -287,8 +286,14 @@ impl Ledger {
             .map(|(_, id)| *id)
     }
 
-    /// What is known once a plan was carried out.
-    pub(super) fn after(mut self, wanted: &Wanted<'_>, part: &Part, planned: Planned<'_>) -> Self {
+    /// What is known once the steps of a plan were carried out.
+    pub(super) fn after(
+        mut self,
+        wanted: &Wanted<'_>,
+        part: &Part,
+        steps: &[Step],
+        planned: Planned,
+    ) -> Self {
         for frontend in &part.services {
             for (at, _) in self
                 .services
@@ -322,7 +327,7 @@ impl Ledger {
         self.ways = wanted.ways.clone();
         self.devices.clone_from(&wanted.host.devices);
         self.node.clone_from(&wanted.desired.node.addresses);
-        for step in planned.steps {
+        for step in steps {
             self.carry_out(step);
         }
         self

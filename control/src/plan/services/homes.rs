@@ -6,7 +6,10 @@
 //! ended, which moves no flow, and gets a smaller place then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 use fairlead_common::service::{SLOTS_PER_PAGE, ServiceKey, Slot};
@@ -17,6 +20,9 @@ use super::{Memory, key};
 use crate::desired::{Condition, Frontend};
 use crate::plan::maglev::{self, Member};
 use crate::plan::{Actual, Wanted};
+
+/// So many rings take longer than starting threads for them.
+const MANY: usize = 64;
 
 /// A ring, its services and its slots.
 pub(super) struct Home {
@@ -126,6 +132,7 @@ impl<'a> Homes<'a> {
             groups.entry(list).or_default().insert(*frontend);
         }
         let groups: Vec<_> = groups.into_iter().collect();
+        self.want_all(&groups, ids);
         let usable = self.usable_rings();
         let drafts = self.draft(&groups, &usable, ids);
         let continued: BTreeSet<_> = drafts
@@ -257,6 +264,32 @@ impl<'a> Homes<'a> {
             })
             .min()
             .map(|(.., group)| group)
+    }
+
+    /// Many rings at once: each is worked out for itself, so every core takes a share.
+    fn want_all(&mut self, groups: &[(&[Member], BTreeSet<Frontend>)], ids: &Ids<'_>) {
+        if groups.len() < MANY {
+            return;
+        }
+        let sizes = self.wanted.ring_sizes;
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = groups.len().div_ceil(cores);
+        let ring = |members: &[Member]| named(&maglev::ring(members, sizes), members, ids);
+        self.wants = thread::scope(|scope| {
+            let shares: Vec<_> = groups
+                .chunks(share)
+                .map(|share| {
+                    scope.spawn(move || -> Vec<Vec<u32>> {
+                        share.iter().map(|(members, _)| ring(members)).collect()
+                    })
+                })
+                .collect();
+            let done = shares.into_iter().flat_map(|share| {
+                let done = share.join();
+                done.unwrap_or_else(|panic| resume_unwind(panic))
+            });
+            done.map(Rc::from).enumerate().collect()
+        });
     }
 
     /// The backend id of each slot.
