@@ -287,6 +287,12 @@ pub struct GracefulRestart {
     pub offered_s: Option<u64>,
     /// Seconds that it asks us to keep its routes; absent: it does not offer it.
     pub peer_s: Option<u64>,
+    /// Seconds that we ask it to keep our routes after that, marked stale (RFC 9494); absent: it is not offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_long_lived_s: Option<u64>,
+    /// Seconds that it asks us to keep its routes after that, by family; empty: it does not offer it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peer_long_lived_s: BTreeMap<String, u64>,
     /// It said that it had just restarted.
     pub peer_restarted: bool,
     /// Families whose forwarding it preserves.

@@ -188,6 +188,9 @@ fn summary(neighbor: &Neighbor) -> String {
         line("Role", format!("ours {ours}{strict}; its {its}"));
     }
     line("Graceful restart", graceful_restart(neighbor));
+    if let Some(long_lived) = long_lived(neighbor) {
+        line("Long-lived", long_lived);
+    }
     if !neighbor.graceful_restart.kept_s.is_empty() {
         let kept = neighbor.graceful_restart.kept_s.iter();
         let kept: Vec<_> = kept
@@ -256,6 +259,27 @@ fn graceful_restart(neighbor: &Neighbor) -> String {
         }
     };
     format!("{ours}; {theirs}")
+}
+
+/// What follows the restart time, when either side offers it.
+fn long_lived(neighbor: &Neighbor) -> Option<String> {
+    let restart = &neighbor.graceful_restart;
+    let ours = restart.offered_long_lived_s.map_or_else(
+        || "not offered".to_owned(),
+        |seconds| format!("it keeps our routes for {seconds}s more, marked stale"),
+    );
+    let theirs: Vec<_> = restart
+        .peer_long_lived_s
+        .iter()
+        .map(|(family, seconds)| format!("{family} for {seconds}s"))
+        .collect();
+    let theirs = if theirs.is_empty() {
+        "it does not offer it".to_owned()
+    } else {
+        format!("it asks us to keep {}", theirs.join(", "))
+    };
+    let is_said = restart.offered_long_lived_s.is_some() || !restart.peer_long_lived_s.is_empty();
+    is_said.then(|| format!("{ours}; {theirs}"))
 }
 
 fn end_of_rib(neighbor: &Neighbor) -> String {
@@ -351,6 +375,8 @@ mod tests {
             graceful_restart: GracefulRestart {
                 offered_s: Some(120),
                 peer_s: Some(60),
+                offered_long_lived_s: Some(3600),
+                peer_long_lived_s: BTreeMap::from([("ipv6-unicast".to_owned(), 600)]),
                 peer_preserves: vec!["ipv6-unicast".to_owned()],
                 end_of_rib_received: vec!["ipv6-unicast".to_owned()],
                 end_of_rib_sent: true,

@@ -1,5 +1,6 @@
 //! Everything about one peer, as an operator asks for it.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -181,6 +182,19 @@ fn graceful_restart(neighbor: &NeighborSnapshot) -> GracefulRestart {
     GracefulRestart {
         offered_s: offer(&neighbor.offered),
         peer_s: heard.and_then(offer),
+        offered_long_lived_s: neighbor
+            .offered
+            .long_lived
+            .iter()
+            .flat_map(BTreeMap::values)
+            .map(|said| seconds(said.stale_time))
+            .max(),
+        peer_long_lived_s: heard
+            .iter()
+            .filter_map(|open| open.long_lived.as_ref())
+            .flatten()
+            .map(|(family, said)| (family.to_string(), seconds(said.stale_time)))
+            .collect(),
         peer_restarted: theirs.is_some_and(|offer| offer.restarting),
         peer_preserves: theirs
             .iter()
