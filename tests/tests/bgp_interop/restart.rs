@@ -1,6 +1,6 @@
 //! Who keeps whose routes when one side restarts (RFC 4724, RFC 8538), with FRR.
 
-use fairlead_bgp::{Event, GracefulRestart};
+use fairlead_bgp::{Event, GracefulRestart, Speaker};
 
 use super::*;
 
@@ -255,4 +255,57 @@ async fn back(ours: &Ours, times: u64) {
     tokio::time::timeout(Duration::from_secs(20), up)
         .await
         .unwrap();
+}
+
+#[test]
+fn bird_keeps_our_routes_marked_while_we_are_long_away_and_lets_go_of_them_in_the_end() {
+    if !is_root() {
+        return;
+    }
+    let link = Link::new();
+    link.run(|| async {
+        let session = "graceful restart aware; long lived graceful restart aware;";
+        let v6 = "};\n ipv6 { import all; export none;";
+        let bird = extensions::bird(&link, session, v6, "route 203.0.113.0/24 blackhole;");
+        let ours = Ours::start();
+        let mut config = graceful();
+        if let Some(restart) = &mut config.graceful_restart {
+            restart.restart_time = Duration::from_secs(2);
+        }
+        config.long_lived_stale_time = Some(Duration::from_secs(6));
+        ours.handle.set_peers(vec![config]).await.unwrap();
+        ours.announce(&["192.0.2.1/32", "2001:db8:1::/64"]).await;
+        extensions::says(&bird, "show route 192.0.2.1/32", "192.0.2.1/32");
+        extensions::says(&bird, "show route 2001:db8:1::/64", "2001:db8:1::/64");
+        let has_ended = async {
+            let sent =
+                |speaker: &Speaker, now| speaker.neighbor("peer", now).unwrap().end_of_rib_sent;
+            while !ours.handle.look(sent).await.unwrap() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), has_ended)
+            .await
+            .unwrap();
+        ours.stop().await;
+
+        for prefix in ["192.0.2.1/32", "2001:db8:1::/64"] {
+            let what = format!("BIRD to mark {prefix}");
+            wait_for(&what, 10, || {
+                // LLGR_STALE is 65535:6.
+                let shown = bird.ask(&format!("show route {prefix} all"))?;
+                anyhow::ensure!(shown.contains("(65535,6)"), "{shown}");
+                Ok(Some(()))
+            })
+            .unwrap();
+        }
+        for prefix in ["192.0.2.1/32", "2001:db8:1::/64"] {
+            wait_for(&format!("BIRD to let go of {prefix}"), 15, || {
+                let shown = bird.ask("show route")?;
+                anyhow::ensure!(!shown.contains(prefix), "{shown}");
+                Ok(Some(()))
+            })
+            .unwrap();
+        }
+    });
 }
