@@ -404,7 +404,8 @@ async fn open_source(document: &Document, resources: &mut Resources) -> Result<S
     if document.kubernetes.enabled {
         let secrets = document.bgp.namespace_of_secrets();
         let (config, state) = (&document.kubernetes, &document.state_dir);
-        let kubernetes = Kubernetes::open(config, secrets, state, now, resources);
+        let node = node_name(document)?;
+        let kubernetes = Kubernetes::open(config, secrets, &node, state, now, resources);
         return Ok(Source::Kubernetes(Box::new(kubernetes.await?)));
     }
     Ok(match &document.manifests {

@@ -372,6 +372,13 @@ pub enum What {
         /// IPv6 addresses are told as prefixes of this length.
         aggregate_v6: Option<u8>,
     },
+    /// What this node has of a pool of pod addresses.
+    Pool {
+        /// The pool's name.
+        name: String,
+        /// The prefixes, host bits zero.
+        prefixes: BTreeSet<IpNetwork>,
+    },
     /// Addresses of a device.
     Interface {
         /// Its name.

@@ -300,3 +300,78 @@ fn a_router_that_dials_from_a_range_is_a_peer_and_hears_what_the_range_is_told()
     })
     .unwrap();
 }
+
+#[test]
+fn what_a_node_has_of_a_pool_of_pod_addresses_is_told_while_it_has_it() {
+    if !root::is_root() {
+        return;
+    }
+    let mut lab = Lab::up("fl-pools").unwrap();
+    lab.start_agents().unwrap();
+    lab.wait_until_settled().unwrap();
+    let node = &lab.nodes[0];
+    let told = documents("", "65001:7")
+        .replace(
+            "    - advertisementType: Service",
+            "    - advertisementType: CiliumPodIPPool\n      selector: { matchLabels: { colour: blue } }\n      \
+             attributes: { communities: { standard: [\"65001:9\"] } }\n    - advertisementType: Service",
+        )
+        .replace(
+            "{ afi: ipv6, safi: unicast }",
+            "{ afi: ipv6, safi: unicast, advertisements: { matchLabels: { advertise: bgp } } }",
+        );
+    node.put("bgp.yaml", &told).unwrap();
+    wait_for("the missing CiliumNode to be told of", 10, || {
+        let status = node.ask(&["status"])?.to_string();
+        ensure!(status.contains("there is no CiliumNode node1"), "{status}");
+        Ok(Some(()))
+    })
+    .unwrap();
+    let pools = |labels: &str| {
+        format!(
+            "apiVersion: cilium.io/v2alpha1\nkind: CiliumPodIPPool\nmetadata: {{ name: blue, labels: {{ {labels} }} }}\n\
+             spec: {{ ipv4: {{ cidrs: [10.20.0.0/16], maskSize: 24 }}, ipv6: {{ cidrs: ['fd20::/104'], maskSize: 112 }} }}\n"
+        )
+    };
+    let shares = |cidrs: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNode\nmetadata: {{ name: node1 }}\n\
+             spec: {{ ipam: {{ pools: {{ allocated: [{{ pool: blue, cidrs: [{cidrs}] }}] }} }} }}\n"
+        )
+    };
+    let is_told = |prefix: &str, is_wanted: bool| {
+        let family = if prefix.contains(':') { "ipv6" } else { "ipv4" };
+        wait_for(&format!("{prefix}: told {is_wanted}"), 20, || {
+            let route = lab
+                .frr
+                .json(&format!("show bgp {family} unicast {prefix}"))?;
+            let paths = route["paths"].as_array();
+            let ours = paths.and_then(|paths| paths.first());
+            let marked = ours.is_some_and(|path| path["community"]["string"] == "65001:9");
+            ensure!(
+                marked == is_wanted && ours.is_some() == is_wanted,
+                "{route}"
+            );
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    node.put("pool.yaml", &pools("colour: blue")).unwrap();
+    node.put("share.yaml", &shares("10.20.1.0/24, 'fd20::1:0/112'"))
+        .unwrap();
+    is_told("10.20.1.0/24", true);
+    is_told("fd20::1:0/112", true);
+    let status = node.ask(&["status"]).unwrap().to_string();
+    assert!(!status.contains("CiliumNode"), "{status}");
+
+    // The operator gives it another prefix, and takes one back.
+    node.put("share.yaml", &shares("10.20.2.0/24, 'fd20::1:0/112'"))
+        .unwrap();
+    is_told("10.20.2.0/24", true);
+    is_told("10.20.1.0/24", false);
+    is_told("fd20::1:0/112", true);
+    // The pool is no longer one that is told.
+    node.put("pool.yaml", &pools("colour: red")).unwrap();
+    is_told("10.20.2.0/24", false);
+    is_told("fd20::1:0/112", false);
+}

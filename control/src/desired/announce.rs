@@ -43,6 +43,8 @@ pub struct Announcement {
 pub enum Source {
     /// The addresses of this node's pods.
     PodCidr,
+    /// What this node has of this pool of pod addresses.
+    Pool(String),
     /// An address of this device of the host.
     Interface(String),
     /// The address of a service.
@@ -55,6 +57,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PodCidr => f.write_str("pod CIDR"),
+            Self::Pool(name) => write!(f, "pod IP pool {name}"),
             Self::Interface(name) => write!(f, "address of {name}"),
             Self::Service(name) => write!(f, "Service {name}"),
             Self::Egress => f.write_str("egress address"),
@@ -135,6 +138,7 @@ struct Offers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Offeror {
     Pods,
+    Pool,
     Interface,
     Service(Frontend),
     Egress,
@@ -203,6 +207,17 @@ impl Offers {
             }
             for (prefix, peers) in told {
                 offers.offer(Offeror::Pods, prefix, Source::PodCidr, state, peers);
+            }
+        }
+        for (name, prefix) in shares_of_pools(router) {
+            let told = peers_told(router, Family::of(&prefix), |what| {
+                let of_pool = matches!(what, What::Pool { name: pool, prefixes }
+                    if pool == name && prefixes.contains(&prefix));
+                of_pool.then_some(prefix)
+            });
+            for (prefix, peers) in told {
+                let source = Source::Pool(name.to_owned());
+                offers.offer(Offeror::Pool, prefix, source, State::Announced, peers);
             }
         }
         for (name, address) in interface_addresses(router) {
@@ -366,12 +381,27 @@ fn interface_addresses(router: &VirtualRouter) -> BTreeSet<(&str, IpAddr)> {
     told.flat_map(|advertised| {
         let (name, addresses) = match &advertised.what {
             What::Interface { name, addresses } => (name.as_str(), Some(addresses)),
-            What::PodCidrs | What::Services { .. } => ("", None),
+            What::PodCidrs | What::Pool { .. } | What::Services { .. } => ("", None),
         };
         addresses
             .into_iter()
             .flatten()
             .map(move |address| (name, *address))
+    })
+    .collect()
+}
+
+/// The pools of which some peer is told, with each prefix that this node has of them.
+fn shares_of_pools(router: &VirtualRouter) -> BTreeSet<(&str, IpNetwork)> {
+    let neighbors = router.neighbors.values();
+    let told = neighbors.flat_map(|neighbor| neighbor.advertised.values().flatten());
+    told.flat_map(|advertised| {
+        let (name, prefixes) = match &advertised.what {
+            What::Pool { name, prefixes } => (name.as_str(), Some(prefixes)),
+            What::PodCidrs | What::Interface { .. } | What::Services { .. } => ("", None),
+        };
+        let prefixes = prefixes.into_iter().flatten();
+        prefixes.map(move |prefix| (name, *prefix))
     })
     .collect()
 }

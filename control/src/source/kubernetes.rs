@@ -94,13 +94,14 @@ pub struct Kubernetes {
 
 impl Kubernetes {
     /// Begins to watch; reads the snapshot of an earlier agent from `state`. `secrets` is the namespace of the
-    /// Secrets that peering policies name. `resources` is what [`Self::next`] changes.
+    /// Secrets that peering policies name, `node` this node's name. `resources` is what [`Self::next`] changes.
     ///
     /// # Errors
     /// It is not known where the API server is; whether it answers is not asked.
     pub async fn open(
         config: &document::Kubernetes,
         secrets: &str,
+        node: &str,
         state: &Path,
         now: fn() -> Instant,
         resources: &mut Resources,
@@ -110,7 +111,7 @@ impl Kubernetes {
         let server: Arc<str> = way.cluster_url.to_string().trim_end_matches('/').into();
         let client = kube::Client::try_from(way)?;
         let (tell, heard) = mpsc::channel(BACKLOG);
-        let mut replica = Replica::new(server, secrets);
+        let mut replica = Replica::new(server, secrets, node);
         let mut patience = None;
         let file = snapshot::file(state);
         match snapshot::load(&file) {

@@ -15,6 +15,7 @@ mod limits;
 pub mod peer_config;
 pub mod peer_profile;
 pub mod peering_policy;
+pub mod pod_pool;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,6 +32,7 @@ use self::config_override::ConfigOverride;
 use self::peer_config::PeerConfig;
 use self::peer_profile::PeerProfile;
 use self::peering_policy::PeeringPolicy;
+use self::pod_pool::{CiliumNode, PodPool};
 use super::located::{FieldPath, Located, Shape, Step};
 use crate::object::{Condition, ObjectName};
 
@@ -88,6 +90,10 @@ pub struct Resources {
     pub config_overrides: Objects<ConfigOverride>,
     /// `fairlead.io/v1alpha1 BGPPeerProfile`.
     pub peer_profiles: Objects<PeerProfile>,
+    /// `cilium.io/v2alpha1 CiliumPodIPPool`.
+    pub pod_pools: Objects<PodPool>,
+    /// `cilium.io/v2 CiliumNode`.
+    pub cilium_nodes: Objects<CiliumNode>,
     /// What was wrong.
     pub conditions: Vec<Condition>,
 }
@@ -114,6 +120,8 @@ impl Resources {
                 put(&mut self.config_overrides, name, *object, origin);
             }
             Resource::PeerProfile(profile) => put(&mut self.peer_profiles, name, *profile, origin),
+            Resource::PodPool(pool) => put(&mut self.pod_pools, name, *pool, origin),
+            Resource::CiliumNode(node) => put(&mut self.cilium_nodes, name, *node, origin),
         }
     }
 
@@ -130,6 +138,8 @@ impl Resources {
             "CiliumBGPAdvertisement" => drop(self.advertisements.remove(name)),
             "CiliumBGPNodeConfigOverride" => drop(self.config_overrides.remove(name)),
             "BGPPeerProfile" => drop(self.peer_profiles.remove(name)),
+            "CiliumPodIPPool" => drop(self.pod_pools.remove(name)),
+            "CiliumNode" => drop(self.cilium_nodes.remove(name)),
             _ => {}
         }
     }
@@ -162,6 +172,10 @@ pub enum Resource {
     ConfigOverride(Box<ConfigOverride>),
     /// `fairlead.io/v1alpha1 BGPPeerProfile`.
     PeerProfile(Box<PeerProfile>),
+    /// `cilium.io/v2alpha1 CiliumPodIPPool`.
+    PodPool(Box<PodPool>),
+    /// `cilium.io/v2 CiliumNode`.
+    CiliumNode(Box<CiliumNode>),
 }
 
 impl Resource {
@@ -178,6 +192,8 @@ impl Resource {
             Self::Advertisement(_) => "CiliumBGPAdvertisement",
             Self::ConfigOverride(_) => "CiliumBGPNodeConfigOverride",
             Self::PeerProfile(_) => "BGPPeerProfile",
+            Self::PodPool(_) => "CiliumPodIPPool",
+            Self::CiliumNode(_) => "CiliumNode",
         }
     }
 
@@ -199,6 +215,8 @@ impl Resource {
             Self::Advertisement(object) => (&object.metadata, false),
             Self::ConfigOverride(object) => (&object.metadata, false),
             Self::PeerProfile(profile) => (&profile.metadata, false),
+            Self::PodPool(pool) => (&pool.metadata, false),
+            Self::CiliumNode(node) => (&node.metadata, false),
         };
         ObjectName {
             namespace: match (is_namespaced, metadata.namespace.as_deref()) {
@@ -288,6 +306,8 @@ pub fn join(readings: impl IntoIterator<Item = Reading>) -> Resources {
                 Resource::PeerProfile(profile) => {
                     insert(&mut all.peer_profiles, &name, *profile, &origin)
                 }
+                Resource::PodPool(pool) => insert(&mut all.pod_pools, &name, *pool, &origin),
+                Resource::CiliumNode(node) => insert(&mut all.cilium_nodes, &name, *node, &origin),
             };
             if let Some(first) = twice {
                 all.conditions.push(Condition {
@@ -381,6 +401,12 @@ impl Reader {
                     Resource::PeerProfile(Box::new(profile))
                 });
             }
+            ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumPodIPPool") => {
+                self.object(tree, kind, |pool| Resource::PodPool(Box::new(pool)));
+            }
+            ("cilium.io/v2", "CiliumNode") => {
+                self.object(tree, kind, |node| Resource::CiliumNode(Box::new(node)));
+            }
             _ => {
                 let named = object_name(tree, kind);
                 self.condition(
@@ -441,7 +467,7 @@ impl Reader {
             deserialize::<T>(tree, &mut unknown).and_then(|object| object.check().map(|()| object));
         match read {
             Ok(object) => {
-                for path in unknown {
+                for path in unknown.into_iter().filter(|_| T::IS_READ_WHOLE) {
                     let line = tree.line_of(&path);
                     let message =
                         format!("{path}: is not a field that Fairlead knows; it has no effect");
@@ -496,6 +522,9 @@ pub struct Wrong {
 
 /// What a type alone cannot say of an object.
 pub trait Check {
+    /// Whether a field that we do not know is worth a word: all that is said in such an object is meant for us.
+    const IS_READ_WHOLE: bool = true;
+
     /// The first field that contradicts another one or its limits.
     fn check(&self) -> Result<(), Wrong> {
         Ok(())

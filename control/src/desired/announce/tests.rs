@@ -371,6 +371,40 @@ fn addresses_of_a_device_are_announced_as_host_routes_to_the_peers_that_are_told
 }
 
 #[test]
+fn what_a_node_has_of_a_pool_is_announced_to_the_peers_that_are_told_of_it() {
+    let mut desired = desired();
+    let pool = |name: &str, prefixes: &[&str]| What::Pool {
+        name: name.to_owned(),
+        prefixes: prefixes.iter().map(|text| text.parse().unwrap()).collect(),
+    };
+    let neighbors = &mut desired.routers.get_mut("65010").unwrap().neighbors;
+    let blue = told(pool("blue", &["10.20.0.0/24", "fd20::/112"]));
+    neighbors.insert((PEER, 179), peer(&[blue.clone(), told(pool("red", &[]))]));
+    neighbors.insert(
+        (OTHER, 179),
+        peer(&[told(pool("green", &["10.30.0.0/24"])), blue]),
+    );
+
+    let all = &announcements(&desired, &Programmed::default())["65010"];
+
+    for (prefix, source, peers) in [
+        ("10.20.0.0/24", "pod IP pool blue", &[PEER, OTHER][..]),
+        ("fd20::/112", "pod IP pool blue", &[PEER, OTHER]),
+        ("10.30.0.0/24", "pod IP pool green", &[OTHER]),
+    ] {
+        let announcement = &all[&prefix.parse::<IpNetwork>().unwrap()];
+        assert!(announcement.state.is_announced());
+        assert_eq!(announcement.source.to_string(), source);
+        let told: BTreeSet<_> = announcement.peers.keys().collect();
+        assert_eq!(told, peers.iter().collect());
+    }
+    let of_pools = all
+        .values()
+        .filter(|one| matches!(one.source, Source::Pool(_)));
+    assert_eq!(of_pools.count(), 3);
+}
+
+#[test]
 fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
     let mut desired = desired();
     let mut second = Service::clone(&desired.services[&frontend()]);

@@ -7,6 +7,7 @@
 mod instances;
 mod place;
 mod policies;
+mod pools;
 mod profiles;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,6 +3,7 @@ mod endpoints;
 mod instances;
 mod places;
 mod policy;
+mod pools;
 mod profiles;
 mod services;
 
@@ -264,14 +265,14 @@ fn what_a_policy_asks_for_and_does_not_get_is_said() {
             "peer 10.0.0.1: l2vpn evpn is not spoken; use ipv4 unicast and ipv6 unicast",
         ),
         (
-            with("advertisedPathAttributes: [{selectorType: CiliumPodIPPool}]"),
+            with("advertisedPathAttributes: [{selectorType: CiliumLoadBalancerIPPool}]"),
             1,
-            "peer 10.0.0.1: advertisedPathAttributes of CiliumPodIPPool are not acted on yet",
+            "peer 10.0.0.1: advertisedPathAttributes of CiliumLoadBalancerIPPool are not acted on yet",
         ),
         (
             routers("podIPPoolSelector: {}"),
             1,
-            "podIPPoolSelector is not acted on yet",
+            "podIPPoolSelector: there is no CiliumNode node1",
         ),
         (twice, 1, "peer 10.0.0.1 is listed twice; the first is used"),
     ] {

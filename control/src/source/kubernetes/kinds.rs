@@ -47,7 +47,7 @@ const CILIUM_BGP: Kind = Kind {
 };
 
 /// All of them.
-pub const KINDS: [Kind; 10] = [
+pub const KINDS: [Kind; 12] = [
     Kind {
         group: "",
         version: "v1",
@@ -126,10 +126,29 @@ pub const KINDS: [Kind; 10] = [
         plural: "ciliumbgpnodeconfigoverrides",
         ..CILIUM_BGP
     },
+    Kind {
+        version: "v2alpha1",
+        name: "CiliumPodIPPool",
+        plural: "ciliumpodippools",
+        feature: "nothing of pools of pod addresses is announced",
+        trim: trim_pool,
+        ..CILIUM_BGP
+    },
+    Kind {
+        name: "CiliumNode",
+        plural: "ciliumnodes",
+        is_by_name: true,
+        feature: "nothing of pools of pod addresses is announced",
+        trim: trim_cilium_node,
+        ..CILIUM_BGP
+    },
 ];
 
 /// Where Secrets stand in [`KINDS`].
 pub const SECRET: usize = 3;
+
+/// Where `CiliumNode` stands in [`KINDS`].
+pub const CILIUM_NODE: usize = 11;
 
 impl Kind {
     /// `group/version`, or the version alone.
@@ -171,6 +190,24 @@ fn trim_node(node: &mut Value) {
     }
 }
 
+/// How much of it is used changes with every pod.
+fn trim_pool(pool: &mut Value) {
+    if let Value::Object(fields) = pool {
+        fields.retain(|key, _| key != "spec" && key != "status");
+    }
+}
+
+/// What the node has of pools; the rest is between Cilium's agent and operator, and changes with every pod.
+fn trim_cilium_node(node: &mut Value) {
+    let shares = node.pointer("/spec/ipam/pools/allocated").cloned();
+    if let Value::Object(fields) = node {
+        fields.remove("status");
+        let shares = shares.unwrap_or_else(|| Value::Array(Vec::new()));
+        let spec = serde_json::json!({ "ipam": { "pools": { "allocated": shares } } });
+        fields.insert("spec".to_owned(), spec);
+    }
+}
+
 fn trim_slice(slice: &mut Value) {
     if let Some(annotations) = slice
         .pointer_mut("/metadata/annotations")
@@ -198,5 +235,6 @@ mod tests {
             );
         }
         assert_eq!(KINDS[SECRET].name, "Secret");
+        assert_eq!(KINDS[CILIUM_NODE].name, "CiliumNode");
     }
 }

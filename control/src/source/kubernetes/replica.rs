@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::kinds::{KINDS, SECRET, WatchId};
+use super::kinds::{CILIUM_NODE, KINDS, SECRET, WatchId};
 use super::snapshot::Snapshot;
 use super::watch::Heard;
 use crate::object::{Condition, ObjectName};
@@ -25,6 +25,7 @@ type Key = (usize, ObjectName);
 pub struct Replica {
     server: Arc<str>,
     secrets_namespace: String,
+    node: String,
     watches: BTreeMap<WatchId, Watch>,
     /// Each object's text, as it is in force.
     objects: BTreeMap<Key, Arc<RawValue>>,
@@ -55,11 +56,12 @@ enum Standing {
 }
 
 impl Replica {
-    /// Nothing, of this server.
-    pub fn new(server: Arc<str>, secrets_namespace: &str) -> Self {
+    /// Nothing, of this server, for this node.
+    pub fn new(server: Arc<str>, secrets_namespace: &str, node: &str) -> Self {
         Self {
             server,
             secrets_namespace: secrets_namespace.to_owned(),
+            node: node.to_owned(),
             watches: BTreeMap::new(),
             objects: BTreeMap::new(),
             wrong: BTreeMap::new(),
@@ -246,15 +248,26 @@ impl Replica {
             .filter_map(|neighbor| neighbor.auth_secret_ref.as_ref());
         let configs = resources.peer_configs.values();
         let secrets = secrets.chain(configs.filter_map(|c| c.object.spec.auth_secret_ref.as_ref()));
-        self.named = secrets
-            .map(|name| WatchId {
-                kind: SECRET,
-                name: Some(ObjectName {
-                    namespace: self.secrets_namespace.clone(),
-                    name: name.clone(),
-                }),
-            })
-            .collect();
+        let secrets = secrets.map(|name| WatchId {
+            kind: SECRET,
+            name: Some(ObjectName {
+                namespace: self.secrets_namespace.clone(),
+                name: name.clone(),
+            }),
+        });
+        let policies = resources.peering_policies.values();
+        let mut routers = policies.flat_map(|policy| &policy.object.spec.virtual_routers);
+        let mut advertisements = resources.advertisements.values();
+        let names_pools = advertisements.any(|told| told.object.names_pools())
+            || routers.any(|router| router.pod_ip_pool_selector.is_some());
+        let own = names_pools.then(|| WatchId {
+            kind: CILIUM_NODE,
+            name: Some(ObjectName {
+                namespace: String::new(),
+                name: self.node.clone(),
+            }),
+        });
+        self.named = secrets.chain(own).collect();
     }
 
     /// Writes what is wrong where the agent looks for it.

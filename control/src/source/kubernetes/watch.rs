@@ -60,7 +60,10 @@ pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
     let api: Api<DynamicObject> = match &id.name {
         Some(name) => {
             config = config.fields(&format!("metadata.name={}", name.name));
-            Api::namespaced_with(client, &name.namespace, &resource)
+            match &*name.namespace {
+                "" => Api::all_with(client, &resource),
+                namespace => Api::namespaced_with(client, namespace, &resource),
+            }
         }
         None => Api::all_with(client, &resource),
     };

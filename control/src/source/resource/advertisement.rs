@@ -51,7 +51,7 @@ pub struct Told {
 pub enum Type {
     /// The node's pod CIDRs.
     PodCIDR,
-    /// Pod addresses of the selected pools; not acted on.
+    /// What the node has of the selected pools of pod addresses.
     CiliumPodIPPool,
     /// Addresses of the selected services.
     Service,
@@ -99,6 +99,12 @@ pub struct Attributes {
 }
 
 impl Advertisement {
+    /// Whether what nodes have of pools of pod addresses is told.
+    pub fn names_pools(&self) -> bool {
+        let mut told = self.spec.advertisements.iter();
+        told.any(|told| told.advertisement_type == Type::CiliumPodIPPool)
+    }
+
     /// Whether addresses of a device are told.
     pub fn names_a_device(&self) -> bool {
         let mut told = self.spec.advertisements.iter();

@@ -50,7 +50,7 @@ pub struct VirtualRouter {
     /// Announce the node's pod CIDRs. Default: no.
     #[serde(rename = "exportPodCIDR", default)]
     pub export_pod_cidr: bool,
-    /// Announce addresses of these pools; not acted on.
+    /// Announce what the node has of these pools of pod addresses; absent: none.
     #[serde(rename = "podIPPoolSelector")]
     pub pod_ip_pool_selector: Option<LabelSelector>,
     /// Announce these services; absent: none.
@@ -119,7 +119,7 @@ pub struct Neighbor {
     /// Address families. Default: IPv4 and IPv6 unicast.
     #[serde(default)]
     pub families: Vec<Family>,
-    /// Attributes for some of the paths; those of pools are not acted on.
+    /// Attributes for some of the paths; those of load balancers' pools are not acted on.
     #[serde(default)]
     pub advertised_path_attributes: Vec<PathAttributes>,
 }
@@ -166,7 +166,7 @@ pub enum SelectorType {
     PodCIDR,
     /// Service addresses of the selected pools; not acted on.
     CiliumLoadBalancerIPPool,
-    /// Pod addresses of the selected pools; not acted on.
+    /// What the node has of the selected pools of pod addresses.
     CiliumPodIPPool,
 }
 
@@ -246,6 +246,8 @@ impl Check for PeeringPolicy {
                 });
             }
             check_selector(&path, "serviceSelector", router.service_selector.as_ref())?;
+            let pools = router.pod_ip_pool_selector.as_ref();
+            check_selector(&path, "podIPPoolSelector", pools)?;
             for (index, neighbor) in router.neighbors.iter().enumerate() {
                 let own = path.clone().key("neighbors").index(index);
                 for (index, paths) in neighbor.advertised_path_attributes.iter().enumerate() {

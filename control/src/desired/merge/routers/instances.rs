@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::super::{Conditions, Sourced};
 use super::place::{self, Place};
+use super::pools;
 use super::{Secrets, attributes, families, selector_of, service_kinds};
 use crate::desired::surroundings::Surroundings;
 use crate::desired::{
@@ -356,7 +357,7 @@ impl Merge<'_, '_> {
             let labels = advertisement.object.metadata.labels.as_ref();
             if selector.matches(labels.unwrap_or(&none)) {
                 let told = advertisement.object.spec.advertisements.iter();
-                all.extend(told.filter_map(|told| self.one(told, name, advertisement)));
+                all.extend(told.flat_map(|told| self.one(told, name, advertisement)));
             }
         }
         all
@@ -367,50 +368,56 @@ impl Merge<'_, '_> {
         told: &Told,
         object: &ObjectName,
         advertisement: &Sourced<Advertisement>,
-    ) -> Option<Advertised> {
-        let mut unsupported = |what: &str| {
-            let message = format!("{what} is not acted on: it is not advertised");
+    ) -> Vec<Advertised> {
+        let mut condition = |reason: &str, message: String| {
+            let conditions = &mut *self.conditions;
             let origin = &advertisement.origin;
-            self.conditions.add(
-                ADVERTISEMENT_KIND,
-                object,
-                origin,
-                "FieldUnsupported",
-                message,
-            );
+            conditions.add(ADVERTISEMENT_KIND, object, origin, reason, message);
         };
-        let interface = told.interface.as_ref().map(|interface| &interface.name);
-        let what = match (told.advertisement_type, &told.service) {
-            (Type::PodCIDR, _) => What::PodCidrs,
-            (Type::Service, Some(service)) => What::Services {
-                // Nothing is selected by a selector that is not there.
-                selector: selector_of(told.selector.as_ref()?),
-                kinds: service_kinds(&service.addresses),
-                aggregate_v4: service.aggregation_length_ipv4,
-                aggregate_v6: service.aggregation_length_ipv6,
-            },
-            (Type::Service, None) => return None,
-            (Type::CiliumPodIPPool, _) => {
-                unsupported("advertisementType CiliumPodIPPool");
-                return None;
-            }
-            (Type::Interface, _) => {
-                let name = interface?.clone();
-                let found = place::addresses(&name, self.around?);
-                let addresses = found.unwrap_or_else(|(reason, why)| {
-                    let message = format!("interface: {why}; nothing of it is advertised");
-                    let origin = &advertisement.origin;
-                    let conditions = &mut *self.conditions;
-                    conditions.add(ADVERTISEMENT_KIND, object, origin, reason, message);
-                    BTreeSet::new()
+        // Nothing is selected by a selector that is not there.
+        let selector = told.selector.as_ref().map(selector_of);
+        let what = match told.advertisement_type {
+            Type::PodCIDR => vec![What::PodCidrs],
+            Type::Service => {
+                let said = told.service.as_ref().zip(selector);
+                let what = said.map(|(service, selector)| What::Services {
+                    selector,
+                    kinds: service_kinds(&service.addresses),
+                    aggregate_v4: service.aggregation_length_ipv4,
+                    aggregate_v6: service.aggregation_length_ipv6,
                 });
-                What::Interface { name, addresses }
+                what.into_iter().collect()
+            }
+            Type::CiliumPodIPPool => {
+                let found = pools::selected(selector.as_ref(), self.resources, self.node);
+                let pools = found.unwrap_or_else(|(reason, why)| {
+                    let message = format!("CiliumPodIPPool: {why}; nothing of it is advertised");
+                    condition(reason, message);
+                    Vec::new()
+                });
+                pools.into_iter().map(|pool| pool.what).collect()
+            }
+            Type::Interface => {
+                let device = told.interface.as_ref().zip(self.around);
+                let what = device.map(|(device, around)| {
+                    let name = device.name.clone();
+                    let found = place::addresses(&name, around);
+                    let addresses = found.unwrap_or_else(|(reason, why)| {
+                        let message = format!("interface: {why}; nothing of it is advertised");
+                        condition(reason, message);
+                        BTreeSet::new()
+                    });
+                    What::Interface { name, addresses }
+                });
+                what.into_iter().collect()
             }
         };
         let said = told.attributes.clone().unwrap_or_default();
-        Some(Advertised {
+        let attributes = attributes(said.communities.as_ref(), said.local_preference);
+        let advertised = |what| Advertised {
             what,
-            attributes: attributes(said.communities.as_ref(), said.local_preference),
-        })
+            attributes: attributes.clone(),
+        };
+        what.into_iter().map(advertised).collect()
     }
 }

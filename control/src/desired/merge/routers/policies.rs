@@ -10,6 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 
 use super::super::{Conditions, Sourced};
+use super::pools::{self, Pool};
 use super::{Secrets, attributes, families, selector_of, service_kinds};
 use crate::desired::{
     Advertised, Neighbor, NodeState, ObjectName, PathAttributes, Profile, VirtualRouter, What,
@@ -64,6 +65,7 @@ pub(super) fn merge(
                 name,
                 origin: &chosen.origin,
                 asn: router.local_asn,
+                resources,
                 secrets,
                 conditions,
             };
@@ -88,6 +90,7 @@ struct Context<'a> {
     name: &'a ObjectName,
     origin: &'a Origin,
     asn: u32,
+    resources: &'a Resources,
     secrets: &'a Secrets<'a>,
     conditions: &'a mut Conditions,
 }
@@ -106,12 +109,15 @@ fn virtual_router(
     node: &NodeState,
     context: &mut Context<'_>,
 ) -> VirtualRouter {
-    if router.pod_ip_pool_selector.is_some() {
-        context.condition(
-            "FieldUnsupported",
-            "podIPPoolSelector is not acted on yet: pool addresses are not announced",
-        );
-    }
+    let pools = router.pod_ip_pool_selector.as_ref().map(|selector| {
+        let found = pools::selected(Some(&selector_of(selector)), context.resources, node);
+        found.unwrap_or_else(|(reason, why)| {
+            let message = format!("podIPPoolSelector: {why}; nothing of it is announced");
+            context.condition(reason, &message);
+            Vec::new()
+        })
+    });
+    let pools = pools.unwrap_or_default();
     if annotated.router_id.is_none() && node.ipv4.is_none() {
         context.condition(
             "NoRouterId",
@@ -136,9 +142,18 @@ fn virtual_router(
         let key: (IpAddr, u16) = (neighbor.peer_address, neighbor.peer_port);
         let pod_cidrs = router.export_pod_cidr.then(|| Advertised {
             what: What::PodCidrs,
-            attributes: pod_cidr_attributes(neighbor, node, context),
+            attributes: path_attributes(neighbor, SelectorType::PodCIDR, &node.labels),
         });
-        let told: Vec<_> = pod_cidrs.into_iter().chain(services.clone()).collect();
+        let of_pools = pools.iter().map(|Pool { labels, what }| Advertised {
+            what: what.clone(),
+            attributes: path_attributes(neighbor, SelectorType::CiliumPodIPPool, labels),
+        });
+        say_what_is_not_marked(neighbor, context);
+        let told: Vec<_> = pod_cidrs
+            .into_iter()
+            .chain(of_pools)
+            .chain(services.clone())
+            .collect();
         let Some(value) = self::neighbor(neighbor, &told, context) else {
             continue;
         };
@@ -217,33 +232,39 @@ fn neighbor(
     })
 }
 
-/// What the policy attaches to the pod CIDRs of this node: of several entries all communities, and the
+/// What the policy attaches to paths of a type, of what has these labels: of several entries all communities, and the
 /// highest preference.
-fn pod_cidr_attributes(
+fn path_attributes(
     neighbor: &policy::Neighbor,
-    node: &NodeState,
-    context: &mut Context<'_>,
+    of: SelectorType,
+    labels: &BTreeMap<String, String>,
 ) -> PathAttributes {
     let mut all = PathAttributes::default();
-    for entry in &neighbor.advertised_path_attributes {
-        if entry.selector_type != SelectorType::PodCIDR {
-            let message = format!(
-                "peer {}: advertisedPathAttributes of {:?} are not acted on yet: its paths are announced without them",
-                neighbor.peer_address, entry.selector_type
-            );
-            context.condition("FieldUnsupported", &message);
-            continue;
-        }
-        let is_selected = |selector| selector_of(selector).matches(&node.labels);
-        if !entry.selector.as_ref().is_none_or(is_selected) {
-            continue;
-        }
+    let is_selected = |selector| selector_of(selector).matches(labels);
+    let entries = neighbor.advertised_path_attributes.iter();
+    let entries = entries.filter(|entry| {
+        entry.selector_type == of && entry.selector.as_ref().is_none_or(is_selected)
+    });
+    for entry in entries {
         all.add(&attributes(
             entry.communities.as_ref(),
             entry.local_preference,
         ));
     }
     all
+}
+
+/// Attributes that the policy asks for and paths do not get.
+fn say_what_is_not_marked(neighbor: &policy::Neighbor, context: &mut Context<'_>) {
+    let unsupported = SelectorType::CiliumLoadBalancerIPPool;
+    let mut entries = neighbor.advertised_path_attributes.iter();
+    if entries.any(|entry| entry.selector_type == unsupported) {
+        let message = format!(
+            "peer {}: advertisedPathAttributes of {unsupported:?} are not acted on yet: its paths are announced without them",
+            neighbor.peer_address
+        );
+        context.condition("FieldUnsupported", &message);
+    }
 }
 
 /// What the node's annotation says of a virtual router.

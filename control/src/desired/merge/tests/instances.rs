@@ -196,8 +196,8 @@ fn what_stands_in_the_way_is_a_condition_as_cilium_names_it() {
             PEER.to_owned(),
             format!("{ADVERTISEMENT}  - {{advertisementType: CiliumPodIPPool}}\n"),
             "CiliumBGPAdvertisement all",
-            "FieldUnsupported",
-            "advertisementType CiliumPodIPPool is not acted on",
+            "CiliumNodeMissing",
+            "CiliumPodIPPool: there is no CiliumNode node1",
             2,
         ),
     ] {

@@ -34,8 +34,8 @@ struct Told {
 
 impl Told {
     fn new() -> Self {
-        let mut replica = Replica::new("https://api".into(), "kube-system");
-        for kind in (0..KINDS.len()).filter(|kind| *kind != SECRET) {
+        let mut replica = Replica::new("https://api".into(), "kube-system", "node1");
+        for kind in (0..KINDS.len()).filter(|kind| !KINDS[*kind].is_by_name) {
             replica.expect(&id(kind));
         }
         Self {
@@ -224,4 +224,70 @@ fn name(namespace: &str, name: &str) -> ObjectName {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
     }
+}
+
+#[test]
+fn this_nodes_share_of_pools_is_watched_while_something_announces_it() {
+    const ADVERTISEMENTS: usize = 8;
+    const POOLS: usize = 10;
+    assert_eq!(KINDS[ADVERTISEMENTS].name, "CiliumBGPAdvertisement");
+    assert_eq!(KINDS[POOLS].name, "CiliumPodIPPool");
+    let advertisement = |of: &str| {
+        let object = json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumBGPAdvertisement", "metadata": {"name": "a"},
+            "spec": {"advertisements": [{"advertisementType": of}]},
+        });
+        Heard::Object(id(ADVERTISEMENTS), Box::new(object))
+    };
+    let own = WatchId {
+        kind: CILIUM_NODE,
+        name: Some(ObjectName {
+            namespace: String::new(),
+            name: "node1".to_owned(),
+        }),
+    };
+    let mut told = Told::new();
+    for kind in (0..KINDS.len()).filter(|kind| !KINDS[*kind].is_by_name) {
+        told.list(kind, Vec::new());
+    }
+    told.hear(advertisement("PodCIDR"));
+    assert!(!told.replica.named().contains(&own));
+    told.hear(advertisement("CiliumPodIPPool"));
+    assert!(told.replica.named().contains(&own));
+
+    // Where Cilium is not, its node is not waited for.
+    told.replica.expect(&own);
+    assert!(!told.replica.is_complete());
+    told.hear(Heard::NotInstalled(own.clone()));
+    assert!(told.replica.is_complete());
+
+    let mut node = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": "node1"},
+        "spec": {"addresses": [], "ipam": {"pools": {
+            "requested": [{"pool": "blue"}],
+            "allocated": [{"pool": "blue", "cidrs": ["10.20.1.0/24"]}]}}},
+        "status": {"ipam": {}},
+    });
+    (KINDS[CILIUM_NODE].trim)(&mut node);
+    let spec =
+        json!({"ipam": {"pools": {"allocated": [{"pool": "blue", "cidrs": ["10.20.1.0/24"]}]}}});
+    assert_eq!((&node["spec"], &node["status"]), (&spec, &Value::Null));
+    told.hear(Heard::Object(own.clone(), Box::new(node)));
+    assert_eq!(told.resources.cilium_nodes.len(), 1);
+
+    let mut pool = json!({
+        "apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "blue"},
+        "spec": {"ipv4": {}}, "status": {},
+    });
+    (KINDS[POOLS].trim)(&mut pool);
+    assert_eq!(
+        (&pool["spec"], &pool["status"]),
+        (&Value::Null, &Value::Null)
+    );
+    told.hear(Heard::Object(id(POOLS), Box::new(pool)));
+    assert_eq!(told.resources.pod_pools.len(), 1);
+    told.hear(advertisement("PodCIDR"));
+    assert!(!told.replica.named().contains(&own));
+    told.replica.forget(&own, &mut told.resources);
+    assert!(told.resources.cilium_nodes.is_empty());
 }
