@@ -73,12 +73,12 @@ impl Running {
 
 impl Contender {
     /// Starts it in a namespace, with its files in a folder.
-    pub fn start(self, netns: &Netns, folder: &Path, ipv6: bool) -> Result<Running> {
+    pub fn start(self, netns: &Netns, folder: &Path, ipv6: bool, monitors: u8) -> Result<Running> {
         let config = folder.join("config");
         let (text, mut command) = match self {
             Self::Fairlead => {
                 let mut command = netns.command(std::env::current_exe()?);
-                command.arg("speaker");
+                command.arg("speaker").arg(monitors.to_string());
                 if ipv6 {
                     command.arg("ipv6");
                 }
@@ -89,7 +89,7 @@ impl Contender {
                 command.arg("-f").arg("-c").arg(&config);
                 command.arg("-s").arg(folder.join("bird.ctl"));
                 command.arg("-P").arg(folder.join("bird.pid"));
-                (bird(ipv6), command)
+                (bird(ipv6, monitors), command)
             }
             Self::OpenBgpd => {
                 let mut command = OpenBgpd::command(netns);
@@ -139,7 +139,9 @@ impl Contender {
 
 /// Runs our speaker as the agent does, until it is killed.
 pub fn speak() -> Result<()> {
-    let ipv6 = std::env::args_os().nth(2).is_some();
+    let monitors = std::env::args().nth(2).context("how many monitors?")?;
+    let monitors: u8 = monitors.parse().context("how many monitors?")?;
+    let ipv6 = std::env::args_os().nth(3).is_some();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -168,30 +170,35 @@ pub fn speak() -> Result<()> {
         } else {
             Family::Ipv4Unicast
         };
-        let peer = |name: &str, link, asn| PeerConfig {
+        let peer = |name: &str, at, asn| PeerConfig {
             passive: true,
             families: [family].into(),
             hold_time: Duration::from_mins(4),
-            ..PeerConfig::new(name, address(ipv6, link, 2), asn)
+            ..PeerConfig::new(name, at, asn)
         };
-        let mut injector = peer("injector", 1, INJECTOR_AS);
+        let mut injector = peer("injector", address(ipv6, 1, 2), INJECTOR_AS);
         injector.import = ImportPolicy::Prefixes(import);
-        let mut monitor = peer("monitor", 2, MONITOR_AS);
-        monitor.transit = true;
-        handle.set_peers(vec![injector, monitor]).await?;
+        let monitors = (0..monitors).map(|number| {
+            let at = address(ipv6, 2, 2 + number);
+            let mut monitor = peer(&format!("monitor{number}"), at, MONITOR_AS);
+            monitor.transit = true;
+            monitor
+        });
+        let peers = std::iter::once(injector).chain(monitors).collect();
+        handle.set_peers(peers).await?;
         handle.set_announcements(Announcements::new()).await?;
         task.await.context("the speaker")
     })
 }
 
-fn bird(ipv6: bool) -> String {
+fn bird(ipv6: bool, monitors: u8) -> String {
     let (family, range) = if ipv6 {
         ("ipv6", "::/0{16,48}")
     } else {
         ("ipv4", "0.0.0.0/0{8,24}")
     };
-    let peer = |name, link, asn, policy: &str| {
-        let (local, remote) = (address(ipv6, link, 1), address(ipv6, link, 2));
+    let peer = |name: &str, (link, host), asn, policy: &str| {
+        let (local, remote) = (address(ipv6, link, 1), address(ipv6, link, host));
         format!(
             "protocol bgp {name} {{\n\
              local {local} as {SPEAKER_AS};\n neighbor {remote} as {asn};\n passive on;\n hold time 240;\n\
@@ -200,15 +207,20 @@ fn bird(ipv6: bool) -> String {
     };
     let taken =
         format!("import filter {{ if net ~ [ {range} ] then accept; reject; }}; export none;");
+    let told = "import none; export filter { if source = RTS_BGP then accept; reject; };";
+    let monitors: String = (0..monitors)
+        .map(|number| {
+            peer(
+                &format!("monitor{number}"),
+                (2, 2 + number),
+                MONITOR_AS,
+                told,
+            )
+        })
+        .collect();
     format!(
-        "router id 10.0.1.1;\nprotocol device {{ }}\nprotocol direct {{ {family}; }}\n{}{}",
-        peer("injector", 1, INJECTOR_AS, &taken),
-        peer(
-            "monitor",
-            2,
-            MONITOR_AS,
-            "import none; export filter { if source = RTS_BGP then accept; reject; };"
-        ),
+        "router id 10.0.1.1;\nprotocol device {{ }}\nprotocol direct {{ {family}; }}\n{}{monitors}",
+        peer("injector", (1, 2), INJECTOR_AS, &taken),
     )
 }
 

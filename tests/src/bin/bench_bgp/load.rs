@@ -22,6 +22,16 @@ impl Load {
         SocketAddr::new(address(self.ipv6, link, 1), 179)
     }
 
+    /// Where the injector is.
+    pub fn injector(&self) -> IpAddr {
+        address(self.ipv6, 1, 2)
+    }
+
+    /// Where a monitor is.
+    pub fn monitor(&self, number: u8) -> IpAddr {
+        address(self.ipv6, 2, 2 + number)
+    }
+
     /// All UPDATEs, one after the other.
     pub fn updates(&self) -> Vec<u8> {
         let mut all = Vec::new();

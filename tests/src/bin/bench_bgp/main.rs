@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   bench_bgp OUT [NAME…]   OUT: the JSON to write; NAME: measure these speakers only
-//!   bench_bgp speaker       our speaker, as the agent runs it, until it is killed
+//!   bench_bgp speaker N …   our speaker, as the agent runs it, until it is killed
 //!
 //!   injector ──eBGP──► speaker ──eBGP──► monitor        each in a network namespace of its own
 //! ```
 //! Every speaker takes /8 to /24 (IPv6: /16 to /48) from the injector by policy, chooses best paths, and passes
-//! them on. Time runs from the injector's first octet until the monitor holds every prefix; memory is what the
+//! them on. Time runs from the injector's first octet until every monitor, of which one case has many, holds every
+//! prefix; memory is what the
 //! speaker's processes have resident then. They take turns, one at a time.
 //!
 //! Not for failure detection, and not for what a table costs the kernel: none of them installs it.
@@ -44,13 +45,14 @@ pub const INJECTOR_AS: u32 = 65010;
 pub const SPEAKER_AS: u32 = 65000;
 pub const MONITOR_AS: u32 = 65020;
 
-/// A table, and who takes it how often.
+/// A table, who takes it how often, and how many are told of it.
 struct Case {
     load: Load,
+    monitors: u8,
     rounds: &'static [(Contender, usize)],
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     Case {
         load: Load {
             name: "1M IPv4, 5 per UPDATE",
@@ -58,6 +60,7 @@ const CASES: [Case; 4] = [
             per_update: 5,
             ipv6: false,
         },
+        monitors: 1,
         rounds: &[
             (Contender::Fairlead, 3),
             (Contender::Bird, 3),
@@ -73,6 +76,7 @@ const CASES: [Case; 4] = [
             per_update: 900,
             ipv6: false,
         },
+        monitors: 1,
         rounds: &[
             (Contender::Fairlead, 3),
             (Contender::Bird, 3),
@@ -88,6 +92,7 @@ const CASES: [Case; 4] = [
             per_update: 5,
             ipv6: false,
         },
+        monitors: 1,
         rounds: &[
             (Contender::Fairlead, 7),
             (Contender::Bird, 7),
@@ -103,6 +108,17 @@ const CASES: [Case; 4] = [
             per_update: 5,
             ipv6: true,
         },
+        monitors: 1,
+        rounds: &[(Contender::Fairlead, 3), (Contender::Bird, 3)],
+    },
+    Case {
+        load: Load {
+            name: "100k IPv4, 5 per UPDATE, 50 monitors",
+            prefixes: 100_000,
+            per_update: 5,
+            ipv6: false,
+        },
+        monitors: 50,
         rounds: &[(Contender::Fairlead, 3), (Contender::Bird, 3)],
     },
 ];
@@ -131,7 +147,10 @@ fn bench(out: &Path) -> Result<ExitCode> {
     }
     let ours =
         |report: &Report, load: &Load, what| report.median(&name(load, Contender::Fairlead, what));
-    for (case, seconds) in CASES.iter().zip([Some(1.5), Some(1.5), Some(0.03), None]) {
+    for (case, seconds) in CASES
+        .iter()
+        .zip([Some(1.5), Some(1.5), Some(0.03), None, None])
+    {
         let time = ours(&report, &case.load, TIME);
         if let Some(seconds) = seconds {
             let goal = format!("{}: fairlead, s", case.load.name);
@@ -175,7 +194,7 @@ fn measure(case: &Case, report: &mut Report) -> Result<()> {
             if round >= *rounds || !is_wanted(*contender) {
                 continue;
             }
-            let (time, megabytes) = once(*contender, &case.load, &updates)
+            let (time, megabytes) = once(*contender, case, &updates)
                 .with_context(|| format!("{contender}, {}", case.load.name))?;
             eprintln!(
                 "{}: {contender}: {time:.2?}, {megabytes:.0} MB",
@@ -211,7 +230,8 @@ struct Row {
 }
 
 impl Row {
-    fn new() -> Result<Self> {
+    /// The monitors share a namespace, each with an address of its own.
+    fn new(monitors: u8) -> Result<Self> {
         let row = Self {
             injector: Netns::unique("fl-bench-in")?,
             speaker: Netns::unique("fl-bench-bgp")?,
@@ -229,24 +249,36 @@ impl Row {
                 ))?;
             }
         }
+        for host in 3..2 + monitors {
+            row.monitor
+                .ip(&format!("addr add 10.0.2.{host}/24 dev eth0"))?;
+        }
         Ok(row)
     }
 }
 
 /// Sends a table through a speaker once: how long it took, and the megabytes that the speaker has then.
-fn once(contender: Contender, load: &Load, updates: &[u8]) -> Result<(Duration, f64)> {
-    let row = Row::new()?;
+fn once(contender: Contender, case: &Case, updates: &[u8]) -> Result<(Duration, f64)> {
+    let load = &case.load;
+    let row = Row::new(case.monitors)?;
     let folder = tempfile::Builder::new().prefix("fl-bench-bgp-").tempdir()?;
-    let mut running: Running = contender.start(&row.speaker, folder.path(), load.ipv6)?;
+    let mut running: Running =
+        contender.start(&row.speaker, folder.path(), load.ipv6, case.monitors)?;
     let mut injector = row
         .injector
-        .enter(|| Session::establish(load.speaker(1), INJECTOR_AS, load.ipv6))??;
-    let monitor = row
-        .monitor
-        .enter(|| Session::establish(load.speaker(2), MONITOR_AS, load.ipv6))??;
-    injector.discard_what_comes()?;
+        .enter(|| Session::establish(load.injector(), load.speaker(1), INJECTOR_AS))??;
     let (done, wait) = mpsc::channel();
-    let watching = Monitor::start(monitor, load, done)?;
+    let watching: Vec<Monitor> = row.monitor.enter(|| {
+        (0..case.monitors)
+            .map(|number| {
+                let own = load.monitor(number);
+                let session = Session::establish(own, load.speaker(2), MONITOR_AS)?;
+                Monitor::start(session, load, done.clone())
+            })
+            .collect::<Result<_>>()
+    })??;
+    drop(done);
+    injector.discard_what_comes()?;
     // End-of-RIB markers and whatever else a fresh session brings.
     std::thread::sleep(Duration::from_millis(500));
     let line = injector.line()?;
@@ -261,33 +293,39 @@ fn once(contender: Contender, load: &Load, updates: &[u8]) -> Result<(Duration, 
     })
 }
 
-/// Waits until the monitor holds everything: how long that took.
+/// Waits until every monitor holds everything: how long that took.
 fn wait_for_all(
     contender: Contender,
     load: &Load,
     done: &Receiver<Instant>,
-    monitor: &Monitor,
+    monitors: &[Monitor],
     running: &mut Running,
 ) -> Result<Duration> {
     let begin = Instant::now();
+    let mut left = monitors.len();
     loop {
         match done.recv_timeout(Duration::from_secs(10)) {
-            Ok(end) => return Ok(end - begin),
+            Ok(end) => {
+                left -= 1;
+                if left == 0 {
+                    return Ok(end - begin);
+                }
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => bail!(
-                "the session with the monitor ended; {}",
-                running.last_words()
-            ),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("the session with a monitor ended; {}", running.last_words())
+            }
         }
         running.check()?;
         if begin.elapsed() >= PATIENCE {
             eprintln!(
                 "{}: {contender}: {} prefixes are through after {PATIENCE:?}",
                 load.name,
-                monitor.seen()
+                monitors.iter().map(Monitor::seen).min().unwrap_or(0)
             );
             return Ok(PATIENCE);
         }
-        monitor.keep_alive()?;
+        monitors.iter().try_for_each(Monitor::keep_alive)?;
     }
 }

@@ -1,13 +1,15 @@
 //! The two ends: as little of BGP as it takes to send a table and to count one.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage};
 
 use super::load::Load;
 
@@ -27,11 +29,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Dials until the speaker lets us in.
-    pub fn establish(speaker: SocketAddr, asn: u32, ipv6: bool) -> Result<Self> {
+    /// Dials from an address until the speaker lets us in.
+    pub fn establish(own: IpAddr, speaker: SocketAddr, asn: u32) -> Result<Self> {
         let begin = Instant::now();
         loop {
-            match Self::dial(speaker, asn, ipv6) {
+            match Self::dial(own, speaker, asn) {
                 Ok(stream) => return Ok(Self { stream }),
                 Err(error) if begin.elapsed() > READY => {
                     return Err(error).context("no session");
@@ -41,11 +43,19 @@ impl Session {
         }
     }
 
-    fn dial(speaker: SocketAddr, asn: u32, ipv6: bool) -> Result<TcpStream> {
-        let mut stream = TcpStream::connect_timeout(&speaker, Duration::from_secs(2))?;
+    fn dial(own: IpAddr, speaker: SocketAddr, asn: u32) -> Result<TcpStream> {
+        let family = match own {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let at = |address: SocketAddr| SockaddrStorage::from(address);
+        socket::bind(socket.as_raw_fd(), &at(SocketAddr::new(own, 0)))?;
+        socket::connect(socket.as_raw_fd(), &at(speaker))?;
+        let mut stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(&open(asn, ipv6))?;
+        stream.write_all(&open(asn, own))?;
         ensure!(message(&mut stream)?.0 == 1, "no OPEN");
         stream.write_all(&KEEPALIVE)?;
         ensure!(message(&mut stream)?.0 == 4, "no KEEPALIVE");
@@ -190,13 +200,18 @@ fn reach_of(attributes: &[u8], offset: usize) -> Option<std::ops::Range<usize>> 
 }
 
 /// OPEN: both families, AS numbers of four octets, a hold time of 240 s.
-fn open(asn: u32, ipv6: bool) -> Vec<u8> {
-    let mut capabilities = vec![1, 4, 0, if ipv6 { 2 } else { 1 }, 0, 1, 65, 4];
+fn open(asn: u32, own: IpAddr) -> Vec<u8> {
+    let mut capabilities = vec![1, 4, 0, if own.is_ipv6() { 2 } else { 1 }, 0, 1, 65, 4];
     capabilities.extend_from_slice(&asn.to_be_bytes());
     let mut body = vec![4];
     body.extend_from_slice(&u16::try_from(asn).unwrap_or(23456).to_be_bytes());
     body.extend_from_slice(&240_u16.to_be_bytes());
-    body.extend_from_slice(&asn.to_be_bytes());
+    // An identifier of its own: that of an IPv4 address is unique here.
+    let identifier = match own {
+        IpAddr::V4(address) => u32::from(address),
+        IpAddr::V6(_) => asn,
+    };
+    body.extend_from_slice(&identifier.to_be_bytes());
     let length = u8::try_from(capabilities.len()).unwrap_or(0);
     body.extend_from_slice(&[length + 2, 2, length]);
     body.extend_from_slice(&capabilities);
