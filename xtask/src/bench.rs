@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ebpf, setup, workspace};
+use crate::{cluster, ebpf, setup, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -23,6 +23,8 @@ enum Name {
     Lb,
     /// How long services take from objects into the kernel, and off the wire
     Plan,
+    /// The same from a real API server: five thousand services with a hundred thousand endpoints
+    Cluster,
     /// What a socket pays to reach a service, beside rules that translate
     Sock,
     /// How long a table of routes takes through our BGP speaker, beside those of others
@@ -45,6 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match arguments.name {
         Name::Lb => lb(&target),
         Name::Plan => plan(&target),
+        Name::Cluster => cluster(&target),
         Name::Sock => sock(&target),
         Name::Bgp => bgp(&target),
         Name::Bfd => bfd(&target),
@@ -53,14 +56,28 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// The agent is measured as it is delivered.
 fn plan(target: &Path) -> Result<()> {
+    let mut bench = with_agent(target)?;
+    bench.arg(target.join("bench/plan.json"));
+    workspace::run(&mut bench, "measuring")
+}
+
+/// As [`plan`], with a real API server and etcd instead of the benchmark's own server.
+fn cluster(target: &Path) -> Result<()> {
+    let mut bench = with_agent(target)?;
+    bench.arg(target.join("bench/cluster.json"));
+    cluster::with_control_plane("fl-bench", |netns, kubeconfig| {
+        bench.arg(netns).arg(kubeconfig);
+        workspace::run(&mut bench, "measuring")
+    })
+}
+
+fn with_agent(target: &Path) -> Result<Command> {
     let mut build = workspace::cargo();
     build.args(["build", "--quiet", "--release"]);
     build.args(["--package", "fairlead-control", "--bin", "fairlead"]);
     build.args(["--package", "fairlead-tests", "--bin", "bench_plan"]);
     workspace::run(&mut build, "building the benchmark")?;
-    let mut bench = Command::new(target.join("release/bench_plan"));
-    bench.arg(target.join("bench/plan.json"));
-    workspace::run(&mut bench, "measuring")
+    Ok(Command::new(target.join("release/bench_plan")))
 }
 
 fn sock(target: &Path) -> Result<()> {

@@ -100,8 +100,8 @@ enum Verb {
 
 #[derive(clap::Args)]
 struct Up {
-    /// How many nodes, in turn in the one rack and in the other
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    /// How many nodes, in turn in the one rack and in the other; with 0 it is the control plane and the routers alone
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=9))]
     nodes: u8,
     /// Who translates services; with `none` Fairlead does, and its routes lead from pod to pod
     #[arg(long, value_enum, default_value_t = KubeProxy::None)]
@@ -174,6 +174,28 @@ fn has_foreign_cluster() -> bool {
     std::env::var_os("KUBECONFIG").is_some_and(|file| !file.is_empty())
 }
 
+/// A control plane without nodes, with the kinds of the chart, while `work` asks its API server: it is given the
+/// network namespace of the server and the administrator's kubeconfig.
+///
+/// # Errors
+/// It could not be made, or taken away; or those of `work`.
+pub fn with_control_plane(name: &str, work: impl FnOnce(&str, &Path) -> Result<()>) -> Result<()> {
+    let up = Up {
+        nodes: 0,
+        kube_proxy: KubeProxy::None,
+        ip_family: IpFamily::Dual,
+        bare: true,
+        cni: Cni::Ptp,
+    };
+    bring_up(name, &up)?;
+    let done = Cluster::existing(name).and_then(|cluster| {
+        chart::install_kinds(&cluster)?;
+        work(&cluster.netns("api"), &cluster.kubeconfig("admin"))
+    });
+    let gone = teardown::down(name);
+    done.and(gone.map(drop))
+}
+
 fn bring_up(name: &str, up: &Up) -> Result<()> {
     place::check_name(name)?;
     let wanted = Cluster {
@@ -182,7 +204,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
         kube_proxy: up.kube_proxy,
         ip_family: up.ip_family,
         cni: up.cni,
-        has_fairlead: !up.bare && up.kube_proxy == KubeProxy::None,
+        has_fairlead: !up.bare && up.nodes > 0 && up.kube_proxy == KubeProxy::None,
     };
     let progress = Progress::start();
     match Cluster::existing(name) {
@@ -211,7 +233,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
         return Err(error);
     }
     let rest = match wanted.cni {
-        Cni::Fairlead if !wanted.has_fairlead => {
+        Cni::Fairlead if !wanted.has_fairlead && wanted.node_count > 0 => {
             "; its nodes are ready when Fairlead is installed (docs/kubernetes.md)"
         }
         Cni::Ptp | Cni::Fairlead => "",
@@ -233,6 +255,9 @@ fn make(cluster: &Cluster, fairlead: Option<&Path>, progress: &Progress) -> Resu
     }
     for node in cluster.nodes() {
         node::start_kubelet(cluster, node, progress)?;
+    }
+    if cluster.node_count == 0 {
+        return cluster.mark_complete();
     }
     progress.step("containerd and kubelets started");
     for archive in image::own(cluster)? {

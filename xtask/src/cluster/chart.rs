@@ -49,16 +49,21 @@ pub fn install(cluster: &Cluster, archive: &Path, progress: &Progress) -> Result
         helm.args(["--set", "cni.enabled=true,cni.binDir=/usr/lib/cni"]);
     }
     workspace::run_quietly(&mut helm, "installing the chart")?;
+    install_kinds(cluster)?;
+    apply_objects(cluster)?;
+    progress.step("Fairlead runs on every node and speaks BGP with its rack's router");
+    Ok(())
+}
+
+/// Defines the kinds that the agent reads, and waits until the API server serves them.
+pub fn install_kinds(cluster: &Cluster) -> Result<()> {
     let kinds = format!("{CHART}/crds");
     let mut apply = kubernetes::kubectl(cluster)?;
     apply.args(["apply", "--server-side", "--filename", &kinds]);
     workspace::run_quietly(&mut apply, "installing the kinds")?;
     let mut wait = kubernetes::kubectl(cluster)?;
     wait.args(["wait", "--for=condition=Established", "crd", "--all"]);
-    workspace::run_quietly(&mut wait, "waiting for the kinds")?;
-    apply_objects(cluster)?;
-    progress.step("Fairlead runs on every node and speaks BGP with its rack's router");
-    Ok(())
+    workspace::run_quietly(&mut wait, "waiting for the kinds")
 }
 
 fn apply_objects(cluster: &Cluster) -> Result<()> {

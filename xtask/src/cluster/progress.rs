@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,16 +36,13 @@ impl Progress {
     }
 
     /// From now on SIGINT and SIGTERM end the next wait with an error instead of ending the program, so that
-    /// what was made can be taken away. Programs that are started get the signals as ever.
+    /// what was made can be taken away. Programs that are started get the signals as ever: they are not held
+    /// back, which a child would inherit.
     pub fn listen(&self) -> Result<()> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-        signals.thread_block().context("holding signals back")?;
-        let interrupted = Arc::clone(&self.interrupted);
-        thread::spawn(move || {
-            while signals.wait().is_ok() {
-                interrupted.store(true, Ordering::Relaxed);
-            }
-        });
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&self.interrupted))
+                .context("listening for signals")?;
+        }
         Ok(())
     }
 

@@ -1,13 +1,13 @@
-//! An agent in a namespace, with an API server and a BGP peer that are ours, and the objects of its cluster.
+//! An agent in a namespace with a BGP peer that is ours, and the objects of its cluster; the API server is ours
+//! ([`Ours`]) or a real one (`real`).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::service::ServiceKey;
-use fairlead_common::tables::Services;
+use fairlead_common::tables::{Backends, Services};
 use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_tests::bpffs::BpfFs;
@@ -52,7 +52,7 @@ impl Size {
         };
         let address = Self::address(service);
         format!(
-            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{service}","namespace":"default","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"type":"LoadBalancer","ipFamilies":["{family}"],"ports":[{{"port":80,"protocol":"TCP"}}]}},"status":{{"loadBalancer":{{"ingress":[{{"ip":"{address}"}}]}}}}}}"#
+            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{service}","namespace":"default","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"type":"LoadBalancer","allocateLoadBalancerNodePorts":false,"ipFamilies":["{family}"],"ports":[{{"port":80,"protocol":"TCP"}}]}},"status":{{"loadBalancer":{{"ingress":[{{"ip":"{address}"}}]}}}}}}"#
         )
     }
 
@@ -90,7 +90,7 @@ fn family(service: u32, number: u32) -> IpAddr {
 
 /// The node and the policy by which its services are announced, by the plurals of their kinds.
 pub fn around() -> BTreeMap<&'static str, Vec<String>> {
-    let node = r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1","resourceVersion":"1","labels":{"rack":"0"}},"spec":{"podCIDR":"10.1.1.0/24","podCIDRs":["10.1.1.0/24"]},"status":{"addresses":[{"type":"InternalIP","address":"10.9.0.1"},{"type":"InternalIP","address":"fd09::1"}]}}"#;
+    let node = r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1","resourceVersion":"1","labels":{"rack":"0"}},"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24"]},"status":{"addresses":[{"type":"InternalIP","address":"10.9.0.1"},{"type":"InternalIP","address":"fd09::1"}]}}"#;
     let policy = format!(
         r#"{{"apiVersion":"cilium.io/v2alpha1","kind":"CiliumBGPPeeringPolicy","metadata":{{"name":"p","resourceVersion":"1"}},"spec":{{"nodeSelector":{{"matchLabels":{{"rack":"0"}}}},"virtualRouters":[{{"localASN":65001,"serviceSelector":{{"matchExpressions":[{{"key":"none","operator":"DoesNotExist"}}]}},"neighbors":[{{"peerAddress":"10.9.0.2/32","peerASN":{ASN},"families":[{{"afi":"ipv4","safi":"unicast"}},{{"afi":"ipv6","safi":"unicast"}}]}}]}}]}}}}"#
     );
@@ -100,23 +100,47 @@ pub fn around() -> BTreeMap<&'static str, Vec<String>> {
     ])
 }
 
-/// An agent and its world; gone when dropped.
-pub struct Agent {
-    size: Size,
-    pub server: Server,
-    pub peer: Peer,
-    pub pins: Pins,
-    services: Pinned<Services>,
-    process: Process,
-    _router: Netns,
-    _node: Netns,
-    _fs: BpfFs,
-    _folder: TempDir,
+/// Who tells the agent what its cluster is.
+pub trait Teller {
+    /// A slice is another one; returns when that has been taken.
+    fn tell(&self, slice: &str) -> Result<()>;
 }
 
-impl Agent {
-    /// Starts one that waits for its API server's word.
-    pub fn start(size: Size) -> Result<Self> {
+/// A server of our own with all objects, which waits for [`Server::release`].
+pub struct Ours(pub Server);
+
+impl Ours {
+    /// Serves the objects of a cluster in the agent's own namespace.
+    pub fn start(size: Size, wires: &Wires) -> Result<Self> {
+        let mut objects = around();
+        let of = |object: &dyn Fn(u32) -> String| (0..size.services).map(object).collect();
+        objects.insert("services", of(&|service| Size::service(service)));
+        let slice = |service| size.slice(service, size.backends, 0);
+        objects.insert("endpointslices", of(&slice));
+        let listener = wires.node.enter(|| TcpListener::bind("127.0.0.1:6443"))??;
+        Ok(Self(Server::start(listener, objects)))
+    }
+
+    /// The way to it, as a kubeconfig.
+    pub const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:6443'}}]\nusers: [{name: u, user: {}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\ncurrent-context: c\n";
+}
+
+impl Teller for Ours {
+    fn tell(&self, slice: &str) -> Result<()> {
+        self.0.modify("endpointslices", slice);
+        Ok(())
+    }
+}
+
+/// The agent's namespace, and that of the router behind which everything else is.
+pub struct Wires {
+    pub node: Netns,
+    router: Netns,
+}
+
+impl Wires {
+    /// Makes them.
+    pub fn make() -> Result<Self> {
         let (node, router) = (Netns::unique("plan-node")?, Netns::unique("plan-router")?);
         veth((&node, "eth0"), (&router, "eth0"))?;
         for (netns, last, other) in [(&node, 1, 2), (&router, 2, 1)] {
@@ -126,31 +150,41 @@ impl Agent {
             netns.ip(&format!("route add default via 10.9.0.{other}"))?;
             netns.ip(&format!("-6 route add default via fd09::{other}"))?;
         }
-        let mut objects = around();
-        let of = |object: &dyn Fn(u32) -> String| (0..size.services).map(object).collect();
-        objects.insert("services", of(&|service| Size::service(service)));
-        let slice = |service| size.slice(service, size.backends, 0);
-        objects.insert("endpointslices", of(&slice));
-        let listener = node.enter(|| TcpListener::bind("127.0.0.1:6443"))??;
-        let server = Server::start(listener, objects);
-        let peer = Peer::start(router.enter(|| TcpListener::bind("10.9.0.2:179"))??);
+        Ok(Self { node, router })
+    }
+}
 
+/// An agent and its peer; gone when dropped.
+pub struct Agent {
+    pub size: Size,
+    pub peer: Peer,
+    pub pins: Pins,
+    services: Pinned<Services>,
+    process: Process,
+    _wires: Wires,
+    _fs: BpfFs,
+    _folder: TempDir,
+}
+
+impl Agent {
+    /// Starts one, and waits until its programs are in the kernel.
+    pub fn start(size: Size, wires: Wires, kubeconfig: &str) -> Result<Self> {
+        let listener = wires.router.enter(|| TcpListener::bind("10.9.0.2:179"))??;
+        let peer = Peer::start(listener);
         let (fs, folder) = (BpfFs::mount()?, tempfile::tempdir()?);
         let place = |name: &str| folder.path().join(name);
         let pins = Pins::new(fs.path().join("fairlead"));
-        std::fs::write(
-            place("kubeconfig"),
-            "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:6443'}}]\nusers: [{name: u, user: {}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\ncurrent-context: c\n",
-        )?;
+        std::fs::write(place("kubeconfig"), kubeconfig)?;
+        // Who gives addresses writes to the server; that is one node of a cluster, and not this one.
         let config = format!(
-            "nodeName: node1\ndevices: [{{name: eth0, role: uplink}}]\nbpf: {{pinPath: {}}}\nsocket: {}\nstateDir: {}\nkubernetes: {{enabled: true, kubeconfig: {}}}\nsocketLoadBalancing: {{enabled: false}}\n",
+            "nodeName: node1\ndevices: [{{name: eth0, role: uplink}}]\nbpf: {{pinPath: {}}}\nsocket: {}\nstateDir: {}\nkubernetes: {{enabled: true, kubeconfig: {}, loadBalancerIPAM: false}}\nsocketLoadBalancing: {{enabled: false}}\n",
             pins.root().display(),
             place("agent.sock").display(),
             place("state").display(),
             place("kubeconfig").display(),
         );
         std::fs::write(place("config.yaml"), config)?;
-        let mut command = node.command(binary("fairlead")?);
+        let mut command = wires.node.command(binary("fairlead")?);
         command.args(["run", "--config"]).arg(place("config.yaml"));
         let mut process = Process::start(&mut command, &place("log"))?;
         let services = wait_for("the agent to load its programs", 60, || {
@@ -158,17 +192,13 @@ impl Agent {
             let is_up = process.printed().contains("agent started");
             Ok(is_up.then(|| Pinned::open(&pins)).transpose()?)
         })?;
-        // Its watches wait for their lists then.
-        std::thread::sleep(Duration::from_secs(1));
         Ok(Self {
             size,
-            server,
             peer,
             pins,
             services,
             process,
-            _router: router,
-            _node: node,
+            _wires: wires,
             _fs: fs,
             _folder: folder,
         })
@@ -190,12 +220,19 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until the peer has heard of all services of its family, and the watches stand.
+    /// Waits until the peer has heard of all services of its family.
     pub fn wait_for_announcements(&self) -> Result<()> {
         let all = self.size.services.div_ceil(2) as usize;
-        let done =
-            super::wait(|| self.peer.count() >= all && self.server.watches("endpointslices") > 0);
-        done.with_context(|| self.process.printed())
+        super::wait(|| self.peer.count() >= all).with_context(|| self.process.printed())
+    }
+
+    /// How many backends the kernel knows.
+    pub fn backends(&self) -> Result<usize> {
+        let mut count = 0;
+        for row in Pinned::<Backends>::open(&self.pins)?.rows() {
+            count += usize::from(bytemuck::bytes_of(&row?.1).iter().any(|byte| *byte != 0));
+        }
+        Ok(count)
     }
 
     /// The first slot of a service's ring, and how many it has.
@@ -204,18 +241,6 @@ impl Agent {
         let row = row.filter(|row| row.slots > 0);
         row.map(|row| (row.ring, row.slots))
             .with_context(|| format!("service {service} has no ring: {}", self.process.printed()))
-    }
-
-    /// The first endpoint of a service is another one.
-    pub fn exchange_first(&self, service: u32) {
-        let slice = self.size.slice(service, self.size.backends, 1);
-        self.server.modify("endpointslices", &slice);
-    }
-
-    /// A service loses all its endpoints.
-    pub fn lose_all(&self, service: u32) {
-        let slice = self.size.slice(service, 0, 2);
-        self.server.modify("endpointslices", &slice);
     }
 
     /// What the agent's process takes for itself; the tables that it has mapped are the kernel's.

@@ -1,7 +1,8 @@
 //! `cargo xtask bench plan`: how long services take from objects into the kernel, and off the wire.
 //!
 //! ```text
-//!   bench_plan OUT      OUT: the JSON to write
+//!   bench_plan OUT                      OUT: the JSON to write
+//!   bench_plan OUT NETNS KUBECONFIG     `cargo xtask bench cluster`: with the API server that listens in NETNS
 //!
 //!   API server (ours) ──watch──> agent ──> tables <── looked at here
 //!                                  └──BGP──> peer (ours)
@@ -22,7 +23,9 @@ mod api_server;
 mod cluster;
 mod parts;
 mod peer;
+mod real;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -32,7 +35,7 @@ use fairlead_control::dataplane::mapped::Access;
 use fairlead_control::dataplane::table::Slots;
 use fairlead_tests::report::{Figures, Goal, Report};
 
-use self::cluster::{Agent, Size};
+use self::cluster::{Agent, Ours, Size, Teller, Wires};
 
 /// Ten thousand services with ten backends each.
 const WIDE: Size = Size {
@@ -49,14 +52,20 @@ const CHANGES: u32 = 100;
 const LOSSES: u32 = 40;
 
 fn main() -> ExitCode {
-    let Some(out) = std::env::args_os().nth(1) else {
-        eprintln!("usage: bench_plan OUT (`cargo xtask bench plan` says it)");
-        return ExitCode::from(2);
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let (out, done) = match words.as_slice() {
+        [out] => (out, bench()),
+        [out, netns, kubeconfig] => (out, real::bench(netns, Path::new(kubeconfig))),
+        _ => {
+            eprintln!(
+                "usage: bench_plan OUT [NETNS KUBECONFIG] (`cargo xtask bench plan|cluster` say it)"
+            );
+            return ExitCode::from(2);
+        }
     };
-    bench()
-        .and_then(|report| report.tell(Path::new(&out)))
+    done.and_then(|report| report.tell(Path::new(out)))
         .unwrap_or_else(|error| {
-            eprintln!("bench plan: {error:#}");
+            eprintln!("bench: {error:#}");
             ExitCode::from(2)
         })
 }
@@ -96,14 +105,38 @@ fn ms(since: Instant) -> f64 {
 
 /// The real agent: from the server's first word to the kernel's last row, and from an event to its rows.
 fn whole(name: &str, size: Size, goals: &Goals, report: &mut Report) -> Result<()> {
-    let agent = Agent::start(size)?;
+    let wires = Wires::make()?;
+    let ours = Ours::start(size, &wires)?;
+    let agent = Agent::start(size, wires, Ours::KUBECONFIG)?;
+    // Its watches wait for their lists then.
+    std::thread::sleep(Duration::from_secs(1));
     let empty_kib = agent.memory_kib()?;
     let began = Instant::now();
-    agent.server.release();
+    ours.0.release();
     agent.wait_for_all()?;
     let from_nothing = ms(began);
-    let slots = Slots::open(&agent.pins, Access::Read)?;
+    wait(|| ours.0.watches("endpointslices") > 0)?;
+    let empty = Figures::of(
+        format!("{name}: the agent's memory, no services"),
+        "KiB",
+        &[empty_kib],
+    );
+    report.figures.push(empty);
+    one_by_one(name, &agent, &ours, from_nothing, goals, report)
+}
+
+/// Everything is in the kernel: now endpoints are exchanged, and last ones lost.
+fn one_by_one(
+    name: &str,
+    agent: &Agent,
+    teller: &dyn Teller,
+    from_nothing: f64,
+    goals: &Goals,
+    report: &mut Report,
+) -> Result<()> {
+    let size = agent.size;
     agent.wait_for_announcements()?;
+    let slots = Slots::open(&agent.pins, Access::Read)?;
 
     let mut changes = Vec::new();
     for nth in 0..CHANGES {
@@ -113,7 +146,7 @@ fn whole(name: &str, size: Size, goals: &Goals, report: &mut Report) -> Result<(
         // Each change for itself: the round of the one before has ended.
         std::thread::sleep(Duration::from_millis(60));
         let began = Instant::now();
-        agent.exchange_first(service);
+        teller.tell(&size.slice(service, size.backends, 1))?;
         wait(|| slots.ring(ring.0, ring.1) != held)?;
         changes.push(ms(began));
     }
@@ -123,7 +156,7 @@ fn whole(name: &str, size: Size, goals: &Goals, report: &mut Report) -> Result<(
         let service = nth * 7919 * 2 % size.services;
         std::thread::sleep(Duration::from_millis(100));
         let began = Instant::now();
-        agent.lose_all(service);
+        teller.tell(&size.slice(service, 0, 2))?;
         wait(|| agent.peer.has_lost(Size::address(service)))?;
         losses.push(ms(began));
     }
@@ -134,9 +167,8 @@ fn whole(name: &str, size: Size, goals: &Goals, report: &mut Report) -> Result<(
         report.figures.push(Figures::of(name, unit, rounds));
     };
     add("from nothing into the kernel", "ms", &[from_nothing]);
-    add("one endpoint, event to ring", "ms", &changes);
-    add("last backend lost, event to withdrawal", "ms", &losses);
-    add("the agent's memory, no services", "KiB", &[empty_kib]);
+    add("one endpoint, word to ring", "ms", &changes);
+    add("last backend lost, word to withdrawal", "ms", &losses);
     add("the agent's memory", "KiB", &[kib]);
     let mut ratio = |what: String, value: f64| report.ratio(what, value, Goal::AtMost(1.0));
     ratio(
