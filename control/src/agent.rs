@@ -17,6 +17,7 @@
 mod devices;
 mod drains;
 mod lifecycle;
+mod owner;
 mod paths;
 mod pod_network;
 mod round;
@@ -139,7 +140,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
     load::check_capabilities()?;
     let pins = Pins::new(&document.bpf.pin_path);
     pins.prepare()?;
-    let lock = pins.lock()?;
+    let lock = owner::lock(&pins, &document.socket).await?;
     let recorder = record
         .map(|file| {
             Recorder::create(file).with_context(|| format!("recording into {}", file.display()))

@@ -130,6 +130,7 @@ impl View {
             pid: std::process::id(),
             uptime_s: u64::from(observe::now_s()?.wrapping_sub(self.started_s)),
             node: state.desired.node.name.clone(),
+            pod: std::env::var("FAIRLEAD_POD").ok(),
             pin_path: self.pins.root().display().to_string(),
             in_sync: state.in_sync,
             attachments: state.attachments.clone(),

@@ -14,9 +14,10 @@ use fairlead_tests::lab::echo::{self, Echo, at};
 use fairlead_tests::lab::steady::Steady;
 use fairlead_tests::lab::traffic::{fetch, fetch_many};
 use fairlead_tests::lab::{CLIENT, Lab, Node, OUTSIDE, SERVICE, SERVICE_PORT, binary};
-use fairlead_tests::netns::{Netns, veth, wait_for};
+use fairlead_tests::netns::{Netns, run, veth, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root;
+use nix::sys::signal::Signal;
 
 /// How long traffic flows.
 const WHILE: Duration = Duration::from_millis(1400);
@@ -58,6 +59,53 @@ fn an_agent_that_comes_while_another_runs_leaves_and_traffic_does_not_notice() {
         (&first.into(), &1.into())
     );
     fetch_many(&lab.client, SERVICE[0], SERVICE_PORT, 20).unwrap();
+}
+
+/// As in another pod: the BPF file system and the folder of the socket are the node's, processes are not.
+#[test]
+fn an_agent_in_another_pid_namespace_is_told_who_holds_the_node() {
+    let Some(mut lab) = lab("fl-other-pod") else {
+        return;
+    };
+    let node = &lab.nodes[0];
+    let config = node.config().display().to_string();
+    let first = node.agent.as_ref().unwrap().id();
+    let second = |node: &Node| {
+        let agent = binary("fairlead").unwrap().display().to_string();
+        let mut command = node.netns.command("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+        command.args([&agent, "run", "--config", &config]);
+        command.env("FAIRLEAD_PIN_PATH", node.pins());
+        command.env("FAIRLEAD_SOCKET", node.socket());
+        run(&mut command).unwrap_err().to_string()
+    };
+
+    let error = second(node);
+
+    let pins = node.pins().display().to_string();
+    let socket = node.socket().display().to_string();
+    let who = format!(
+        "another agent owns {pins}: stop it, or give this one another pin path; it is a process of the host or of \
+         another container (version {}, node {}, pid {first} there), which answers at {socket}",
+        env!("CARGO_PKG_VERSION"),
+        node.plan.name(),
+    );
+    assert!(error.contains(&who), "{error}\n{who}");
+    let status = node.ask(&["status"]).unwrap();
+    assert_eq!(
+        (&status["pid"], &status["inSync"], &status["peers"]["good"]),
+        (&first.into(), &true.into(), &1.into())
+    );
+    fetch_many(&lab.client, SERVICE[0], SERVICE_PORT, 20).unwrap();
+
+    // It has no socket to answer at, or is stopped: the lock is held all the same.
+    let agent = lab.nodes[0].agent.as_mut().unwrap();
+    agent.signal(Signal::SIGSTOP).unwrap();
+    let error = second(&lab.nodes[0]);
+    let agent = lab.nodes[0].agent.as_mut().unwrap();
+    agent.signal(Signal::SIGCONT).unwrap();
+    let what = format!("another agent owns {pins}: stop it, or give this one another pin path");
+    assert!(error.contains(&what) && !error.contains("it is"), "{error}");
 }
 
 #[test]

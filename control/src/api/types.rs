@@ -25,6 +25,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// This node's name.
     pub node: String,
+    /// The pod that the agent runs in (`NAMESPACE/NAME`), where it was told so by `FAIRLEAD_POD`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// Where programs, maps and links are pinned.
     pub pin_path: String,
     /// Whether the last plan was carried out in full.

@@ -67,6 +67,9 @@ fn status_text(global: &Global, status: &Status) -> String {
             age(status.uptime_s)
         ),
     );
+    if let Some(pod) = &status.pod {
+        line("Pod", pod.clone());
+    }
     line("Pins", status.pin_path.clone());
     line(
         "Tables",
