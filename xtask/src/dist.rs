@@ -1,17 +1,28 @@
-//! `cargo xtask dist image`: what is delivered. Two programs, linked with nothing, in an image of one layer without a
-//! shell: the agent, to which `dpctl` is a link, and the CNI plugin.
+//! `cargo xtask dist`: what is delivered. `image`: two programs, linked with nothing, in one layer without a shell: the
+//! agent, to which `dpctl` is a link, and the CNI plugin. `plugin`: `kubectl fairlead`, as an archive.
 //!
 //! Not for pushing it: `skopeo copy docker-archive:FILE docker://…`, `docker load`, or `ctr images import` do.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
-use crate::{image::Image, setup, workspace};
+use crate::{
+    image::{Image, sha256},
+    setup,
+    tar::Tar,
+    workspace,
+};
 
 /// What the chart asks for unless told otherwise.
 pub const TAG: &str = concat!("localhost/fairlead:", env!("CARGO_PKG_VERSION"));
+/// Of this name `kubectl` makes `kubectl fairlead`.
+const PLUGIN: &str = "kubectl-fairlead";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -30,6 +41,12 @@ enum What {
         #[arg(long)]
         debug: bool,
     },
+    /// `kubectl fairlead`, as an archive with its checksum
+    Plugin {
+        /// Also write a manifest for krew: the archive is to be fetched from URL/ARCHIVE
+        #[arg(long)]
+        url: Option<String>,
+    },
     /// The definitions of our own kinds, into the chart
     Crds,
 }
@@ -39,6 +56,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[setup::For::Build])?;
     match &arguments.what {
         What::Image { tag, debug } => println!("{}", image(tag, *debug)?.display()),
+        What::Plugin { url } => {
+            for file in plugin(url.as_deref())? {
+                println!("{}", file.display());
+            }
+        }
         What::Crds => write_crds()?,
     }
     Ok(())
@@ -47,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Makes the image and returns its archive.
 pub fn image(tag: &str, debug: bool) -> Result<PathBuf> {
     setup::ensure(&[setup::For::Build])?;
-    let [agent, plugin] = static_programs(debug)?;
+    let [agent, plugin] = static_programs(["fairlead", "fairlead-cni"], debug)?;
     let folder = workspace::target()?.join("dist");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     Image {
@@ -85,9 +107,70 @@ fn write_crds() -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent and the CNI plugin with the C library in them.
-fn static_programs(debug: bool) -> Result<[PathBuf; 2]> {
-    const PROGRAMS: [&str; 2] = ["fairlead", "fairlead-cni"];
+/// Builds the plugin of kubectl and returns what is written: archive, checksum, manifest.
+fn plugin(url: Option<&str>) -> Result<Vec<PathBuf>> {
+    let [program] = static_programs([PLUGIN], false)?;
+    let folder = workspace::target()?.join("dist");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    archive(&program, &folder, url)
+}
+
+/// How Go, and so krew, calls the processor.
+const ARCH: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
+
+/// One program and the licences, packed; `sha256sum -c` reads the checksum.
+fn archive(program: &Path, folder: &Path, url: Option<&str>) -> Result<Vec<PathBuf>> {
+    let mut tar = Tar::default();
+    let bytes = fs::read(program).with_context(|| program.display().to_string())?;
+    tar.file(PLUGIN, 0o755, &bytes)?;
+    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        let file = workspace::root().join(licence);
+        let bytes = fs::read(&file).with_context(|| file.display().to_string())?;
+        tar.file(licence, 0o644, &bytes)?;
+    }
+    let name = format!("{PLUGIN}-{}-linux-{ARCH}.tar", env!("CARGO_PKG_VERSION"));
+    let file = folder.join(&name);
+    fs::write(&file, tar.end()).with_context(|| file.display().to_string())?;
+    // Without name and time: the same program makes the same checksum.
+    let mut gzip = Command::new("gzip");
+    gzip.args(["--best", "--no-name", "--force"]).arg(&file);
+    workspace::run(&mut gzip, "packing the archive")?;
+    let name = name + ".gz";
+    let file = folder.join(&name);
+    let packed = fs::read(&file).with_context(|| file.display().to_string())?;
+    let sum = sha256(&packed)?;
+    let sum_file = folder.join(format!("{name}.sha256"));
+    fs::write(&sum_file, format!("{sum}  {name}\n"))
+        .with_context(|| sum_file.display().to_string())?;
+    let mut written = vec![file, sum_file];
+    if let Some(url) = url {
+        let manifest = folder.join("fairlead.yaml");
+        let url = url.trim_end_matches('/');
+        fs::write(&manifest, krew(&format!("{url}/{name}"), &sum))
+            .with_context(|| manifest.display().to_string())?;
+        written.push(manifest);
+    }
+    Ok(written)
+}
+
+/// krew's manifest; its file is called as the plugin is.
+fn krew(uri: &str, sum: &str) -> String {
+    format!(
+        "apiVersion: krew.googlecontainertools.github.com/v1alpha2\nkind: Plugin\nmetadata: {{ name: fairlead }}\n\
+         spec:\n  version: v{}\n  shortDescription: Ask the Fairlead agents of all nodes at once\n  \
+         description: |\n    dpctl for a cluster: it asks in every agent's pod by `kubectl exec`.\n  platforms:\n    \
+         - selector: {{ matchLabels: {{ os: linux, arch: {ARCH} }} }}\n      uri: {uri}\n      sha256: {sum}\n      \
+         bin: {PLUGIN}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// Builds these programs with the C library in them.
+fn static_programs<const N: usize>(programs: [&str; N], debug: bool) -> Result<[PathBuf; N]> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let flags = format!(
         "CARGO_TARGET_{}_RUSTFLAGS",
@@ -97,16 +180,16 @@ fn static_programs(debug: bool) -> Result<[PathBuf; 2]> {
     // With a target named, build scripts and macros are linked as ever: a macro cannot be static.
     cargo
         .args(["build", "--package", "fairlead-control"])
-        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
+        .args(programs.iter().flat_map(|program| ["--bin", program]))
         .args(["--target", &triple])
         .env(flags, "-C target-feature=+crt-static");
     if !debug {
         cargo.arg("--release");
     }
-    workspace::run(&mut cargo, "building the agent and the CNI plugin")?;
+    workspace::run(&mut cargo, &format!("building {}", programs.join(" and ")))?;
     let profile = if debug { "debug" } else { "release" };
     let folder = workspace::target()?.join(triple).join(profile);
-    let programs = PROGRAMS.map(|program| folder.join(program));
+    let programs = programs.map(|program| folder.join(program));
     for program in &programs {
         ensure!(
             program.is_file(),
@@ -115,4 +198,60 @@ fn static_programs(debug: bool) -> Result<[PathBuf; 2]> {
         );
     }
     Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// Runs a tool in a folder and returns what it printed.
+    fn say(folder: &Path, program: &str, words: &[&str]) -> String {
+        let mut command = Command::new(program);
+        let output = command.args(words).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn the_plugin_comes_out_of_its_archive_as_it_went_in_and_the_checksum_is_its() {
+        let folder = std::env::temp_dir().join(format!("fairlead-dist-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let program = folder.join("built");
+        fs::write(&program, "#!/bin/sh\necho it runs\n").unwrap();
+
+        let written = archive(&program, &folder, Some("https://example.com/releases/")).unwrap();
+        let again = archive(&program, &folder, None).unwrap();
+
+        assert_eq!(again, written[..2]);
+        let name = written[0].file_name().unwrap().to_str().unwrap();
+        assert_eq!(
+            say(
+                &folder,
+                "sha256sum",
+                &["--check", &format!("{name}.sha256")]
+            ),
+            format!("{name}: OK\n")
+        );
+        say(&folder, "tar", &["-xzf", name]);
+        let unpacked = folder.join(PLUGIN);
+        let mode = fs::metadata(&unpacked).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+        assert_eq!(say(&folder, "./kubectl-fairlead", &[]), "it runs\n");
+        assert_eq!(
+            say(&folder, "tar", &["-tzf", name]),
+            "kubectl-fairlead\nLICENSE-APACHE\nLICENSE-MIT\n"
+        );
+        let manifest = fs::read_to_string(&written[2]).unwrap();
+        let sum = sha256(&fs::read(&written[0]).unwrap()).unwrap();
+        for line in [
+            format!("      uri: https://example.com/releases/{name}\n"),
+            format!("      sha256: {sum}\n"),
+            "      bin: kubectl-fairlead\n".to_owned(),
+        ] {
+            assert!(manifest.contains(&line), "{manifest}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

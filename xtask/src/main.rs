@@ -2,7 +2,7 @@
 //!
 //! A verb is a room: `setup` (what this machine needs), `build`, `run`, `lint` (format, clippy, layers), `test`,
 //! `bench`, `cluster` (a real Kubernetes on this machine), `dist` (what is delivered).
-//! Beside them stand `ebpf` (how the datapath's object is built), `image` (how an image is written), `layers` and `rooms` (the checks on the
+//! Beside them stand `ebpf` (how the datapath's object is built), `image` and `tar` (how an image and an archive are written), `layers` and `rooms` (the checks on the
 //! tree) and `workspace` (where everything is, and running a tool).
 //!
 //! Not for anything that the agent or `dpctl` does: they must work without this crate.
@@ -23,6 +23,7 @@ mod lint;
 mod rooms;
 mod run;
 mod setup;
+mod tar;
 mod test;
 mod workspace;
 
@@ -50,7 +51,7 @@ enum Verb {
     Run(run::Arguments),
     /// A real Kubernetes cluster in network namespaces: up, kubectl, helm, e2e, down
     Cluster(cluster::Arguments),
-    /// Make what is delivered: the image of the DaemonSet, the chart
+    /// Make what is delivered: the image of the DaemonSet, the plugin of kubectl, the chart's kinds
     Dist(dist::Arguments),
     /// Measure, and compare with goals
     Bench(bench::Arguments),
