@@ -62,7 +62,7 @@ use crate::host::reach::Enquirer;
 use crate::host::{Netlink, links, namespace, sysctl, ways};
 #[cfg(feature = "kubernetes")]
 use crate::ipam;
-use crate::plan::{Actual, Memory};
+use crate::plan::{Actual, Memory, Store};
 use crate::source::Source;
 #[cfg(feature = "kubernetes")]
 use crate::source::kubernetes::Kubernetes;
@@ -113,7 +113,7 @@ struct Agent {
     enquirer: Enquirer,
     paths: Paths,
     memory: Memory,
-    /// What the tables hold; unknown at the start and after a step that failed.
+    /// What the tables hold; unknown after a step that failed.
     actual: Option<Arc<Actual>>,
     /// The cookie of the network namespace that the agent is in.
     namespace: u64,
@@ -222,6 +222,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
     let api = server::serve(listener, view, health, orders_in, stop.clone());
     let api = tokio::spawn(api);
     let mut source = open_source(&agent.document, &mut agent.resources).await?;
+    // While the source is read, which takes longer. A failure is told by the round, which reads again.
+    agent.actual = agent.store.observe().ok().map(Arc::new);
     #[cfg(feature = "kubernetes")]
     let giver = start_ipam(&source, &agent, &stop);
     let mut clear = tokio::time::interval(CLEAR_EVERY);
