@@ -9,6 +9,7 @@ mod outage;
 mod pod_network;
 mod pools;
 mod refusals;
+mod versions;
 mod web;
 
 use std::collections::BTreeSet;

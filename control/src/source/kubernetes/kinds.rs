@@ -12,8 +12,10 @@ use crate::object::ObjectName;
 pub struct Kind {
     /// Empty for the core group.
     pub group: &'static str,
-    /// Its version.
+    /// Its version, as we call it.
     pub version: &'static str,
+    /// Others that mean the same, the best first: read where the server has not that one.
+    pub others: &'static [&'static str],
     /// Its name.
     pub name: &'static str,
     /// Its name in paths.
@@ -37,6 +39,7 @@ const NOT_OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/s
 const CILIUM_BGP: Kind = Kind {
     group: "cilium.io",
     version: "v2",
+    others: &["v2alpha1"],
     name: "",
     plural: "",
     labels: None,
@@ -51,6 +54,7 @@ pub const KINDS: [Kind; 12] = [
     Kind {
         group: "",
         version: "v1",
+        others: &[],
         name: "Node",
         plural: "nodes",
         labels: None,
@@ -62,6 +66,7 @@ pub const KINDS: [Kind; 12] = [
     Kind {
         group: "",
         version: "v1",
+        others: &[],
         name: "Service",
         plural: "services",
         labels: Some(NOT_OURS),
@@ -73,6 +78,7 @@ pub const KINDS: [Kind; 12] = [
     Kind {
         group: "discovery.k8s.io",
         version: "v1",
+        others: &[],
         name: "EndpointSlice",
         plural: "endpointslices",
         labels: Some(NOT_OURS),
@@ -84,6 +90,7 @@ pub const KINDS: [Kind; 12] = [
     Kind {
         group: "",
         version: "v1",
+        others: &[],
         name: "Secret",
         plural: "secrets",
         labels: None,
@@ -94,6 +101,7 @@ pub const KINDS: [Kind; 12] = [
     },
     Kind {
         version: "v2alpha1",
+        others: &[],
         name: "CiliumBGPPeeringPolicy",
         plural: "ciliumbgppeeringpolicies",
         ..CILIUM_BGP
@@ -101,6 +109,7 @@ pub const KINDS: [Kind; 12] = [
     Kind {
         group: "fairlead.io",
         version: "v1alpha1",
+        others: &[],
         name: "BGPPeerProfile",
         plural: "bgppeerprofiles",
         feature: "no peer is watched by BFD",
@@ -128,6 +137,7 @@ pub const KINDS: [Kind; 12] = [
     },
     Kind {
         version: "v2alpha1",
+        others: &[],
         name: "CiliumPodIPPool",
         plural: "ciliumpodippools",
         feature: "nothing of pools of pod addresses is announced",
@@ -135,6 +145,7 @@ pub const KINDS: [Kind; 12] = [
         ..CILIUM_BGP
     },
     Kind {
+        others: &[],
         name: "CiliumNode",
         plural: "ciliumnodes",
         is_by_name: true,
@@ -160,12 +171,21 @@ impl Kind {
         }
     }
 
-    /// How the client asks for it.
-    pub fn resource(&self) -> ApiResource {
+    /// All versions that are read, the best first.
+    pub fn versions(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.version).chain(self.others.iter().copied())
+    }
+
+    /// How the client asks for it in a version.
+    pub fn resource(&self, version: &str) -> ApiResource {
         ApiResource {
             group: self.group.to_owned(),
-            version: self.version.to_owned(),
-            api_version: self.api_version(),
+            version: version.to_owned(),
+            api_version: if self.group.is_empty() {
+                version.to_owned()
+            } else {
+                format!("{}/{version}", self.group)
+            },
             kind: self.name.to_owned(),
             plural: self.plural.to_owned(),
         }
@@ -224,9 +244,12 @@ mod tests {
 
     #[test]
     fn every_kind_is_one_that_can_be_read() {
-        for kind in &KINDS {
+        let all = KINDS
+            .iter()
+            .flat_map(|kind| kind.versions().map(move |version| (kind, version)));
+        for (kind, version) in all {
             let object = serde_json::json!({
-                "apiVersion": kind.api_version(), "kind": kind.name, "metadata": {"name": "a"}, "spec": {},
+                "apiVersion": kind.resource(version).api_version, "kind": kind.name, "metadata": {"name": "a"}, "spec": {},
             });
             let read = resource::read_value("here", object);
             assert!(

@@ -52,6 +52,8 @@ enum Standing {
     Waiting,
     Synced,
     NotInstalled,
+    /// The versions that are served.
+    UnknownVersion(Vec<String>),
     Forbidden(String),
 }
 
@@ -137,6 +139,9 @@ impl Replica {
             }
             Heard::Listed(id) => self.listed(id, resources),
             Heard::NotInstalled(id) => self.stands(id, Standing::NotInstalled) | self.heard_from(),
+            Heard::UnknownVersion(id, served) => {
+                self.stands(id, Standing::UnknownVersion(served)) | self.heard_from()
+            }
             Heard::Forbidden(id, why) => {
                 self.stands(id, Standing::Forbidden(why)) | self.heard_from()
             }
@@ -297,10 +302,28 @@ impl Replica {
             ));
         }
         for (id, watch) in &self.watches {
-            let Standing::Forbidden(why) = &watch.standing else {
-                continue;
-            };
             let kind = &KINDS[id.kind];
+            let why = match &watch.standing {
+                Standing::Forbidden(why) => why,
+                Standing::UnknownVersion(served) => {
+                    let read: Vec<_> = kind.versions().collect();
+                    conditions.push(condition(
+                        "UnknownVersion",
+                        kind.name.to_owned(),
+                        format!(
+                            "{}: the API server has it in version {}, and {} is read; serve such a version too \
+                             (spec.versions of the CustomResourceDefinition {}.{}), or update Fairlead",
+                            kind.feature,
+                            served.join(", "),
+                            read.join(" or "),
+                            kind.plural,
+                            kind.group,
+                        ),
+                    ));
+                    continue;
+                }
+                Standing::Waiting | Standing::Synced | Standing::NotInstalled => continue,
+            };
             let object = match &id.name {
                 Some(name) => format!("{} {name}", kind.name),
                 None => kind.name.to_owned(),

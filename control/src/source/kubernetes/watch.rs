@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
-use super::kinds::{KINDS, WatchId};
+use super::kinds::{KINDS, Kind, WatchId};
 use crate::object::ObjectName;
 
 /// How long an answer may take.
@@ -41,6 +41,8 @@ pub enum Heard {
     Listed(WatchId),
     /// The kind is not installed.
     NotInstalled(WatchId),
+    /// The kind is served in these versions, none of which is read.
+    UnknownVersion(WatchId, Vec<String>),
     /// We may not watch it, in the server's words.
     Forbidden(WatchId, String),
     /// The server answers.
@@ -52,24 +54,24 @@ pub enum Heard {
 /// Watches until it is aborted, or nobody listens.
 pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
     let kind = &KINDS[id.kind];
-    let resource = kind.resource();
+    let mut version = kind.version;
     let mut config = watcher::Config::default();
     if let Some(labels) = kind.labels {
         config = config.labels(labels);
     }
-    let api: Api<DynamicObject> = match &id.name {
-        Some(name) => {
-            config = config.fields(&format!("metadata.name={}", name.name));
-            match &*name.namespace {
-                "" => Api::all_with(client, &resource),
-                namespace => Api::namespaced_with(client, namespace, &resource),
-            }
-        }
-        None => Api::all_with(client, &resource),
-    };
+    if let Some(name) = &id.name {
+        config = config.fields(&format!("metadata.name={}", name.name));
+    }
     loop {
         let backoff = Backoff { next: RETRY[0] };
-        let mut events = watcher::watcher(api.clone(), config.clone())
+        let resource = kind.resource(version);
+        let api: Api<DynamicObject> = match &id.name {
+            Some(name) if !name.namespace.is_empty() => {
+                Api::namespaced_with(client.clone(), &name.namespace, &resource)
+            }
+            Some(_) | None => Api::all_with(client.clone(), &resource),
+        };
+        let mut events = watcher::watcher(api, config.clone())
             .backoff(backoff)
             .boxed();
         let refusal = loop {
@@ -90,12 +92,47 @@ pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
                 return;
             }
         };
+        let refusal = if let Heard::NotInstalled(id) = refusal {
+            let served = served(&client, kind).await;
+            let is_served = |known: &&str| served.iter().any(|version| version == known);
+            match kind.versions().find(is_served) {
+                // What is served is asked for at once, and once: then the server's word for it counts.
+                Some(known) if known != version => {
+                    version = known;
+                    continue;
+                }
+                Some(_) => Heard::NotInstalled(id),
+                None if served.is_empty() => Heard::NotInstalled(id),
+                None => Heard::UnknownVersion(id, served),
+            }
+        } else {
+            refusal
+        };
+        version = kind.version;
         if tell.send(refusal).await.is_err() {
             return;
         }
         // Lists anew, so that the end of a refusal is heard though nothing has changed.
         sleep(RETRY_REFUSED).await;
     }
+}
+
+/// The versions in which the server has a kind; none when it does not say.
+async fn served(client: &kube::Client, kind: &Kind) -> Vec<String> {
+    let Ok(Ok(groups)) = timeout(ANSWER, client.list_api_groups()).await else {
+        return Vec::new();
+    };
+    let group = groups.groups.into_iter().find(|g| g.name == kind.group);
+    let mut served = Vec::new();
+    for version in group.into_iter().flat_map(|group| group.versions) {
+        let resources = client.list_api_group_resources(&version.group_version);
+        if let Ok(Ok(list)) = timeout(ANSWER, resources).await
+            && list.resources.iter().any(|one| one.name == kind.plural)
+        {
+            served.push(version.version);
+        }
+    }
+    served
 }
 
 /// Asks now and then whether the server is there: a watch alone cannot tell silence from absence.

@@ -151,6 +151,29 @@ fn a_server_that_is_away_changes_nothing_but_what_is_said() {
 }
 
 #[test]
+fn a_kind_in_an_unknown_version_says_which_are_read() {
+    let mut told = Told::new();
+    let mut kinds = KINDS.iter();
+    let overrides = kinds.position(|kind| kind.name == "CiliumBGPNodeConfigOverride");
+    let overrides = id(overrides.unwrap());
+
+    told.hear(Heard::UnknownVersion(
+        overrides.clone(),
+        vec!["v3".to_owned()],
+    ));
+
+    assert_eq!(told.reasons(), ["UnknownVersion"]);
+    assert_eq!(
+        told.resources.conditions[0].message,
+        "no BGP session is configured by it: the API server has it in version v3, and v2 or v2alpha1 is read; serve \
+         such a version too (spec.versions of the CustomResourceDefinition ciliumbgpnodeconfigoverrides.cilium.io), \
+         or update Fairlead"
+    );
+    told.hear(Heard::NotInstalled(overrides));
+    assert!(told.reasons().is_empty());
+}
+
+#[test]
 fn a_kind_that_is_forbidden_says_which_feature_it_costs_and_the_rest_works() {
     let mut told = Told::new();
     told.list(SERVICES, vec![service("a", 1)]);
