@@ -64,7 +64,8 @@ pub fn addresses_are_given_once_whoever_leads(cluster: &Cluster) -> Result<()> {
     );
 
     let leader = leader(cluster)?;
-    wait_for("every node to know who gives them", 15, || {
+    // An agent that was killed often is started again by its kubelet after 40 s.
+    wait_for("every node to know who gives them", 90, || {
         for node in NODES {
             let status = dpctl(cluster, node, &["status", "-o", "json"])?;
             let ipam = &status["loadBalancerIPAM"];
