@@ -147,8 +147,8 @@ pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration
     Plan::of(steps, known)
 }
 
-/// As [`plan`]. `carry_out` is given the steps here, while another thread works out what is known afterwards:
-/// of ten thousand services each takes a quarter of a second.
+/// As [`plan`]. `carry_out` is given the steps here, while another thread works out what is known afterwards: of many
+/// services both take long.
 pub fn plan_and<T>(
     wanted: &Wanted<'_>,
     actual: &Actual,

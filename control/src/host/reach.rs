@@ -24,7 +24,7 @@ use super::{Error, routes};
 /// How many questions go at once: the answers to all must find room in the socket's buffer, where each takes a page
 /// and what describes it, and the kernel's default is 208 KiB.
 const BUNDLE: usize = 32;
-/// So many questions take longer than opening a second socket for half of them.
+/// So many questions are worth a second socket for half of them.
 const MANY: usize = 4096;
 
 /// Room for an answer: the kernel's own (`NLMSG_GOODSIZE`) is no more than a page.
@@ -111,7 +111,7 @@ impl Enquirer {
         if addresses.len() < MANY {
             return self.ask_alone(addresses);
         }
-        // The kernel answers within the call that asks, so that a second thread that asks takes half of the time.
+        // The kernel answers within the call that asks: the work is the asking thread's, and two share it.
         let (mine, others) = addresses.split_at(addresses.len() / 2);
         let mut other = Self::open()?;
         let (mut answers, rest) = thread::scope(|scope| {

@@ -78,7 +78,7 @@ pub(super) fn plan(
     let forwarding = forwarding::asked(wanted.desired, &mut conditions);
     let mut members = BTreeMap::new();
     let mut programmed = BTreeMap::new();
-    // Sets of all backends, which need no ids: of a hundred thousand they take a tenth of the plan.
+    // Sets of all backends need no ids: they are made beside.
     let (alive, backend_homes, arriving) = thread::scope(|scope| {
         let sets = scope.spawn(|| {
             let homes = here::homes(wanted.desired);

@@ -182,6 +182,27 @@ fn a_backend_on_the_link_and_one_behind_a_router_have_their_ways() {
 }
 
 #[test]
+fn the_rings_of_many_services_are_those_that_each_has_alone() {
+    let backends = |service: u8| [(2 * service, READY), (2 * service + 1, READY)];
+    let named = |node: &Node, service: u8| -> Vec<BackendAddr> {
+        let slots = node.ring(service).iter();
+        let rows = slots.map(|slot| &node.actual.backends[&slot.current]);
+        rows.map(address).collect()
+    };
+    let mut all = Node::new(64);
+    for service in 0..100 {
+        all.set(service, &backends(service));
+    }
+    all.settle(T0);
+
+    for service in 0..100 {
+        let mut alone = Node::new(64).with(service, &backends(service));
+        alone.settle(T0);
+        assert_eq!(named(&all, service), named(&alone, service), "{service}");
+    }
+}
+
+#[test]
 fn a_host_that_answers_this_node_is_listened_to_before_it_is_asked() {
     let mut node = Node::new(16).with(1, &[(1, READY)]);
     let service = node.desired.services.get_mut(&frontend(1));

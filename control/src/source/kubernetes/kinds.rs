@@ -137,7 +137,7 @@ pub const KINDS: [Kind; 12] = [
     },
     Kind {
         version: "v2alpha1",
-        others: &[],
+        others: &["v2"],
         name: "CiliumPodIPPool",
         plural: "ciliumpodippools",
         feature: "nothing of pools of pod addresses is announced",
