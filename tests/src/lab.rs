@@ -184,6 +184,16 @@ impl Lab {
         })
     }
 
+    /// Brings everything up, starts the agents and waits until all know each other.
+    ///
+    /// `prefix` as in [`Self::up`].
+    pub fn settled(prefix: &str) -> Result<Self> {
+        let mut lab = Self::up(prefix)?;
+        lab.start_agents()?;
+        lab.wait_until_settled()?;
+        Ok(lab)
+    }
+
     /// Starts both agents and waits until the router has the service by both nodes, in both families.
     pub fn start_agents(&mut self) -> Result<()> {
         for node in &mut self.nodes {

@@ -21,9 +21,7 @@ fn a_profile_has_the_router_watched_and_a_cut_takes_its_routes_from_the_kernel()
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-bfd").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-bfd").unwrap();
     let node = &lab.nodes[0];
     lab.frr
         .configure(&[

@@ -282,9 +282,7 @@ fn a_backend_is_drained_under_traffic_without_a_lost_request_and_stays_drained_o
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-drain").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let mut lab = Lab::settled("fl-drain").unwrap();
     let _echo = Echo::start(&lab).unwrap();
     let [web1, _] = lab.nodes[0].plan.web();
     let drain = |node: &Node, words: &[&str]| node.ask(&[&["backends"], words].concat()).unwrap();
@@ -388,9 +386,7 @@ fn a_trace_of_a_packet_is_answered_with_and_without_the_agent() {
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-trc").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let mut lab = Lab::settled("fl-trc").unwrap();
     let node = &mut lab.nodes[0];
     let packet = [
         "trace",

@@ -49,9 +49,7 @@ fn objects_of_ciliums_second_version_are_followed_and_what_is_told_changes_witho
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-v2").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-v2").unwrap();
     let node = &lab.nodes[0];
     let aggregated = documents(", aggregationLengthIPv4: 24", "65001:7");
     node.put("bgp.yaml", &aggregated).unwrap();
@@ -117,9 +115,7 @@ fn a_source_interface_is_where_sessions_come_from_and_its_address_is_followed() 
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-source").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-source").unwrap();
     let node = &lab.nodes[0];
     // The router knows the node by addresses that no link of theirs chooses.
     for address in ["10.0.1.50", "10.0.1.51"] {
@@ -169,9 +165,7 @@ fn addresses_of_a_device_are_told_while_it_has_them() {
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-lo").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-lo").unwrap();
     let node = &lab.nodes[0];
     let told = documents("", "65001:7").replace(
         "    - advertisementType: Service",
@@ -237,9 +231,7 @@ fn a_router_that_dials_from_a_range_is_a_peer_and_hears_what_the_range_is_told()
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-range").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-range").unwrap();
     let node = &lab.nodes[0];
     let profile = |asns: &str| {
         format!(
@@ -306,9 +298,7 @@ fn what_a_node_has_of_a_pool_of_pod_addresses_is_told_while_it_has_it() {
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-pools").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-pools").unwrap();
     let node = &lab.nodes[0];
     let told = documents("", "65001:7")
         .replace(

@@ -44,9 +44,7 @@ fn a_router_at_the_other_end_of_a_link_is_a_peer_and_ipv4_goes_by_its_link_local
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-link").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-link").unwrap();
     let node = &lab.nodes[0];
     let unnumbered = documents("{ mode: Unnumbered, unnumbered: { interface: eth0 } }");
     node.put("bgp.yaml", &unnumbered).unwrap();
@@ -126,9 +124,7 @@ fn the_default_gateway_is_a_peer_and_another_one_takes_its_place() {
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-gate").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-gate").unwrap();
     let node = &lab.nodes[0];
     let by_gateway = documents("{ mode: DefaultGateway, defaultGateway: { addressFamily: ipv4 } }");
     node.put("bgp.yaml", &by_gateway).unwrap();

@@ -20,9 +20,7 @@ fn a_scrape_counts_the_packets_that_were_sent() {
     if !root::is_root() {
         return;
     }
-    let mut lab = Lab::up("fl-met").unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
+    let lab = Lab::settled("fl-met").unwrap();
     let netns = &lab.nodes[0].netns;
     assert_eq!(get(netns, "/livez").unwrap(), (200, "alive\n".to_owned()));
     assert_eq!(get(netns, "/readyz").unwrap(), (200, "ready\n".to_owned()));

@@ -22,13 +22,6 @@ fn profile(spec: &str) -> String {
     )
 }
 
-fn lab(prefix: &str) -> Lab {
-    let mut lab = Lab::up(prefix).unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
-    lab
-}
-
 /// What the router knows of its session with the first node.
 fn neighbor(lab: &Lab) -> Result<Value> {
     Ok(lab.frr.json("show bgp neighbors")?[US].clone())
@@ -64,7 +57,7 @@ fn a_role_is_said_and_one_that_does_not_fit_the_routers_is_refused_by_both() {
     if !root::is_root() {
         return;
     }
-    let lab = lab("fl-role");
+    let lab = Lab::settled("fl-role").unwrap();
     let node = &lab.nodes[0];
     node.put(
         "profile.yaml",
@@ -129,7 +122,7 @@ fn all_paths_that_the_router_tells_of_a_prefix_are_learnt_and_withdrawn_one_by_o
     if !root::is_root() {
         return;
     }
-    let lab = lab("fl-addpath");
+    let lab = Lab::settled("fl-addpath").unwrap();
     let node = &lab.nodes[0];
     let prefixes = ["10.1.2.0/24", "fd00:1:2::/64"];
     // Beside the other node's path the router has one of its own.
@@ -196,7 +189,7 @@ fn the_router_keeps_the_routes_of_an_agent_that_is_long_away_marked_and_lets_go_
     if !root::is_root() {
         return;
     }
-    let mut lab = lab("fl-llgr");
+    let mut lab = Lab::settled("fl-llgr").unwrap();
     let policy = std::fs::read_to_string(lab.nodes[0].manifests().join("bgp.yaml")).unwrap();
     let short = policy.replace("restartTimeSeconds: 60", "restartTimeSeconds: 2");
     assert_ne!(policy, short);
@@ -262,7 +255,7 @@ fn a_value_that_cannot_be_is_named_with_its_place_and_what_was_there_before_hold
     if !root::is_root() {
         return;
     }
-    let lab = lab("fl-profile");
+    let lab = Lab::settled("fl-profile").unwrap();
     let node = &lab.nodes[0];
     let says = |what: &str, wanted: &[&str]| {
         wait_for(what, 10, || {

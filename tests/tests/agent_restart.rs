@@ -28,10 +28,7 @@ fn lab(prefix: &str) -> Option<Lab> {
     if !root::is_root() {
         return None;
     }
-    let mut lab = Lab::up(prefix).unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
-    Some(lab)
+    Some(Lab::settled(prefix).unwrap())
 }
 
 #[expect(clippy::disallowed_methods, reason = "an edge: it times a real router")]

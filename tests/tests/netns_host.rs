@@ -170,13 +170,15 @@ fn an_address_is_reached_on_the_link_by_a_router_or_not_at_all() {
             ("192.0.2.1", Reach::Unreachable),
             ("2001:db8::1", Reach::Unreachable),
         ];
-        // More than fit in one bundle.
-        let questions: Vec<_> = expected.iter().map(|(addr, _)| ip(addr)).collect();
-        let questions = questions.repeat(30);
-        let answers = Enquirer::open().unwrap().ask(&questions).unwrap();
-        assert_eq!(answers.len(), questions.len());
-        for (answer, (addr, reach)) in answers.iter().zip(expected.iter().cycle()) {
-            assert_eq!(answer, reach, "{addr}");
+        let addresses: Vec<_> = expected.iter().map(|(addr, _)| ip(addr)).collect();
+        // More than fit in one bundle, and more than one thread asks.
+        for times in [30, 601] {
+            let questions = addresses.repeat(times);
+            let answers = Enquirer::open().unwrap().ask(&questions).unwrap();
+            assert_eq!(answers.len(), questions.len());
+            for (answer, (addr, reach)) in answers.iter().zip(expected.iter().cycle()) {
+                assert_eq!(answer, reach, "{addr}");
+            }
         }
     });
 }

@@ -19,10 +19,7 @@ fn lab(prefix: &str) -> Option<Lab> {
     if !root::is_root() {
         return None;
     }
-    let mut lab = Lab::up(prefix).unwrap();
-    lab.start_agents().unwrap();
-    lab.wait_until_settled().unwrap();
-    Some(lab)
+    Some(Lab::settled(prefix).unwrap())
 }
 
 /// How many packets both nodes ended for a reason.
