@@ -18,7 +18,7 @@ fn lab(prefix: &str) -> Option<Lab> {
     if !root::is_root() {
         return None;
     }
-    Some(Lab::settled(prefix).unwrap())
+    Some(Lab::settled(prefix).expect("the lab settles"))
 }
 
 #[test]
