@@ -146,6 +146,9 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
             Recorder::create(file).with_context(|| format!("recording into {}", file.display()))
         })
         .transpose()?;
+    // From here on: whoever is told to stop while the source is read stops as well.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = server::bind(&document.socket).await?;
     let loaded = load::load(&pins, &lock)?;
     // An earlier agent's services are in the kernel: packets are forwarded while nobody speaks for us.
@@ -228,81 +231,83 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
     let giver = start_ipam(&source, &agent, &stop);
     let mut clear = tokio::time::interval(CLEAR_EVERY);
     clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The first round must know everything, or routes that peers kept for us would be withdrawn.
-    while !matches!(source, Source::Nowhere) {
-        agent.health.beat(now());
-        tokio::select! {
-            () = source.next(&mut agent.resources) => break,
-            _ = clear.tick() => ping_watchdog(),
-        }
-    }
-    let mut links = links::Watch::open()?;
-    let mut ways = ways::Watch::open()?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-
-    // A moment, not a time to wait: the loop turns for other reasons meanwhile.
-    let mut next_look = moment_after(agent.round().await);
-    let mut round_ended = now();
-    tell_service_manager(&agent.node_name);
-    // Who gave an order is answered once a round has carried it out.
-    let mut answers: Vec<(oneshot::Sender<Result<DrainOutcome>>, Result<DrainOutcome>)> =
-        Vec::new();
-    let farewell = loop {
-        agent.health.beat(now());
-        let is_round_due = tokio::select! {
-            () = source.next(&mut agent.resources) => true,
-            change = links.next() => {
-                change.context("netlink has closed")?;
-                agent.paths.doubt();
-                true
+    let farewell = 'rounds: {
+        // The first round must know everything, or routes that peers kept for us would be withdrawn.
+        while !matches!(source, Source::Nowhere) {
+            agent.health.beat(now());
+            tokio::select! {
+                () = source.next(&mut agent.resources) => break,
+                _ = clear.tick() => ping_watchdog(),
+                _ = terminate.recv() => break 'rounds withdraw_on_exit.then_some(FAREWELL),
+                _ = interrupt.recv() => break 'rounds withdraw_on_exit.then_some(FAREWELL),
             }
-            change = ways.changed() => {
-                if change.context("netlink has closed")? == ways::Change::Routes {
+        }
+        let mut links = links::Watch::open()?;
+        let mut ways = ways::Watch::open()?;
+
+        // A moment, not a time to wait: the loop turns for other reasons meanwhile.
+        let mut next_look = moment_after(agent.round().await);
+        let mut round_ended = now();
+        tell_service_manager(&agent.node_name);
+        // Who gave an order is answered once a round has carried it out.
+        let mut answers: Vec<(oneshot::Sender<Result<DrainOutcome>>, Result<DrainOutcome>)> =
+            Vec::new();
+        loop {
+            agent.health.beat(now());
+            let is_round_due = tokio::select! {
+                () = source.next(&mut agent.resources) => true,
+                change = links.next() => {
+                    change.context("netlink has closed")?;
+                    agent.paths.doubt();
+                    true
+                }
+                change = ways.changed() => {
+                    if change.context("netlink has closed")? == ways::Change::Routes {
+                        agent.paths.doubt();
+                    }
+                    true
+                }
+                _ = learnt_changes.recv() => true,
+                _ = verdict_changes.recv() => true,
+                () = tokio::time::sleep_until(next_look.into()) => {
+                    agent.paths.take_turn();
+                    true
+                }
+                _ = clear.tick() => {
+                    agent.clear_translations();
+                    ping_watchdog();
+                    false
+                }
+                order = orders.recv() => match order {
+                    None => break None,
+                    Some(Order::Stop) => break Some(FAREWELL),
+                    Some(Order::Drain(drain, answer)) => {
+                        answers.push((answer, agent.drain(&drain)));
+                        true
+                    }
+                    Some(Order::Undrain(drain, answer)) => {
+                        answers.push((answer, agent.undrain(&drain)));
+                        true
+                    }
+                },
+                _ = terminate.recv() => break withdraw_on_exit.then_some(FAREWELL),
+                _ = interrupt.recv() => break withdraw_on_exit.then_some(FAREWELL),
+            };
+            if is_round_due {
+                tokio::time::sleep_until((round_ended + GATHER).into()).await;
+                // The round looks at everything: what was heard until now is in it.
+                while links.next().now_or_never().flatten().is_some() {
                     agent.paths.doubt();
                 }
-                true
-            }
-            _ = learnt_changes.recv() => true,
-            _ = verdict_changes.recv() => true,
-            () = tokio::time::sleep_until(next_look.into()) => {
-                agent.paths.take_turn();
-                true
-            }
-            _ = clear.tick() => {
-                agent.clear_translations();
-                ping_watchdog();
-                false
-            }
-            order = orders.recv() => match order {
-                None => break None,
-                Some(Order::Stop) => break Some(FAREWELL),
-                Some(Order::Drain(drain, answer)) => {
-                    answers.push((answer, agent.drain(&drain)));
-                    true
+                if ways.drain() == Some(ways::Change::Routes) {
+                    agent.paths.doubt();
                 }
-                Some(Order::Undrain(drain, answer)) => {
-                    answers.push((answer, agent.undrain(&drain)));
-                    true
+                next_look = moment_after(agent.round().await);
+                round_ended = now();
+                for (answer, outcome) in answers.drain(..) {
+                    // Who asked may have gone.
+                    let _ = answer.send(outcome);
                 }
-            },
-            _ = terminate.recv() => break withdraw_on_exit.then_some(FAREWELL),
-            _ = interrupt.recv() => break withdraw_on_exit.then_some(FAREWELL),
-        };
-        if is_round_due {
-            tokio::time::sleep_until((round_ended + GATHER).into()).await;
-            // The round looks at everything: what was heard until now is in it.
-            while links.next().now_or_never().flatten().is_some() {
-                agent.paths.doubt();
-            }
-            if ways.drain() == Some(ways::Change::Routes) {
-                agent.paths.doubt();
-            }
-            next_look = moment_after(agent.round().await);
-            round_ended = now();
-            for (answer, outcome) in answers.drain(..) {
-                // Who asked may have gone.
-                let _ = answer.send(outcome);
             }
         }
     };

@@ -1,6 +1,8 @@
 //! What a person reads who did something wrong: one line that says what, where and what to do, and an
 //! exit code that a script can tell apart.
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 
 use aya_obj::Object;
 use fairlead_common::tables;
@@ -8,6 +10,15 @@ use fairlead_control::dataplane::load::OBJECT;
 use fairlead_tests::host::{BAD_CONFIG, ERROR, NO, YES, host};
 use fairlead_tests::lab::binary;
 use fairlead_tests::netns::{Netns, wait_for};
+use fairlead_tests::process::Process;
+
+/// Copies a program by another process: a child that another test starts meanwhile would hold a file that this one
+/// writes, and it could not run ("text file busy").
+fn copy(program: &str, to: &Path) {
+    let program = binary(program).expect("it is built");
+    let copied = Command::new("cp").arg(program).arg(to).status();
+    assert!(copied.expect("cp starts").success(), "{}", to.display());
+}
 
 #[test]
 fn a_configuration_that_cannot_be_read_says_which_line_and_ends_with_78() {
@@ -69,7 +80,7 @@ fn a_configuration_that_others_may_not_read_says_so() {
     std::fs::set_permissions(host.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     // The program itself may lie where only root can go.
     let program = host.dir.path().join("program");
-    std::fs::copy(binary("fairlead").unwrap(), program).unwrap();
+    copy("fairlead", &program);
 
     host.refuses(
         "setpriv --reuid 65534 --clear-groups DIR/program check-config --config DIR/config.yaml",
@@ -198,6 +209,37 @@ fn without_an_agent_dpctl_says_that_none_answers_and_where_it_looked() {
              another place is named by --pin-path or FAIRLEAD_PIN_PATH",
         );
     }
+}
+
+#[test]
+fn an_agent_that_waits_for_its_api_server_stops_when_it_is_told_to() {
+    let Some(host) = host() else { return };
+    host.write(
+        "kubeconfig",
+        "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+         clusters: [{ name: lab, cluster: { server: 'https://127.0.0.1:1' } }]\n\
+         users: [{ name: node, user: { token: none } }]\n\
+         contexts: [{ name: lab, context: { cluster: lab, user: node } }]\n",
+    );
+    let folder = host.dir.path().display();
+    host.write(
+        "config.yaml",
+        &format!(
+            "devices: [{{ name: eth0, role: uplink }}]\nstateDir: {folder}/state\n\
+             kubernetes: {{ enabled: true, kubeconfig: {folder}/kubeconfig }}\n"
+        ),
+    );
+    let log = host.dir.path().join("agent.log");
+    let mut command = host.command("fairlead run --config DIR/config.yaml");
+    let mut agent = Process::start(&mut command, &log).unwrap();
+    wait_for("the agent", 20, || {
+        Ok(std::os::unix::net::UnixStream::connect(host.socket()).ok())
+    })
+    .unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+
+    assert!(agent.stop().unwrap().success());
+    assert!(!host.socket().exists(), "its socket is taken away");
 }
 
 #[test]
@@ -403,7 +445,7 @@ fn whoever_may_not_look_is_told_so_and_not_that_there_is_nothing() {
     let Some(host) = host() else { return };
     let agent = host.agent();
     let program = host.dir.path().join("program");
-    std::fs::copy(binary("dpctl").unwrap(), program).unwrap();
+    copy("dpctl", &program);
     std::fs::set_permissions(host.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(host.bpffs.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
 
