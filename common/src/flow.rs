@@ -58,6 +58,18 @@ impl FlowKey {
         Self::new(self.dst, self.dst_port, self.src, self.src_port, self.proto)
     }
 
+    /// The key as five words, as they stand in memory.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 5] {
+        let [a, b] = self.src.halves();
+        let [c, d] = self.dst.halves();
+        let last = self.src_port.wire() as u64
+            | (self.dst_port.wire() as u64) << 16
+            | (self.proto.0 as u64) << 32
+            | (self.scope as u64) << 40;
+        [a, b, c, d, last]
+    }
+
     /// The hash that selects the flow's ring slot: equal on every node and in userspace.
     #[inline(always)]
     pub const fn hash(&self) -> u32 {

@@ -28,6 +28,7 @@ pub mod detour;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod nat;
 pub mod reason;
 pub mod route;
 pub mod served;

@@ -77,6 +77,8 @@ pub struct Device {
     pub flags: u8,
     /// Zero.
     pub pad: u8,
+    /// The largest IP packet that it takes, in bytes; 0: not known yet.
+    pub mtu: u32,
 }
 
 /// Bits of [`Device::flags`].

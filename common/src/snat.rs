@@ -38,7 +38,8 @@ pub struct Binding {
     pub inside_port: Port,
     /// A [`State`] as a number.
     pub state: u8,
-    /// In `SNAT_REV` whose flow it is ([`whose`]); zero elsewhere.
+    /// In `SNAT_REV` whose flow it is ([`whose`]); in `NAT_FLOWS` the epoch in which the way of its answers was
+    /// learnt (`WAY_EPOCH`), 0: not yet; zero in `NAT_RECENT`.
     pub whose: u8,
     /// Coarse monotonic time of the last packet that keeps it, in seconds.
     pub last_seen_s: u32,

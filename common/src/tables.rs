@@ -9,6 +9,7 @@ use crate::addr::Addr;
 use crate::answer;
 use crate::flow::{Flow, FlowKey};
 use crate::fragment::{FragmentKey, Ports};
+use crate::nat::{self, NatFlow, NatWay};
 use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::served::Sieve;
@@ -154,7 +155,7 @@ tables! {
     /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
     NodeTable = "NODE" v 3 Array<u32, Node>[1],
     /// The devices that packets arrive on, by ifindex modulo the capacity.
-    Devices = "DEVICES" v 1 Array<u32, Device>[DEVICE_MASK + 1],
+    Devices = "DEVICES" v 2 Array<u32, Device>[DEVICE_MASK + 1],
     /// The devices that XDP may redirect to, by ifindex.
     TxPorts = "TX_PORTS" v 1 DevMapHash<u32, TxPort>[4096],
     /// Where clients reach services, and the ring of each.
@@ -198,7 +199,7 @@ tables! {
     /// Packets dropped, by service id and reason; a service that drops nothing has no row.
     ServiceDrops = "SERVICE_DROPS" v 1 PerCpuHash<ServiceDrop, u64>[16384],
     /// Flows that this node translates to backends, by their answers, once the backend has taken them up.
-    NatFlows = "NAT_FLOWS" v 1 Hash<FlowKey, Binding>[262_144],
+    NatFlows = "NAT_FLOWS" v 2 MappedArray<u32, NatFlow>[nat::ROWS],
     /// The same before that, and those for which NAT_FLOWS has no room: the flow's next packet restores a row.
     NatRecent = "NAT_RECENT" v 1 LruHash<FlowKey, Binding>[65536],
     /// Where backends listen for which this node translates.
@@ -211,6 +212,10 @@ tables! {
     Fragments = "FRAGMENTS" v 1 LruHash<FragmentKey, Ports>[16384],
     /// As DETOURS, for what pods send.
     PodDetours = "POD_DETOURS" v 1 ProgramArray<u32, u32>[8],
+    /// The ways of answers of flows in NAT_FLOWS, by the flow's row.
+    NatWays = "NAT_WAYS" v 1 Array<u32, NatWay>[nat::ROWS],
+    /// In which epoch ways are: what was learnt in another one holds no longer. 0: nothing is learnt.
+    WayEpoch = "WAY_EPOCH" v 1 Array<u32, u32>[1],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five

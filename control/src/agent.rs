@@ -16,6 +16,7 @@
 
 mod devices;
 mod drains;
+mod epoch;
 mod lifecycle;
 mod owner;
 mod paths;
@@ -42,6 +43,7 @@ pub use self::lifecycle::{
 
 use self::devices::Devices;
 use self::drains::DrainBook;
+use self::epoch::Epochs;
 use self::paths::Paths;
 use self::pod_network::PodNetwork;
 use self::sockets::Sockets;
@@ -231,6 +233,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
     let giver = start_ipam(&source, &agent, &stop);
     let mut clear = tokio::time::interval(CLEAR_EVERY);
     clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut epochs = None;
     let farewell = 'rounds: {
         // The first round must know everything, or routes that peers kept for us would be withdrawn.
         while !matches!(source, Source::Nowhere) {
@@ -244,6 +247,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         }
         let mut links = links::Watch::open()?;
         let mut ways = ways::Watch::open()?;
+        epochs = Some(Epochs::begin(&agent.pins)?);
 
         // A moment, not a time to wait: the loop turns for other reasons meanwhile.
         let mut next_look = moment_after(agent.round().await);
@@ -316,6 +320,11 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         "agent stops; the datapath stays"
     );
     agent.speakers.stop(farewell).await;
+    if let Some(epochs) = epochs
+        && let Err(error) = epochs.end().await
+    {
+        warn!(%error, "ways that the datapath has learnt may be a second old");
+    }
     stop.cancel();
     #[cfg(feature = "kubernetes")]
     if let Some(giver) = giver {

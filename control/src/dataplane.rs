@@ -6,7 +6,7 @@
 //!   sockets  programs -> a cgroup, likewise
 //!   table  typed rows          mapped, batch  the two faster ways to them
 //!   decap  a backend behind a router: the one program it needs
-//!   affinity  clients whose backend has left, let go
+//!   affinity  clients whose backend has left, let go      kept  flows that are translated to backends
 //!   apply  plan -> tables      observe  tables -> counters      dump  tables -> text for people
 //! ```
 //!
@@ -21,6 +21,7 @@ pub mod batch;
 mod clsact;
 pub mod decap;
 pub mod dump;
+pub mod kept;
 pub mod link;
 pub mod load;
 pub mod mapped;

@@ -5,6 +5,7 @@
 //!   reach       how this host would reach an address
 //!   neighbours  keeps the MAC addresses of next hops known
 //!   ways        when next hops on the ways to backends may have changed
+//!   fib         when the kernel may send a packet another way
 //!   routes      learnt routes in the kernel's main table
 //!   surroundings, adverts   who is around, and that we are
 //!   pods        network namespaces joined to this node
@@ -22,6 +23,7 @@ use rtnetlink::{Handle, new_connection_with_strict_check};
 pub mod adverts;
 mod blackholes;
 pub mod cgroup;
+pub mod fib;
 pub mod links;
 pub mod namespace;
 pub mod neighbours;

@@ -88,6 +88,8 @@ fn admit(pins: &Pins, pod: &Pod) -> Result<(), TableError> {
         mac: pod.mac,
         flags: device_flags::NO_TURN,
         pad: 0,
+        // The agent says it, once it has seen the device.
+        mtu: 0,
     };
     Pinned::<Devices>::open(pins)?.set(&(pod.index & DEVICE_MASK), &device)
 }

@@ -102,6 +102,7 @@ pub fn swap_macs(context: XdpContext) -> u32 {
     });
     let hop = Hop {
         ifindex: 0,
+        mtu: 0,
         macs: [0x0a00_0000_0002 << 32, 0xfe00_0001_0002 << 16],
     };
     match parsed {
@@ -132,6 +133,7 @@ fn wrap(frame: &mut Xdp) -> Result<(), Reason> {
     };
     let hop = Hop {
         ifindex: 0,
+        mtu: 0,
         macs: [0x0a00_0000_0002 << 32, 0xfe00_0001_0002 << 16],
     };
     rewrite::encapsulate(frame, &network, &tunnel, &hop)

@@ -106,8 +106,8 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
         transport => transport?,
     };
     if transport.kind == Kind::Ports {
-        if let Some(service) = lb::asked(&network, &transport) {
-            return lb::answer(frame, &network, &transport, service);
+        if let Some(asked) = lb::asked(&network, &transport) {
+            return lb::answer(frame, &network, &transport, &asked);
         }
         if let Some(service) = maps::service(&transport.service(&network).inside()) {
             return lb::balance(frame, &network, &transport, scope::INSIDE, service, true);
@@ -168,8 +168,9 @@ pub fn to_pod(frame: &mut Skb) -> Result<(), Reason> {
 fn answer_of_host(frame: &mut Skb, network: &Network) -> Result<(), Reason> {
     if let Ok(transport) = parse::transport(frame, network)
         && transport.kind == Kind::Ports
-        && let Some((service, port)) = lb::asked(network, &transport)
+        && let Some(asked) = lb::asked(network, &transport)
     {
+        let (service, port) = (asked.service, asked.port());
         rewrite::name(frame, network, &transport, End::Source, service, port)?;
         return Err(Reason::ServiceAnsweredByStack);
     }

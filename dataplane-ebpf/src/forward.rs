@@ -13,6 +13,8 @@ use crate::packet::Frame;
 pub struct Hop {
     /// The device it leaves by.
     pub ifindex: u32,
+    /// The largest IP packet that goes this way, in bytes; 0 where nobody has asked.
+    pub mtu: u32,
     /// Four unused bytes, six bytes of source MAC, six bytes of destination MAC.
     pub macs: [u64; 2],
 }
@@ -23,6 +25,7 @@ impl Hop {
     pub const fn known(macs: [u64; 2]) -> Self {
         Self {
             ifindex: macs[0] as u32,
+            mtu: 0,
             macs,
         }
     }

@@ -5,7 +5,6 @@
 //! is not resolved: `bpf_fib_lookup` costs 90 to 200 ns, more than all the rest. Not for building rings: that
 //! is userspace's.
 
-use fairlead_common::addr::{Addr, Port};
 use fairlead_common::choice;
 use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
@@ -14,11 +13,12 @@ use fairlead_common::service::{
 };
 
 use crate::forward::{self, Hop, Sent};
+use crate::nat::{self, Asked};
 use crate::packet::{Frame, Resize};
 use crate::parse::{Network, Transport};
 use crate::rewrite::{self, End, Tunnel, Wrap};
 use crate::route::{self, NoWay, Question};
-use crate::{count, flows, maps, nat};
+use crate::{count, flows, maps};
 
 /// Sends a packet of a service to its backend; `is_plain` as in [`send`].
 ///
@@ -318,7 +318,7 @@ fn by_name<F: Resize>(
 
 /// The service that a packet comes from, when it is a backend's answer to a flow that this node translated.
 #[inline(always)]
-pub fn asked(network: &Network, transport: &Transport) -> Option<(Addr, Port)> {
+pub fn asked(network: &Network, transport: &Transport) -> Option<Asked> {
     if !maps::is_serving(&ServingKey::new(network.src, transport.src_port)) {
         return None;
     }
@@ -335,8 +335,9 @@ pub fn answer<F: Frame>(
     frame: &mut F,
     network: &Network,
     transport: &Transport,
-    (service, port): (Addr, Port),
+    asked: &Asked,
 ) -> Result<Sent, Reason> {
+    let (service, port) = (asked.service, asked.port());
     if network.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
@@ -347,7 +348,24 @@ pub fn answer<F: Frame>(
         ports: (port.wire(), client_port.wire()),
         ..Question::about(network, transport)
     };
-    let hop = route::way(frame, &question);
+    // Before the kernel is asked: what changes meanwhile begins another epoch. Policy rules may send what has a DSCP
+    // another way, so nothing is learnt of it.
+    let epoch = if network.traffic_class >> 2 == 0 {
+        maps::way_epoch()
+    } else {
+        0
+    };
+    let known = asked.way(epoch, frame.length_to_fit(network.total).into());
+    let hop = match known {
+        Some(hop) => Ok(hop),
+        None => match route::way(frame, &question) {
+            Ok(hop) if forward::has_port(frame, &hop) => {
+                asked.remember(epoch, &hop);
+                Ok(hop)
+            }
+            _ => Err(Reason::ServiceAnsweredByStack),
+        },
+    };
     rewrite::name(frame, network, transport, End::Source, service, port)?;
     if F::MAY_TURN && client != network.dst {
         rewrite::name(
@@ -359,14 +377,10 @@ pub fn answer<F: Frame>(
             client_port,
         )?;
     }
-    match hop {
-        Ok(hop) if forward::has_port(frame, &hop) => {
-            rewrite::macs(frame, &hop)?;
-            rewrite::decrement_ttl(frame, network)?;
-            Ok(Sent::by(&hop, Reason::ServiceAnswered))
-        }
-        _ => Err(Reason::ServiceAnsweredByStack),
-    }
+    let hop = hop?;
+    rewrite::macs(frame, &hop)?;
+    rewrite::decrement_ttl(frame, network)?;
+    Ok(Sent::by(&hop, Reason::ServiceAnswered))
 }
 
 /// The way to a backend.

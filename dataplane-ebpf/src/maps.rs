@@ -17,11 +17,12 @@ use aya_ebpf::maps::{
     Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray,
 };
 use aya_ebpf::programs::SockAddrContext;
-use fairlead_common::addr::{Addr, Port};
+use fairlead_common::addr::Addr;
 use fairlead_common::answer;
 use fairlead_common::detour::{Detour, Hook};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::fragment::{FragmentKey, Ports};
+use fairlead_common::nat::{NatFlow, NatWay};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
 use fairlead_common::served::{self, Sieve};
@@ -32,6 +33,10 @@ use fairlead_common::service::{
 use fairlead_common::snat::{Binding, EgressPort};
 use fairlead_common::socket::{Client, TRANSLATIONS, Translation, Translations};
 use fairlead_common::tables::{self, Table};
+
+mod translated;
+
+pub use translated::*;
 
 #[map]
 static NODE: Array<Node> = Array::with_max_entries(tables::NodeTable::CAPACITY, 0);
@@ -90,8 +95,12 @@ static SOURCE_RANGES: LpmTrie<[u32; 5], u32> =
 static SERVICE_DROPS: PerCpuHashMap<ServiceDrop, u64> =
     PerCpuHashMap::with_max_entries(tables::ServiceDrops::CAPACITY, 0);
 #[map]
-static NAT_FLOWS: HashMap<FlowKey, Binding> =
-    HashMap::with_max_entries(tables::NatFlows::CAPACITY, 0);
+static NAT_FLOWS: Array<NatFlow> =
+    Array::with_max_entries(tables::NatFlows::CAPACITY, BPF_F_MMAPABLE);
+#[map]
+static NAT_WAYS: Array<NatWay> = Array::with_max_entries(tables::NatWays::CAPACITY, 0);
+#[map]
+static WAY_EPOCH: Array<u32> = Array::with_max_entries(tables::WayEpoch::CAPACITY, 0);
 #[map]
 static NAT_RECENT: LruHashMap<FlowKey, Binding> =
     LruHashMap::with_max_entries(tables::NatRecent::CAPACITY, 0);
@@ -308,148 +317,6 @@ pub fn is_serving(key: &ServingKey) -> bool {
 pub fn arrival(key: &ArrivalKey) -> Option<Arrival> {
     // SAFETY: two words, and userspace replaces a row as a whole.
     unsafe { ARRIVALS.get(key) }.copied()
-}
-
-/// The row of a flow that its backend has taken up, by the flow's answers.
-#[inline(always)]
-pub fn nat_flow(answer: &FlowKey) -> Option<BindingRow> {
-    NAT_FLOWS
-        .get_ptr_mut(answer)
-        .map(|row| BindingRow(row.cast()))
-}
-
-/// Keeps a flow that its backend has taken up. A full table has no room: the flow stays a recent one.
-#[inline(always)]
-pub fn keep_nat_flow(answer: &FlowKey, binding: &Binding) {
-    let _ = NAT_FLOWS.insert(answer, binding, u64::from(BPF_NOEXIST));
-}
-
-/// The row of a flow that is not kept yet.
-#[inline(always)]
-pub fn recent_nat_flow(answer: &FlowKey) -> Option<BindingRow> {
-    NAT_RECENT
-        .get_ptr_mut(answer)
-        .map(|row| BindingRow(row.cast()))
-}
-
-/// Remembers a flow that has begun, or of which nothing is known. The oldest such flow makes room.
-#[inline(always)]
-pub fn remember_nat_flow(answer: &FlowKey, binding: &Binding) {
-    let _ = NAT_RECENT.insert(answer, binding, 0);
-}
-
-/// A row of a table of translations, shared with other CPUs.
-#[derive(Clone, Copy)]
-pub struct BindingRow(*mut u64);
-
-/// Which word of a [`Binding`] holds {inside port, state, whose, last seen}.
-const LIFE: usize = 2;
-
-impl BindingRow {
-    /// Reads the row.
-    #[inline(always)]
-    pub fn load(self) -> Binding {
-        // SAFETY: a binding is three words, and the kernel keeps the row's memory while the program runs.
-        let word = |i: usize| unsafe { self.0.add(i).read_volatile() };
-        let life = word(LIFE);
-        Binding {
-            inside: Addr::from_v6_halves([word(0), word(1)]),
-            inside_port: Port::from_wire(life as u16),
-            state: (life >> 16) as u8,
-            whose: (life >> 24) as u8,
-            last_seen_s: (life >> 32) as u32,
-        }
-    }
-
-    /// Writes state and time of the flow that the row was read for, unless somebody was quicker.
-    #[inline(always)]
-    pub fn refresh(self, read: &Binding, state: u8, last_seen_s: u32) {
-        let new = Binding {
-            state,
-            last_seen_s,
-            ..*read
-        };
-        self.exchange(life(read), life(&new));
-    }
-
-    /// Gives the row of an expired flow to another one; false when somebody was quicker.
-    ///
-    /// The winner of the exchange owns the row at once, because the row is no longer expired; the address
-    /// follows. A packet that comes back between the two stores is a late one of the old flow.
-    #[inline(always)]
-    pub fn take_over(self, expired: &Binding, new: &Binding) -> bool {
-        if !self.exchange(life(expired), life(new)) {
-            return false;
-        }
-        let [first, second] = new.inside.halves();
-        // SAFETY: as in `load`.
-        unsafe {
-            self.0.write_volatile(first);
-            self.0.add(1).write_volatile(second);
-        }
-        true
-    }
-
-    #[cfg(target_arch = "bpf")]
-    #[inline(always)]
-    fn exchange(self, old: u64, new: u64) -> bool {
-        let seen: u64;
-        // SAFETY: an aligned word of a row. In assembly, because `core` has no compare-and-exchange here.
-        unsafe {
-            core::arch::asm!(
-                "r0 = cmpxchg_64({row} + 16, r0, {new})",
-                row = in(reg) self.0,
-                new = in(reg) new,
-                inout("r0") old => seen,
-            );
-        }
-        seen == old
-    }
-
-    #[cfg(not(target_arch = "bpf"))]
-    #[expect(clippy::unused_self, reason = "stands in for the kernel's side")]
-    fn exchange(self, _: u64, _: u64) -> bool {
-        unreachable!("tables are in the kernel")
-    }
-}
-
-/// A binding's third word.
-#[inline(always)]
-const fn life(binding: &Binding) -> u64 {
-    binding.inside_port.wire() as u64
-        | (binding.state as u64) << 16
-        | (binding.whose as u64) << 24
-        | (binding.last_seen_s as u64) << 32
-}
-
-/// The row of a translated flow, by the flow as it looks outside.
-#[inline(always)]
-pub fn binding(outside: &FlowKey) -> Option<BindingRow> {
-    SNAT_REV
-        .get_ptr_mut(outside)
-        .map(|row| BindingRow(row.cast()))
-}
-
-/// Claims a row that nobody has: 0, or a negative errno.
-#[inline(always)]
-pub fn claim_binding(outside: &FlowKey, binding: &Binding) -> i32 {
-    match SNAT_REV.insert(outside, binding, u64::from(BPF_NOEXIST)) {
-        Ok(()) => 0,
-        Err(errno) => errno,
-    }
-}
-
-/// The cached egress port of a flow as it looks inside.
-#[inline(always)]
-pub fn egress_port(inside: &FlowKey) -> Option<EgressPort> {
-    // SAFETY: two bytes, valid alone.
-    unsafe { SNAT_FWD.get(inside) }.copied()
-}
-
-/// Caches the egress port of a flow.
-#[inline(always)]
-pub fn cache_egress_port(inside: &FlowKey, port: EgressPort) {
-    let _ = SNAT_FWD.insert(inside, port, 0);
 }
 
 /// The service that a socket is connected to.

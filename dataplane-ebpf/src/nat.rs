@@ -6,7 +6,7 @@
 //! ```text
 //!   a client's packet:  NAT_FLOWS, else NAT_RECENT     -> advance
 //!                       neither                        -> NAT_RECENT, as new
-//!   a backend's answer: NAT_FLOWS                      -> advance
+//!   a backend's answer: NAT_FLOWS                      -> advance, by the way in NAT_WAYS
 //!                       NAT_RECENT                     -> advance; NAT_FLOWS when the backend has taken it up
 //!                       neither                        -> no answer of ours
 //! ```
@@ -17,6 +17,10 @@
 //! is not answered so, turns over `NAT_RECENT`, which may forget, because every packet of the client restores the
 //! row: it must live from there to the answer, no longer. A full `NAT_FLOWS` refuses nobody for the same reason.
 //!
+//! An answer asks the kernel for its way once a second, and again when the agent says that something has changed
+//! (`WAY_EPOCH`): `bpf_fib_lookup` costs more than all else that an answer needs. A way is used by packets without a
+//! DSCP only, because policy rules may look at that; it is never older than a second, agent or not.
+//!
 //! A pod that reaches itself is its own client here too; only in the packets it has another name ([`mirror`]).
 //!
 //! Not for which backend a flow has, nor for rewriting: that is `lb`.
@@ -26,6 +30,8 @@ use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::snat::{self, Binding, Direction, State, tcp};
 
+use crate::forward::Hop;
+use crate::maps::{Kept, Life};
 use crate::parse::{Family, Network, Transport};
 use crate::{clock, maps};
 
@@ -76,7 +82,10 @@ pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Resul
         last_seen_s: now_s,
     };
     let row = match maps::nat_flow(answer) {
-        Some(row) => row,
+        Some(kept) => {
+            maps::fetch_nat_way(kept.at);
+            kept.row
+        }
         None => match maps::recent_nat_flow(answer) {
             Some(row) => row,
             None => {
@@ -88,10 +97,8 @@ pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Resul
     let binding = row.load();
     let old = State::from_row(binding.state);
     if binding.inside == service && binding.inside_port.wire() == port.wire() {
-        let state = snat::advance(old, Direction::Out, tcp_flags) as u8;
-        if state != binding.state || now_s != binding.last_seen_s {
-            row.refresh(&binding, state, now_s);
-        }
+        let new = seen(&binding, Direction::Out, tcp_flags, now_s);
+        row.renew(Life::of(&binding), Life::of(&new));
         return Ok(());
     }
     let is_free = answer.proto == Proto::UDP
@@ -103,12 +110,41 @@ pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Resul
     Err(Reason::ServiceFlowTaken)
 }
 
+/// A binding after one more packet. What was learnt of the way holds for the second that it was learnt in.
+#[inline(always)]
+const fn seen(binding: &Binding, direction: Direction, tcp_flags: u8, now_s: u32) -> Binding {
+    let state = snat::advance(State::from_row(binding.state), direction, tcp_flags) as u8;
+    let whose = if now_s == binding.last_seen_s {
+        binding.whose
+    } else {
+        0
+    };
+    Binding {
+        state,
+        whose,
+        last_seen_s: now_s,
+        ..*binding
+    }
+}
+
+/// What is known of an answer.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// The service's address.
+    pub service: Addr,
+    /// The flow's row in `NAT_FLOWS`.
+    kept: Option<Kept>,
+    /// What the row says of the flow's life by now.
+    life: Life,
+}
+
 /// The service that a backend's packet comes from, when it is an answer.
 #[inline(always)]
-pub fn answered(answer: &FlowKey, tcp_flags: u8) -> Option<(Addr, Port)> {
-    let (row, is_recent) = match maps::nat_flow(answer) {
-        Some(row) => (row, false),
-        None => (maps::recent_nat_flow(answer)?, true),
+pub fn answered(answer: &FlowKey, tcp_flags: u8) -> Option<Asked> {
+    let kept = maps::nat_flow(answer);
+    let row = match kept {
+        Some(kept) => kept.row,
+        None => maps::recent_nat_flow(answer)?,
     };
     let binding = row.load();
     let now_s = clock::now_s();
@@ -116,26 +152,51 @@ pub fn answered(answer: &FlowKey, tcp_flags: u8) -> Option<(Addr, Port)> {
         return None;
     }
     let old = State::from_row(binding.state);
-    let state = snat::advance(old, Direction::Back, tcp_flags) as u8;
-    if is_recent && is_taken_up(answer.proto, old, tcp_flags) {
-        let kept = Binding {
-            state,
-            last_seen_s: now_s,
-            ..binding
-        };
-        maps::keep_nat_flow(answer, &kept);
+    let new = seen(&binding, Direction::Back, tcp_flags, now_s);
+    if kept.is_none() && is_taken_up(answer.proto, old, tcp_flags) {
+        maps::keep_nat_flow(answer, &new, now_s);
     }
-    if state != binding.state || now_s != binding.last_seen_s {
-        row.refresh(&binding, state, now_s);
+    row.renew(Life::of(&binding), Life::of(&new));
+    Some(Asked {
+        service: binding.inside,
+        kept,
+        life: Life::of(&new),
+    })
+}
+
+impl Asked {
+    /// The service's port.
+    #[inline(always)]
+    pub const fn port(&self) -> Port {
+        self.life.inside_port()
     }
-    Some((binding.inside, binding.inside_port))
+
+    /// The way that the flow's answers went last, when it was found in this second and in this epoch.
+    #[inline(always)]
+    pub fn way(&self, epoch: u8, total: u32) -> Option<Hop> {
+        if epoch == 0 || self.life.whose() != epoch {
+            return None;
+        }
+        maps::nat_way(self.kept?.at, total)
+    }
+
+    /// Remembers the way of the flow's answers, which was asked for in this epoch or a later one.
+    #[inline(always)]
+    pub fn remember(&self, epoch: u8, hop: &Hop) {
+        if let Some(kept) = self.kept
+            && epoch != 0
+            && maps::learn_nat_way(kept.at, hop)
+        {
+            kept.row.renew(self.life, self.life.with_whose(epoch));
+        }
+    }
 }
 
 /// The service of a flow, by its answers: for what speaks of the flow and is none of its packets.
 #[inline(always)]
 pub fn known(answer: &FlowKey) -> Option<(Addr, Port)> {
     let row = match maps::nat_flow(answer) {
-        Some(row) => row,
+        Some(kept) => kept.row,
         None => maps::recent_nat_flow(answer)?,
     };
     let binding = row.load();

@@ -108,7 +108,8 @@ pub fn answer(frame: &mut impl Frame) -> Result<Sent, Reason> {
         client_port,
         network.proto,
     );
-    let (service, port) = nat::answered(&answer, transport.tcp_flags).ok_or(Reason::NoBinding)?;
+    let asked = nat::answered(&answer, transport.tcp_flags).ok_or(Reason::NoBinding)?;
+    let (service, port) = (asked.service, asked.port());
     if network.ttl <= 1 {
         return Err(Reason::ServiceTtl);
     }

@@ -405,6 +405,7 @@ mod tests {
 
     const HOP: Hop = Hop {
         ifindex: 2,
+        mtu: 0,
         // As the kernel writes it: four unused bytes, 02:..:0a, 02:..:0b.
         macs: [
             u64::from_ne_bytes([0xee, 0xee, 0xee, 0xee, 2, 1, 1, 1]),

@@ -124,8 +124,10 @@ pub fn way(frame: &impl Frame, question: &Question) -> Result<Hop, NoWay> {
     };
     let found = frame.find_way(&mut lookup);
     // The answer's MTU stands where the length was asked.
-    answer(found, (lookup.head >> 48) as u16).map(|()| Hop {
+    let mtu = (lookup.head >> 48) as u16;
+    answer(found, mtu).map(|()| Hop {
         ifindex: lookup.ifindex,
+        mtu: mtu.into(),
         macs: lookup.macs,
     })
 }

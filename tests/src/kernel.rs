@@ -25,6 +25,7 @@ use bytemuck::Zeroable;
 use fairlead_common::addr::{Addr, Cidr4, Port, Proto};
 use fairlead_common::detour::Hook;
 use fairlead_common::flow::FlowKey;
+use fairlead_common::nat::{self, NatFlow};
 use fairlead_common::reason::{Reason, Verdict};
 use fairlead_common::route::{self, DEVICE_MASK, TxPort};
 use fairlead_common::served;
@@ -32,10 +33,11 @@ use fairlead_common::service::{
     Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceKey, Slot, flags,
     next_hop_flags,
 };
-use fairlead_common::snat;
+use fairlead_common::snat::{self, Binding};
 use fairlead_common::tables::{
     Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NatFlows, NatRecent, NextHops,
     NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table, TxPorts,
+    WayEpoch,
 };
 use fairlead_control::host::namespace;
 
@@ -183,6 +185,7 @@ impl Node {
             node.manage(link);
         }
         node.set::<NodeTable>(&0, &a_node());
+        node.set::<WayEpoch>(&0, &1);
         // A veth has receive queues for XDP only while a program is attached.
         let program = node.ebpf.program_mut("xdp_ingress").expect("xdp_ingress");
         programs::load_program("xdp_ingress", program);
@@ -202,6 +205,7 @@ impl Node {
             mac: link.mac,
             flags: 0,
             pad: 0,
+            mtu: 1500,
         };
         self.set::<Devices>(&(link.ifindex & DEVICE_MASK), &device);
         let port = TxPort {
@@ -209,6 +213,33 @@ impl Node {
             program: 0,
         };
         self.set::<TxPorts>(&link.ifindex, &port);
+    }
+
+    /// The rows that a flow may have in `NAT_FLOWS`.
+    fn kept_rows(&mut self, answer: &FlowKey) -> impl Iterator<Item = u32> + use<> {
+        let node = self.get::<NodeTable>(&0).expect("a node");
+        let first = nat::row(answer, node.port_secret);
+        (0..nat::PROBES).map(move |probe| nat::probe(first, probe))
+    }
+
+    /// Where a flow that this node translates is kept, and what is known of it, by its answers.
+    pub fn kept_flow(&mut self, answer: &FlowKey) -> Option<(u32, Binding)> {
+        self.kept_rows(answer).find_map(|at| {
+            let row = self.get::<NatFlows>(&at).expect("a row");
+            (row.answer == *answer && row.binding.last_seen_s != 0).then_some((at, row.binding))
+        })
+    }
+
+    /// Keeps a flow that this node translates, by its answers.
+    pub fn keep_flow(&mut self, answer: &FlowKey, binding: &Binding) {
+        let free = self
+            .kept_rows(answer)
+            .find(|at| self.get::<NatFlows>(at) == Some(NatFlow::default()));
+        let row = NatFlow {
+            answer: *answer,
+            binding: *binding,
+        };
+        self.set::<NatFlows>(&free.expect("a free row"), &row);
     }
 
     /// Adds a backend and returns its id.
@@ -539,15 +570,12 @@ const FEW_ROWS: &[(&str, u32)] = &[
     (Rings::NAME, 256),
     (Flows::NAME, 1024),
     (SnatRev::NAME, SNAT_ROWS),
-    (NatFlows::NAME, NAT_ROWS),
     (NatRecent::NAME, 1024),
     (Arrivals::NAME, 64),
     (SnatFwd::NAME, 1024),
     (ServiceStats::NAME, 512),
     (BackendStats::NAME, 512),
 ];
-/// Rows of `NAT_FLOWS` on a test's node.
-pub const NAT_ROWS: u32 = 1024;
 /// Rows of `SNAT_REV` on a test's node.
 pub const SNAT_ROWS: u32 = 4096;
 

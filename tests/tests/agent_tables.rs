@@ -8,17 +8,20 @@ use std::collections::BTreeSet;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
+use fairlead_common::nat::{self, NatFlow};
 use fairlead_common::route::Device;
 use fairlead_common::service::{Backend, Service, ServiceKey, Slot, flags, forward};
 use fairlead_common::snat::{self, Binding, EgressPort, State};
 use fairlead_common::tables::{self, Flows, NatFlows, SnatFwd, SnatRev, Table as _};
 use fairlead_control::dataplane::apply::{self, KernelStore};
+use fairlead_control::dataplane::kept;
 use fairlead_control::dataplane::observe::{self, Counters, Translations};
 use fairlead_control::dataplane::pins::{Lock, Pins};
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::dataplane::{dump, load};
 use fairlead_control::plan::{Step, Store as _};
 use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::kernel::flow;
 use fairlead_tests::root::is_root;
 use serde_json::json;
 
@@ -68,6 +71,7 @@ fn steps() -> Vec<Step> {
             mac: [2, 0, 0, 0, 0, 1],
             flags: 0,
             pad: 0,
+            mtu: 1500,
         }),
         Step::PutBackend(1, backend("2001:db8::1")),
         Step::PutBackend(2, backend("10.0.0.2")),
@@ -242,16 +246,6 @@ fn bindings_that_have_outlived_their_time_are_cleared_in_slices() {
             .unwrap();
         assert_eq!(observe::inside(&key, &binding), inside);
     }
-    // Flows of services are cleared in the same way.
-    let mut kept = Pinned::<NatFlows>::open(&tables.pins).unwrap();
-    for row in outside.rows().take(700) {
-        let (key, binding) = row.unwrap();
-        kept.set(&key, &binding).unwrap();
-    }
-    let gone = kept
-        .rows()
-        .filter(|row| row.as_ref().unwrap().1.last_seen_s == now - 31);
-    let left = 700 - gone.count();
     let mut translations = Translations::open(&tables.pins).unwrap();
 
     let mut slices = 0;
@@ -267,8 +261,7 @@ fn bindings_that_have_outlived_their_time_are_cleared_in_slices() {
 
     assert!(slices > 1);
     assert_eq!(outside.rows().count(), 1000);
-    assert_eq!(kept.rows().count(), left);
-    let counted = [("SNAT_REV", 1000), ("NAT_FLOWS", left), ("NAT_RECENT", 0)];
+    let counted = [("SNAT_REV", 1000), ("NAT_FLOWS", 0), ("NAT_RECENT", 0)];
     let counted = counted.map(|(table, rows)| (table, Some(rows)));
     assert_eq!(translations.alive(), counted);
     assert_eq!(dump::entries(&tables.pins, "SNAT_FWD").unwrap(), 1000);
@@ -277,6 +270,59 @@ fn bindings_that_have_outlived_their_time_are_cleared_in_slices() {
             .rows()
             .all(|row| row.unwrap().1.last_seen_s == now - 29)
     );
+}
+
+#[test]
+fn a_translated_flow_that_has_ended_is_freed_and_cuts_no_other_one_off() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let now = observe::now_s().unwrap();
+    let mut kept = Pinned::<NatFlows>::open(&tables.pins).unwrap();
+    let mut put = |at: u32, silent_s: u32| {
+        let row = NatFlow {
+            answer: flow(("10.244.1.5", 53), ("10.0.0.9", 40000), Proto::UDP),
+            binding: Binding {
+                state: State::New as u8,
+                last_seen_s: now - silent_s,
+                ..Binding::default()
+            },
+        };
+        kept.set(&at, &row).unwrap();
+    };
+    // Nobody has answered for longer than 30 s, or not yet; the table's end leads on to its beginning.
+    let last = nat::ROWS - 1;
+    for (at, silent_s) in [(100, 60), (101, 0), (102, 60), (last, 60), (0, 0)] {
+        put(at, silent_s);
+    }
+    let used = || -> Vec<u32> {
+        let rows = dump::dump(&tables.pins, "NAT_FLOWS").unwrap();
+        let key = |row: &dump::Row| serde_json::from_value(row.key.clone()).unwrap();
+        rows.iter().map(key).collect()
+    };
+    let mut sweep = kept::Sweep::open(&tables.pins).unwrap();
+    let walk = |sweep: &mut kept::Sweep| {
+        let pieces = (0..1000).find(|_| {
+            sweep.clear_expired(now).unwrap();
+            sweep.is_round_complete()
+        });
+        assert!(pieces.is_some_and(|pieces| pieces > 1));
+        sweep.alive()
+    };
+
+    assert_eq!(walk(&mut sweep), Some(2));
+    assert_eq!(
+        used(),
+        [0, 100, 101, last],
+        "who is sought beyond 100 is found"
+    );
+    put(0, 60);
+    put(101, 60);
+    assert_eq!(walk(&mut sweep), Some(0));
+    assert_eq!(used(), [last], "it was looked at before the row behind it");
+    assert_eq!(walk(&mut sweep), Some(0));
+    assert!(used().is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::node_flags;
 use fairlead_common::service::{Slot, flags, forward};
 use fairlead_common::snat::State;
-use fairlead_common::tables::{BackendStats, NatFlows, NatRecent};
+use fairlead_common::tables::{BackendStats, NatRecent};
 use fairlead_tests::kernel::{
     Action, Node, POD, POD0, ROUTER, TUNNEL_V4, TUNNEL_V6, UP0, addr_of, flow, on_a_node,
 };
@@ -193,7 +193,7 @@ fn a_flow_is_kept_once_its_backend_has_taken_it_up() {
         };
         let key = flow((POD_ADDR[V4], 8080), (CLIENT[V4], 40000), Proto::TCP);
         let kept = |node: &mut Node| {
-            let row = node.get::<NatFlows>(&key)?;
+            let (_, row) = node.kept_flow(&key)?;
             assert_eq!(
                 (row.inside, row.inside_port),
                 (addr_of(SERVICE[V4]), Port::new(80))
@@ -252,7 +252,13 @@ fn a_flood_of_openings_evicts_no_flow_that_goes_on() {
         let ran = node.pod_sends(&answers(V4, Proto::TCP));
 
         assert_eq!(ran.reason, Reason::ServiceAnswered);
-        assert_eq!(node.rows::<NatFlows>().len(), 1);
+        let key = flow((POD_ADDR[V4], 8080), (CLIENT[V4], 40000), Proto::TCP);
+        assert!(node.kept_flow(&key).is_some());
+        for (host, port) in (0..64).flat_map(|host| (0..64).map(move |port| (host, port))) {
+            let client = format!("198.18.{host}.1");
+            let key = flow((POD_ADDR[V4], 8080), (&client, 1024 + port), Proto::TCP);
+            assert_eq!(node.kept_flow(&key), None);
+        }
     });
 }
 

@@ -195,6 +195,7 @@ fn a_device_whose_row_another_one_holds_is_not_ours() {
             mac: UP1.mac,
             flags: 0,
             pad: 0,
+            mtu: 1500,
         };
         node.set::<Devices>(&UP1.ifindex, &row);
 

@@ -119,6 +119,7 @@ fn fill(pins: &Pins) {
             mac: MAC,
             flags: 0,
             pad: 0,
+            mtu: 1500,
         }),
     ];
     for id in 1..=BACKENDS {

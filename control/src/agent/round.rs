@@ -252,6 +252,7 @@ impl Agent {
         }
         let host = plan::Host {
             devices: managed.iter().map(|link| (link.index, link.mac)).collect(),
+            mtus: managed.iter().map(|link| (link.index, link.mtu)).collect(),
             veths: managed
                 .iter()
                 .filter(|link| link.is_veth)

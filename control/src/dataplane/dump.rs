@@ -24,6 +24,7 @@ use serde_json::Value;
 
 use self::parse::parse_key;
 use self::render::ToJson;
+use super::kept::Kept;
 use super::mapped::Access;
 use super::pins::Pins;
 use super::table::{self, Pinned, Slots};
@@ -222,7 +223,7 @@ macro_rules! shown_by_rows {
 
 shown_by_rows!(
     NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops Sockets
-    Datagrams Affinity Detours PodDetours Addresses SieveTable SourceRanges NatFlows NatRecent Serving Arrivals
+    Datagrams Affinity Detours PodDetours Addresses SieveTable SourceRanges NatWays WayEpoch NatRecent Serving Arrivals
     Answers Fragments
 );
 
@@ -279,6 +280,25 @@ impl Shown for tables::Rings {
     fn get(pins: &Pins, key: &u32) -> Result<Option<Row>, table::Error> {
         let slot = Slots::open(pins, Access::Read)?.get(*key);
         Ok(slot.map(|slot| row(Self::NAME, key, &slot)))
+    }
+}
+
+impl Shown for tables::NatFlows {
+    fn entries(pins: &Pins) -> Result<u32, table::Error> {
+        let mut entries = 0;
+        Kept::open(pins)?.each(|_, _| entries += 1)?;
+        Ok(entries)
+    }
+
+    fn dump(pins: &Pins) -> Result<Vec<Row>, table::Error> {
+        let mut rows = Vec::new();
+        Kept::open(pins)?.each(|at, flow| rows.push(row(Self::NAME, &at, &flow)))?;
+        Ok(rows)
+    }
+
+    fn get(pins: &Pins, key: &u32) -> Result<Option<Row>, table::Error> {
+        let flow = Kept::open(pins)?.flow(*key)?;
+        Ok(flow.map(|flow| row(Self::NAME, key, &flow)))
     }
 }
 

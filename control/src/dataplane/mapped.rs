@@ -14,8 +14,10 @@ use std::ffi::c_void;
 use std::io;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -47,18 +49,22 @@ impl<W: Pod> Mapped<W> {
     /// A word must be stored by one instruction to be seen whole.
     const WORD: () = assert!(size_of::<W>() == 8 && align_of::<W>() == 8);
 
-    /// Maps an array of `rows` values of `row_bytes` each, where `row_bytes` is a multiple of 8.
+    /// Maps some rows of an array of values of `row_bytes` each, where `row_bytes` is a multiple of 8 and the rows
+    /// begin at a page.
     ///
     /// # Errors
-    /// Those of mmap(2): `EPERM` where the map was made without `BPF_F_MMAPABLE`.
+    /// Those of mmap(2): `EPERM` where the map was made without `BPF_F_MMAPABLE`, `EINVAL` where the rows begin
+    /// elsewhere.
     pub fn new(
         map: BorrowedFd<'_>,
-        rows: u32,
+        rows: &Range<u32>,
         row_bytes: usize,
         access: Access,
     ) -> io::Result<Self> {
         let () = Self::WORD;
-        let length = rows as usize * row_bytes;
+        let length = rows.len() * row_bytes;
+        let from = libc::off_t::try_from(rows.start as usize * row_bytes)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let bytes = NonZeroUsize::new(length)
             .filter(|_| row_bytes.is_multiple_of(8))
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -67,7 +73,7 @@ impl<W: Pod> Mapped<W> {
             Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
         };
         // SAFETY: a new shared mapping at an address that the kernel chooses touches no memory of ours.
-        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, map, 0)? };
+        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, map, from)? };
         Ok(Self {
             base,
             bytes,
@@ -111,6 +117,20 @@ impl<W: Pod> Mapped<W> {
             }
         }
         inside
+    }
+
+    /// Writes a word by one compare-and-exchange; `false` when it was not `old`, is out of range, or the memory is
+    /// read-only.
+    #[must_use]
+    pub fn exchange(&mut self, index: usize, old: W, new: W) -> bool {
+        if index >= self.words || self.access != Access::Write {
+            return false;
+        }
+        // SAFETY: as in `set`; an aligned word that others reach by single instructions only.
+        let word = unsafe { AtomicU64::from_ptr(self.base.cast::<u64>().add(index).as_ptr()) };
+        let (old, new) = (bytemuck::cast(old), bytemuck::cast(new));
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
     }
 }
 

@@ -16,6 +16,7 @@ use fairlead_common::tables::{
 use nix::time::{ClockId, clock_gettime};
 
 use super::batch::Place;
+use super::kept;
 use super::pins::Pins;
 use super::table::{Error, Pinned, Walk};
 
@@ -150,7 +151,7 @@ impl<T: Table<Key = FlowKey, Value = Binding>> Sweep<T> {
 pub struct Translations {
     outside: Sweep<SnatRev>,
     cache: Pinned<SnatFwd>,
-    kept: Sweep<NatFlows>,
+    kept: kept::Sweep,
     recent: Sweep<NatRecent>,
 }
 
@@ -160,7 +161,7 @@ impl Translations {
         Ok(Self {
             outside: Sweep::open(pins)?,
             cache: Pinned::open(pins)?,
-            kept: Sweep::open(pins)?,
+            kept: kept::Sweep::open(pins)?,
             recent: Sweep::open(pins)?,
         })
     }
@@ -174,14 +175,15 @@ impl Translations {
         ]
     }
 
-    /// Removes what has outlived its time at `now_s`, looking at about `budget` rows of each table.
+    /// Removes what has outlived its time at `now_s`, looking at about `budget` rows of each table of the kernel's, and
+    /// at a piece of our own.
     pub fn clear_expired(&mut self, now_s: u32, budget: usize) -> Result<(), Error> {
         let cache = &mut self.cache;
         self.outside
             .clear_expired(now_s, budget, |outside, binding| {
                 cache.remove(&inside(outside, binding)).map(drop)
             })?;
-        self.kept.clear_expired(now_s, budget, |_, _| Ok(()))?;
+        self.kept.clear_expired(now_s)?;
         self.recent.clear_expired(now_s, budget, |_, _| Ok(()))?;
         Ok(())
     }

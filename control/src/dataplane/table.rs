@@ -6,6 +6,7 @@
 //! Not for deciding what rows should be (`plan`), nor for making maps ([`super::load`]).
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -325,6 +326,14 @@ impl<T: Table> Pinned<T> {
     }
 }
 
+impl<T: Table<Key = u32>> Pinned<T> {
+    /// Some rows as memory.
+    pub(super) fn mapped(&self, rows: Range<u32>, access: Access) -> Result<Mapped<u64>, Error> {
+        Mapped::new(self.fd(), &rows, size_of::<T::Value>(), access)
+            .map_err(Error::map("mapping", T::NAME))
+    }
+}
+
 impl<T: Table<Value: Counter>> Pinned<T> {
     /// Reads a counter, summed over CPUs; zero when it has no row.
     pub fn count(&self, key: &T::Key) -> Result<T::Value, Error> {
@@ -421,7 +430,7 @@ impl Slots {
         let table = Pinned::<Rings>::open(pins)?;
         let mapped = Mapped::new(
             table.fd(),
-            Rings::CAPACITY,
+            &(0..Rings::CAPACITY),
             SLOTS_PER_PAGE as usize * size_of::<Slot>(),
             access,
         )

@@ -20,6 +20,8 @@ use crate::desired::{Condition, Desired, Frontend, Scope};
 pub struct Host {
     /// MAC addresses of the devices that packets arrive on, by interface index.
     pub devices: BTreeMap<u32, [u8; 6]>,
+    /// The largest IP packet that each of them takes, in bytes.
+    pub mtus: BTreeMap<u32, u32>,
     /// Those of them that are veth.
     pub veths: BTreeSet<u32>,
     /// Port ranges that the host's own connections use (`ip_local_port_range`, reserved ports).
@@ -180,6 +182,7 @@ pub fn device_rows(host: &Host, conditions: &mut Vec<Condition>) -> BTreeMap<u32
                     0
                 },
                 pad: 0,
+                mtu: host.mtus.get(&ifindex).copied().unwrap_or_default(),
             },
         );
     }
@@ -221,6 +224,7 @@ mod tests {
         Host {
             namespace: 7,
             veths: BTreeSet::new(),
+            mtus: BTreeMap::from([(2, 1500), (7, 9000)]),
             devices: BTreeMap::from([(2, [2; 6]), (7, [7; 6])]),
             busy_ports: vec![32768..=60999],
             port_secret: 42,

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
+use fairlead_common::nat::NatFlow;
 use fairlead_common::service::{Backend, flags};
 use fairlead_common::snat::{self, Binding};
 use fairlead_common::tables;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use super::{State, View, endpoint};
 use crate::api::types;
+use crate::dataplane::kept::Kept;
 use crate::dataplane::observe;
 use crate::dataplane::table::Pinned;
 use crate::desired::Service;
@@ -60,17 +62,16 @@ impl View {
                 last_seen_s: flow.last_seen_s,
             });
         }
-        let kept: Pinned<tables::NatFlows> = Pinned::open(&self.pins)?;
-        for row in kept.rows() {
-            let (key, binding) = row?;
-            if !snat::is_expired(&binding, key.proto, now_s) {
-                take(known.translated(&key, &binding));
+        let kept = Kept::open(&self.pins)?;
+        kept.each(|_, NatFlow { answer, binding }| {
+            if !snat::is_expired(&binding, answer.proto, now_s) {
+                take(known.translated(&answer, &binding));
             }
-        }
+        })?;
         let recent: Pinned<tables::NatRecent> = Pinned::open(&self.pins)?;
         for row in recent.rows() {
             let (key, binding) = row?;
-            if !snat::is_expired(&binding, key.proto, now_s) && kept.get(&key)?.is_none() {
+            if !snat::is_expired(&binding, key.proto, now_s) && kept.find(&key)?.is_none() {
                 take(known.translated(&key, &binding));
             }
         }

@@ -55,13 +55,13 @@ fn answer(frame: &impl Frame, network: &Network, chain: &Chain) -> Option<Answer
             Part::Later(id) => fragments::recall(network, chain, id),
         };
         let transport = transport.ok()?;
-        let service = lb::asked(network, &transport)?;
+        let asked = lb::asked(network, &transport)?;
         if let Part::First(id) = chain.part {
             fragments::remember(network, id, &transport);
         }
         return Some(Answer {
             message: Message::Part(transport),
-            service,
+            service: (asked.service, asked.port()),
         });
     }
     if chain.part != Part::Whole || !icmp::is_error(frame, network, chain).ok()? {

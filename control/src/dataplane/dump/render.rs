@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use fairlead_common::addr::{Addr, Cidr4, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::fragment::{FragmentKey, Ports};
+use fairlead_common::nat::{NatFlow, NatWay};
 use fairlead_common::reason::Reason;
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
@@ -79,7 +80,7 @@ impl ToJson for Node {
 
 impl ToJson for Device {
     fn to_json(&self) -> Value {
-        json!({ "ifindex": self.ifindex, "mac": mac(self.mac), "noTurn": self.flags & device_flags::NO_TURN != 0 })
+        json!({ "ifindex": self.ifindex, "mac": mac(self.mac), "mtu": self.mtu, "noTurn": self.flags & device_flags::NO_TURN != 0 })
     }
 }
 
@@ -187,6 +188,20 @@ impl ToJson for FlowKey {
             key["scope"] = json!("inside");
         }
         key
+    }
+}
+
+impl ToJson for NatFlow {
+    fn to_json(&self) -> Value {
+        let mut binding = self.binding.to_json();
+        binding["wayEpoch"] = json!(self.binding.whose);
+        json!({ "answer": self.answer.to_json(), "binding": binding })
+    }
+}
+
+impl ToJson for NatWay {
+    fn to_json(&self) -> Value {
+        json!({ "device": self.device, "mac": mac(self.mac) })
     }
 }
 

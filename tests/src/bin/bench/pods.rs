@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use fairlead_common::addr::{Port, Proto};
 use fairlead_common::service::{Slot, forward};
 use fairlead_common::snat::{Binding, State};
-use fairlead_common::tables::NatFlows;
 use fairlead_tests::kernel::{Node, POD, POD0, UP0, UP1, addr_of, bare_place, flow};
 use fairlead_tests::report::{Goal, Report};
 use nix::sched::{CloneFlags, setns};
@@ -58,7 +57,7 @@ pub fn furnish(node: &mut Node) -> Result<()> {
     for number in 0..FLOWS {
         let client = std::net::Ipv4Addr::from(0x0a00_0000 | number as u32).to_string();
         let answers = flow((POD_ADDR, POD_PORT), (&client, 1024), Proto::TCP);
-        node.set::<NatFlows>(&answers, &binding);
+        node.keep_flow(&answers, &binding);
     }
     Ok(())
 }
