@@ -72,6 +72,15 @@ impl Running {
 }
 
 impl Contender {
+    /// Every speaker.
+    pub const ALL: [Self; 5] = [
+        Self::Fairlead,
+        Self::Bird,
+        Self::OpenBgpd,
+        Self::Frr,
+        Self::GoBgp,
+    ];
+
     /// Starts it in a namespace, with its files in a folder.
     pub fn start(self, netns: &Netns, folder: &Path, ipv6: bool, monitors: u8) -> Result<Running> {
         let config = folder.join("config");

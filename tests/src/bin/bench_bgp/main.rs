@@ -1,7 +1,7 @@
 //! `cargo xtask bench bgp`: how long a table takes through a BGP speaker, and what it then holds in memory.
 //!
 //! ```text
-//!   bench_bgp OUT [NAME…]   OUT: the JSON to write; NAME: measure these speakers only
+//!   bench_bgp OUT [NAME…]   OUT: the JSON to write; NAME: measure and compare these speakers only
 //!   bench_bgp speaker N …   our speaker, as the agent runs it, until it is killed
 //!
 //!   injector ──eBGP──► speaker ──eBGP──► monitor        each in a network namespace of its own
@@ -141,9 +141,41 @@ fn main() -> ExitCode {
 
 fn bench(out: &Path) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "namespaces need root");
+    let wanted = wanted(std::env::args().skip(2))?;
     let mut report = Report::default();
     for case in &CASES {
-        measure(case, &mut report)?;
+        measure(case, &wanted, &mut report)?;
+    }
+    compare(&wanted, &mut report);
+    report.tell(out)
+}
+
+/// The speakers of these names; all when there is none.
+///
+/// # Errors
+/// No speaker is called so.
+fn wanted(names: impl Iterator<Item = String>) -> Result<Vec<Contender>> {
+    let named = names
+        .map(|name| {
+            let known = Contender::ALL.into_iter();
+            let mut called = known.filter(|contender| contender.to_string() == name);
+            let all = Contender::ALL.map(|contender| contender.to_string());
+            called
+                .next()
+                .with_context(|| format!("no speaker is called {name}; {}", all.join(", ")))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(if named.is_empty() {
+        Contender::ALL.to_vec()
+    } else {
+        named
+    })
+}
+
+/// Adds the ratios between what was measured.
+fn compare(wanted: &[Contender], report: &mut Report) {
+    if !wanted.contains(&Contender::Fairlead) {
+        return;
     }
     let ours =
         |report: &Report, load: &Load, what| report.median(&name(load, Contender::Fairlead, what));
@@ -164,14 +196,13 @@ fn bench(out: &Path) -> Result<ExitCode> {
         for (contender, _) in case
             .rounds
             .iter()
-            .filter(|(one, _)| *one != Contender::Fairlead)
+            .filter(|(one, _)| *one != Contender::Fairlead && wanted.contains(one))
         {
             let theirs = report.median(&name(&case.load, *contender, TIME));
             let what = format!("{}: fairlead / {contender}", case.load.name);
             report.ratio(what, time / theirs, Goal::AtMost(1.0));
         }
     }
-    report.tell(out)
 }
 
 const TIME: &str = "time";
@@ -181,17 +212,14 @@ fn name(load: &Load, contender: Contender, what: &str) -> String {
     format!("{}: {contender}, {what}", load.name)
 }
 
-fn measure(case: &Case, report: &mut Report) -> Result<()> {
+fn measure(case: &Case, wanted: &[Contender], report: &mut Report) -> Result<()> {
     let updates = case.load.updates();
-    let wanted: Vec<String> = std::env::args().skip(2).collect();
-    let is_wanted =
-        |contender: Contender| wanted.is_empty() || wanted.contains(&contender.to_string());
     let most = case.rounds.iter().map(|(_, rounds)| *rounds).max();
     let mut found: Vec<(Vec<f64>, Vec<f64>)> =
         case.rounds.iter().map(|_| Default::default()).collect();
     for round in 0..most.unwrap_or(0) {
         for ((contender, rounds), found) in case.rounds.iter().zip(&mut found) {
-            if round >= *rounds || !is_wanted(*contender) {
+            if round >= *rounds || !wanted.contains(contender) {
                 continue;
             }
             let (time, megabytes) = once(*contender, case, &updates)
