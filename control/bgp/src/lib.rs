@@ -12,6 +12,9 @@
 //!       rib <--- policy (what may come in), best_path (what is used, and why)
 //!        |
 //!        v
+//!      group <--- export (what goes out, and how): peers that are told the same
+//!        |
+//!        v
 //!    poll_transmit / poll_connection / poll_event / poll_timeout
 //! ```
 //!
@@ -27,7 +30,9 @@
 pub mod best_path;
 pub mod bfd;
 pub mod config;
+mod export;
 pub mod fsm;
+mod group;
 mod jitter;
 mod peer;
 pub mod policy;
@@ -49,8 +54,8 @@ pub use policy::Rejection;
 pub use prefix_map::PrefixMap;
 pub use session::Direction;
 pub use snapshot::{
-    AdvertisedRoute, Counters, FamilySnapshot, LearntPath, Messages, NeighborSnapshot,
-    PathSnapshot, PeerSnapshot, PolicySnapshot, Reset, RouteSnapshot, Said,
+    AdvertisedRoute, Counters, FamilySnapshot, GroupSnapshot, LearntPath, Messages,
+    NeighborSnapshot, PathSnapshot, PeerSnapshot, PolicySnapshot, Reset, RouteSnapshot, Said,
 };
 pub use speaker::{
     Accepted, ConnectionId, ConnectionRequest, Distance, DownReason, Event, Speaker, Transmit,

@@ -4,7 +4,7 @@
 //! (RFC 4271 §6.8). While one is past its OPENs the other rests; when that one ends both start
 //! again, damped after a fault.
 //!
-//! Not for: what is said about a route (`advertise`, `transit`), keeping routes over a restart (`restart`).
+//! Not for: what is said about a route (`advertise`), keeping routes over a restart (`restart`).
 
 mod advertise;
 mod intake;
@@ -12,7 +12,6 @@ mod reach;
 mod refresh;
 mod restart;
 mod standing;
-mod transit;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +30,6 @@ use crate::snapshot::Counters;
 use crate::speaker::{ConnectionId, ConnectionRequest, Distance, DownReason, Shared, Transmit};
 use crate::wire::{Attributes, Family, Notification, Open};
 use reach::Reach;
-use transit::Transit;
 
 /// A session younger than this is not replaced by a new connection: that one is a collision.
 const REPLACEABLE_AFTER: Duration = Duration::from_secs(5);
@@ -73,7 +71,6 @@ pub(crate) struct Peer {
     told_again: BTreeSet<Family>,
     /// Adj-RIB-Out.
     sent: BTreeMap<IpNetwork, Arc<Attributes>>,
-    transit: Transit,
     end_of_rib_sent: bool,
     without_next_hop: BTreeMap<Family, usize>,
     reach: Reach,
@@ -133,7 +130,6 @@ impl Peer {
             confirming: BTreeMap::new(),
             told_again: BTreeSet::new(),
             sent: BTreeMap::new(),
-            transit: Transit::default(),
             end_of_rib_sent: false,
             without_next_hop: BTreeMap::new(),
             reach: Reach::default(),
@@ -233,10 +229,6 @@ impl Peer {
         let judge_again = self.config.import != config.import
             || self.config.next_hop_v4 != config.next_hop_v4
             || self.config.next_hop_v6 != config.next_hop_v6;
-        let pass_again = self.config.transit != config.transit
-            || self.config.graceful_shutdown != config.graceful_shutdown
-            || self.config.next_hop_v4 != config.next_hop_v4
-            || self.config.next_hop_v6 != config.next_hop_v6;
         let is_another = self.config.address != config.address
             || self.config.remote_as != config.remote_as
             || config.graceful_restart.is_none();
@@ -286,9 +278,7 @@ impl Peer {
             self.judge_all_again(shared);
         }
         self.limit_prefixes(now, shared);
-        if pass_again {
-            self.pass_all_on(shared);
-        }
+        self.find_group(shared);
         self.advertise(now, shared);
         // A session may have waited for a BFD session that is not wanted any more.
         self.end_rests(now, shared);

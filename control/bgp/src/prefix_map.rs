@@ -10,6 +10,8 @@ use std::collections::btree_map;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
+use crate::wire::Family;
+
 /// A key, compared as address and length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct V4(Ipv4Network);
@@ -107,6 +109,35 @@ impl<V> PrefixMap<V> {
         }
     }
 
+    /// Puts a value, unless the prefix has one.
+    pub(crate) fn insert_if_new(&mut self, prefix: IpNetwork, value: V) {
+        match prefix {
+            IpNetwork::V4(v4) => {
+                self.v4.entry(V4(v4)).or_insert(value);
+            }
+            IpNetwork::V6(v6) => {
+                self.v6.entry(V6(v6)).or_insert(value);
+            }
+        }
+    }
+
+    /// Takes the first prefix away.
+    pub(crate) fn pop_first(&mut self) -> Option<(IpNetwork, V)> {
+        if let Some((key, value)) = self.v4.pop_first() {
+            return Some((key.0.into(), value));
+        }
+        let (key, value) = self.v6.pop_first()?;
+        Some((key.0.into(), value))
+    }
+
+    /// How many there are of a family.
+    pub(crate) fn count(&self, family: Family) -> usize {
+        match family {
+            Family::Ipv4Unicast => self.v4.len(),
+            Family::Ipv6Unicast => self.v6.len(),
+        }
+    }
+
     pub(crate) fn entry(&mut self, prefix: IpNetwork) -> Entry<'_, V> {
         match prefix {
             IpNetwork::V4(v4) => Entry::V4(self.v4.entry(V4(v4))),
@@ -151,6 +182,16 @@ impl<V> PrefixMap<V> {
     }
 }
 
+impl<V> FromIterator<(IpNetwork, V)> for PrefixMap<V> {
+    fn from_iter<I: IntoIterator<Item = (IpNetwork, V)>>(rows: I) -> Self {
+        let mut map = Self::default();
+        for (prefix, value) in rows {
+            map.insert(prefix, value);
+        }
+        map
+    }
+}
+
 /// A set of prefixes.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixSet(PrefixMap<()>);
@@ -158,6 +199,10 @@ pub(crate) struct PrefixSet(PrefixMap<()>);
 impl PrefixSet {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(crate) fn insert(&mut self, prefix: IpNetwork) {
@@ -170,14 +215,7 @@ impl PrefixSet {
     }
 
     pub(crate) fn pop_first(&mut self) -> Option<IpNetwork> {
-        if let Some((key, ())) = self.0.v4.pop_first() {
-            return Some(key.0.into());
-        }
-        self.0.v6.pop_first().map(|(key, ())| key.0.into())
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = IpNetwork> {
-        self.0.keys()
+        self.0.pop_first().map(|(prefix, ())| prefix)
     }
 }
 
@@ -226,7 +264,7 @@ mod tests {
             for prefix in removed {
                 prop_assert_eq!(set.remove(&prefix), model.remove(&prefix));
             }
-            prop_assert_eq!(set.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(set.0.keys().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
             let inside: Vec<_> = set.0.within(&outer);
             let is_inside = |prefix: &&IpNetwork| {
                 prefix.is_ipv4() == outer.is_ipv4() && outer.contains(prefix.ip())

@@ -26,7 +26,7 @@ pub(crate) use paths::Selection;
 use paths::{Chooser, Paths, Removed};
 
 /// A peer, in the order in which peers were added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PeerId(pub(crate) u32);
 
 /// A path that a peer told us.

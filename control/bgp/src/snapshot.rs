@@ -14,7 +14,7 @@ use crate::fsm::State;
 use crate::policy::Rejection;
 use crate::session::Direction;
 use crate::speaker::{Distance, DownReason};
-use crate::wire::{Attributes, Family, Notification, Open};
+use crate::wire::{Attributes, Family, Notification, Open, Role};
 
 /// A peer as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,10 +123,39 @@ pub struct NeighborSnapshot {
     pub end_of_rib: Vec<Family>,
     /// It was told that it knows all of our routes.
     pub end_of_rib_sent: bool,
+    /// The peers that are told the same, this one included, while there is a session.
+    pub group: Option<GroupSnapshot>,
     /// When the session is sought again, while it rests.
     pub rests: Option<Duration>,
     /// Its paths that are not used, by the reason.
     pub rejected: BTreeMap<Rejection, usize>,
+}
+
+/// Peers that are told the same, by one computation and in the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSnapshot {
+    /// Its number, which no other group of the speaker has had.
+    pub number: u32,
+    /// The names of its peers, in their order.
+    pub peers: Vec<String>,
+    /// Those of them that know less than the group was told, and catch up on their own.
+    pub behind: Vec<String>,
+    /// They are of our AS.
+    pub internal: bool,
+    /// The next hop that each family of theirs is told; `None`: we have none of the family.
+    pub next_hops: BTreeMap<Family, Option<IpAddr>>,
+    /// The longest message that they take, in octets.
+    pub longest_message: u16,
+    /// What we are to them (RFC 9234).
+    pub role: Option<Role>,
+    /// Their sessions are marked for graceful shutdown (RFC 8326).
+    pub graceful_shutdown: bool,
+    /// They are told what other peers told.
+    pub transit: bool,
+    /// Prefixes of other peers that the group was told.
+    pub passed_on: BTreeMap<Family, usize>,
+    /// Prefixes that changed and wait until one of the peers takes more.
+    pub waiting: usize,
 }
 
 /// What decides which routes a peer's session carries, and how many each rule decided.

@@ -17,14 +17,15 @@ use ipnetwork::IpNetwork;
 
 use crate::bfd;
 use crate::config::{Announcements, PeerConfig, PeerRange, SpeakerConfig};
+use crate::group::{Groups, Outlet};
 use crate::jitter::Jitter;
 use crate::peer::{Peer, Range};
 use crate::policy::OwnPrefixes;
 use crate::rib::{Hop, PeerId, Ranked, Rib, Selection};
 use crate::session::Direction;
 use crate::snapshot::{
-    AdvertisedRoute, LearntPath, NeighborSnapshot, PathSnapshot, PeerSnapshot, PolicySnapshot,
-    RouteSnapshot,
+    AdvertisedRoute, GroupSnapshot, LearntPath, NeighborSnapshot, PathSnapshot, PeerSnapshot,
+    PolicySnapshot, RouteSnapshot,
 };
 use crate::wire::{Attributes, Family, Notification};
 
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) next_connection: u64,
     pub(crate) connections: BTreeMap<ConnectionId, (PeerId, Direction)>,
     pub(crate) rib: Rib,
+    pub(crate) groups: Groups,
     pub(crate) announcements: Announcements,
     pub(crate) own: OwnPrefixes,
     /// Neighbours that BFD lost: paths by them are not used, whoever told them.
@@ -69,6 +71,7 @@ impl Speaker {
             next_peer: 0,
             shared: Shared {
                 rib: Rib::new(config.multipath_limit),
+                groups: Groups::default(),
                 config,
                 jitter: Jitter::from_seed(seed),
                 next_connection: 0,
@@ -340,8 +343,18 @@ impl Speaker {
 
     /// Everything about a peer.
     pub fn neighbor(&self, name: &str, now: Instant) -> Option<NeighborSnapshot> {
-        let peer = self.peers.get(&self.find(name)?)?;
-        Some(peer.neighbor(now, &self.shared))
+        let id = self.find(name)?;
+        let group = self.shared.groups.of(id);
+        let group = group.map(|(number, group)| group.snapshot(number, |peer| self.name_of(peer)));
+        Some(self.peers.get(&id)?.neighbor(group, now, &self.shared))
+    }
+
+    /// All update groups, in the order in which they came to be.
+    pub fn groups(&self) -> Vec<GroupSnapshot> {
+        let groups = self.shared.groups.iter();
+        groups
+            .map(|(number, group)| group.snapshot(number, |peer| self.name_of(peer)))
+            .collect()
     }
 
     /// What decides which routes a peer's session carries.
@@ -456,8 +469,18 @@ impl Speaker {
     fn pass_on(&mut self, now: Instant) {
         self.watch_best();
         let changed = self.shared.rib.take_best_changed();
+        // They are not looked at while they speak.
+        let mut groups = std::mem::take(&mut self.shared.groups);
+        let mut outlet = Outlet {
+            peers: &mut self.peers,
+            shared: &mut self.shared,
+            now,
+            pace: groups.pace,
+        };
+        groups.pass_on(&changed, &mut outlet);
+        self.shared.groups = groups;
         for peer in self.peers.values_mut() {
-            peer.pass_on(&changed, now, &mut self.shared);
+            peer.mark_ends(now, &mut self.shared);
         }
     }
 

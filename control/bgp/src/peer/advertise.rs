@@ -1,4 +1,6 @@
-//! What a peer is told: Adj-RIB-Out, the difference to it, and its packing into messages.
+//! What a peer is told of our own prefixes, the difference to it, and its packing into messages.
+//!
+//! Not for what it is told of other peers' prefixes: `group` has that.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,15 +11,41 @@ use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
 use super::{Established, Peer};
-use crate::best_path::DEFAULT_LOCAL_PREF;
 use crate::config::{Announcement, ExportRule};
-use crate::session::Output;
+use crate::export::Export;
+use crate::session::{Direction, Output};
 use crate::speaker::{self, Shared};
-use crate::wire::{self, Attributes, Encoding, Family, Refresh, Role};
+use crate::wire::{self, Attributes, Encoding, Family, Refresh};
 
 impl Peer {
-    /// Tells the peer the difference between what it should know and what it was told:
-    /// withdrawals first, then announcements, then the End-of-RIB markers, or those of a refresh, if they are still due.
+    /// Puts the peer among those that are told the same as it, by what holds now.
+    pub(super) fn find_group(&self, shared: &mut Shared) {
+        if let Some(established) = &self.established {
+            let export = self.export(established, shared.config.local_as);
+            shared.groups.place(self.id, export, &shared.rib);
+        }
+    }
+
+    /// What it is told, and how.
+    fn export(&self, established: &Established, local_as: u32) -> Export {
+        let terms = &established.terms;
+        let families = terms.families.iter().copied();
+        Export {
+            local_as,
+            internal: terms.internal,
+            next_hops: families
+                .map(|family| (family, self.next_hop(established, family)))
+                .collect(),
+            encoding: terms.encoding,
+            transit: self.config.transit,
+            role: terms.role,
+            long_lived: terms.long_lived.is_some(),
+            graceful_shutdown: self.config.graceful_shutdown,
+        }
+    }
+
+    /// Tells the peer the difference between what it should know of our prefixes and what it was told:
+    /// withdrawals first, then announcements, then what ends with them.
     pub(crate) fn advertise(&mut self, now: Instant, shared: &mut Shared) {
         let Some(established) = self.established.clone() else {
             return;
@@ -48,29 +76,39 @@ impl Peer {
                 }
             }
         }
-        let is_all = shared.announcements_known && !self.transit.is_waiting();
-        if is_all && !self.end_of_rib_sent {
+        self.send_all(&messages, &established, now, shared);
+        self.mark_ends(now, shared);
+    }
+
+    /// Says that it was told all, if that is still to be said: the End-of-RIB markers, or those of a refresh.
+    pub(crate) fn mark_ends(&mut self, now: Instant, shared: &mut Shared) {
+        let is_first = shared.announcements_known && !self.end_of_rib_sent;
+        if (!is_first && self.told_again.is_empty()) || shared.groups.is_waiting(self.id) {
+            return;
+        }
+        let Some(established) = self.established.clone() else {
+            return;
+        };
+        let mut messages = Vec::new();
+        if is_first {
             self.end_of_rib_sent = true;
-            messages.extend(
-                established
-                    .terms
-                    .families
-                    .iter()
-                    .copied()
-                    .map(wire::end_of_rib),
-            );
+            let families = established.terms.families.iter();
+            messages.extend(families.copied().map(wire::end_of_rib));
         }
-        if !self.transit.is_waiting() {
-            let over = std::mem::take(&mut self.told_again).into_iter();
-            messages.extend(over.map(|family| wire::encode_route_refresh(family, Refresh::End)));
-        }
+        let over = std::mem::take(&mut self.told_again).into_iter();
+        messages.extend(over.map(|family| wire::encode_route_refresh(family, Refresh::End)));
         self.send_all(&messages, &established, now, shared);
     }
 
+    /// Whether it was told a prefix as ours.
+    pub(crate) fn was_told_ours(&self, prefix: &IpNetwork) -> bool {
+        self.sent.contains_key(prefix)
+    }
+
     /// Makes the peer be told everything of a family again.
-    pub(super) fn forget_sent(&mut self, family: Family) {
+    pub(super) fn forget_sent(&mut self, family: Family, shared: &mut Shared) {
         self.sent.retain(|prefix, _| Family::of(prefix) != family);
-        self.transit.tell_again(family);
+        shared.groups.tell_again(self.id, family);
     }
 
     /// What the peer should know.
@@ -80,6 +118,7 @@ impl Peer {
         shared: &Shared,
     ) -> BTreeMap<IpNetwork, Arc<Attributes>> {
         type Shape<'a> = (&'a Announcement, Vec<&'a ExportRule>, Family);
+        let export = self.export(established, shared.config.local_as);
         let mut shapes: BTreeMap<Shape<'_>, Option<Arc<Attributes>>> = BTreeMap::new();
         let mut wanted = BTreeMap::new();
         let mut without_next_hop = BTreeMap::new();
@@ -89,7 +128,7 @@ impl Peer {
                 peers.contains(&self.config.name)
                     || self.range().is_some_and(|range| peers.contains(range))
             });
-            if !chosen || !established.terms.families.contains(&family) {
+            if !chosen || !export.speaks(family) {
                 continue;
             }
             let rules = self.config.export.iter();
@@ -98,21 +137,8 @@ impl Peer {
                 .collect();
             let shape = (announcement, rules, family);
             let attributes = shapes.entry(shape).or_insert_with_key(|(_, rules, _)| {
-                let next_hop = self.next_hop(established, family)?;
-                let local_as = shared.config.local_as;
-                let internal = established.terms.internal;
-                let mut told = attributes(announcement, rules, next_hop, local_as, internal);
-                if established
-                    .terms
-                    .role
-                    .is_some_and(Role::tells_for_customers_only)
-                {
-                    told.keep_to_customers(local_as);
-                }
-                if self.config.graceful_shutdown {
-                    told.shut_down_gracefully(internal);
-                }
-                Some(Arc::new(told))
+                let told = export.of_announcement(announcement, rules, family);
+                told.map(Arc::new)
             });
             match attributes {
                 Some(attributes) => {
@@ -162,7 +188,7 @@ impl Peer {
 
     /// Next hop self: as configured, or our end of the connection. On a link without addresses of its own
     /// that is link-local, and alone in its attribute (RFC 2545 has no word for that; routers take it).
-    pub(super) fn next_hop(&self, established: &Established, family: Family) -> Option<IpAddr> {
+    fn next_hop(&self, established: &Established, family: Family) -> Option<IpAddr> {
         let local = established.local_address;
         if established.terms.extended_next_hop {
             return local.filter(IpAddr::is_ipv6);
@@ -192,44 +218,52 @@ impl Peer {
         if messages.is_empty() {
             return;
         }
+        self.send_by(messages.concat().into(), established.direction, now, shared);
+    }
+
+    /// Sends whole messages, if there is a session.
+    pub(crate) fn send(&mut self, bytes: Bytes, now: Instant, shared: &mut Shared) {
+        if let Some(direction) = self.established.as_ref().map(|e| e.direction) {
+            self.send_by(bytes, direction, now, shared);
+        }
+    }
+
+    fn send_by(&mut self, bytes: Bytes, direction: Direction, now: Instant, shared: &mut Shared) {
         let mut outputs = Vec::with_capacity(1);
-        let bytes = messages.concat().into();
-        let session = self.session_mut(established.direction);
-        session.send(bytes, now, &mut outputs);
+        self.session_mut(direction).send(bytes, now, &mut outputs);
         for output in outputs {
             if let Output::Transmit(connection, bytes) = output {
                 self.transmit(connection, bytes, shared);
             }
         }
     }
-}
 
-/// The announcement and the rules together: communities of all, the highest LOCAL_PREF.
-fn attributes(
-    announcement: &Announcement,
-    rules: &[&ExportRule],
-    next_hop: IpAddr,
-    local_as: u32,
-    internal: bool,
-) -> Attributes {
-    let mut attributes = Attributes::local(next_hop);
-    if internal {
-        let said = rules.iter().map(|rule| rule.local_pref);
-        let highest = said.chain([announcement.local_pref]).flatten().max();
-        attributes.local_pref = Some(highest.unwrap_or(DEFAULT_LOCAL_PREF));
-    } else {
-        attributes.as_path = vec![local_as; 1 + usize::from(announcement.prepend)];
+    /// Octets that its session has handed out and that are not written yet.
+    pub(crate) fn unwritten(&self) -> usize {
+        let established = self.established.as_ref();
+        established.map_or(0, |e| self.session(e.direction).unwritten())
     }
-    attributes.med = announcement.med;
-    let (mut communities, mut large) = (
-        announcement.communities.clone(),
-        announcement.large_communities.clone(),
-    );
-    for rule in rules {
-        communities.extend(&rule.communities);
-        large.extend(&rule.large_communities);
+
+    /// What it was told of others, as it stands.
+    pub(super) fn passed_on<'a>(
+        &'a self,
+        shared: &'a Shared,
+    ) -> impl Iterator<Item = (IpNetwork, Attributes)> + 'a {
+        let group = shared.groups.of(self.id);
+        group.into_iter().flat_map(move |(_, group)| {
+            group.told_to(self.id).filter_map(move |(prefix, _)| {
+                let family = Family::of(&prefix);
+                let path = shared.rib.best(&prefix)?;
+                let source = shared.rib.source(path.peer);
+                let is_told = path.peer != self.id && group.export.passes(path, family, source);
+                let told = group.export.of_path(path, family).filter(|_| is_told)?;
+                Some((prefix, told))
+            })
+        })
     }
-    attributes.communities = communities.into_iter().collect();
-    attributes.large_communities = large.into_iter().collect();
-    attributes
+
+    /// Whether the peer is told what others told.
+    pub(crate) const fn is_passed_to(&self) -> bool {
+        self.config.transit
+    }
 }

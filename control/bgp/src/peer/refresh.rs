@@ -36,7 +36,7 @@ impl Peer {
                 peer: self.config.name.clone(),
                 family,
             });
-            self.forget_sent(family);
+            self.forget_sent(family, shared);
             // RFC 7313 §4: no mark goes before the End-of-RIB.
             let established = self.established.clone();
             let established = established.filter(|_| is_enhanced && self.end_of_rib_sent);

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::transit::Transit;
 use super::{Established, Kept, Peer};
 use crate::session::Negotiated;
 use crate::speaker::{self, DownReason, Shared};
@@ -37,7 +36,7 @@ impl Peer {
         shared: &mut Shared,
     ) {
         self.sent.clear();
-        self.transit = Transit::default();
+        shared.groups.leave(self.id);
         self.end_of_rib_sent = false;
         self.end_of_rib.clear();
         self.without_next_hop.clear();

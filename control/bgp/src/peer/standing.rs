@@ -64,7 +64,7 @@ impl Peer {
         let trigger = Trigger::answered(Event::AutomaticStop, Notification::COLLISION);
         self.step(direction.other(), trigger, now, shared);
         self.judge_stale(&terms, now, shared);
-        self.pass_all_on(shared);
+        self.find_group(shared);
         self.advertise(now, shared);
     }
 

@@ -9,7 +9,8 @@ use crate::fsm::State;
 use crate::policy::Rejection;
 use crate::session::our_open;
 use crate::snapshot::{
-    AdvertisedRoute, FamilySnapshot, NeighborSnapshot, PeerSnapshot, PolicySnapshot, Reset, Said,
+    AdvertisedRoute, FamilySnapshot, GroupSnapshot, NeighborSnapshot, PeerSnapshot, PolicySnapshot,
+    Reset, Said,
 };
 use crate::speaker::Shared;
 use crate::wire::{Attributes, Family};
@@ -39,6 +40,10 @@ impl Peer {
 
     pub(crate) fn snapshot(&self, now: Instant, shared: &Shared) -> PeerSnapshot {
         let terms = self.established.as_ref().map(|e| &e.terms);
+        let passed_on = || {
+            let told = shared.groups.told_to(self.id);
+            told.map(|(prefix, _)| prefix)
+        };
         let families = self
             .config
             .families
@@ -53,7 +58,7 @@ impl Peer {
                         .sent
                         .keys()
                         .copied()
-                        .chain(self.transit.told())
+                        .chain(passed_on())
                         .filter(|prefix| Family::of(prefix) == *family)
                         .count(),
                     without_next_hop: self
@@ -103,7 +108,12 @@ impl Peer {
     }
 
     /// Everything about it.
-    pub(crate) fn neighbor(&self, now: Instant, shared: &Shared) -> NeighborSnapshot {
+    pub(crate) fn neighbor(
+        &self,
+        group: Option<GroupSnapshot>,
+        now: Instant,
+        shared: &Shared,
+    ) -> NeighborSnapshot {
         let left = |at: &Instant| at.saturating_duration_since(now);
         let kept = self.stale.iter();
         let established = self.established.as_ref();
@@ -117,6 +127,7 @@ impl Peer {
             stale: kept.map(|(f, kept)| (*f, left(&kept.until))).collect(),
             end_of_rib: self.end_of_rib.iter().copied().collect(),
             end_of_rib_sent: self.end_of_rib_sent,
+            group,
             rests: self.starts.values().min().map(left),
             rejected: self.rejected(shared),
         }
@@ -151,7 +162,7 @@ impl Peer {
             export: export.map(|rule| (rule.clone(), told(rule))).collect(),
             announced: self.sent.len(),
             transit: self.config.transit,
-            passed_on: self.transit.told().count(),
+            passed_on: shared.groups.told_to(self.id).count(),
         }
     }
 

@@ -5,6 +5,7 @@ mod broken_peer;
 mod carried;
 mod change;
 mod fabric;
+mod groups;
 mod link;
 mod network;
 mod random;
