@@ -124,6 +124,11 @@ fn an_operator_sees_how_the_session_with_frr_stands_what_went_over_it_and_what_e
             "it is our own: {row:#}"
         );
     }
+    let groups = node.ask(&["bgp", "groups"]).unwrap();
+    assert_eq!(groups[0]["peers"][0], shown["name"], "{groups:#}");
+    let behind = groups[0]["behind"].as_array().unwrap();
+    assert!(behind.is_empty(), "{groups:#}");
+    assert_eq!(shown["group"], groups[0], "{shown:#}");
     let policy = node.ask(&["bgp", "policy", ROUTER]).unwrap();
     let rules: Vec<_> = policy.as_array().unwrap().iter().collect();
     let used = rules.iter().find(|rule| rule["rule"] == "all prefixes");

@@ -179,6 +179,7 @@ fn without_an_agent_dpctl_says_that_none_answers_and_where_it_looked() {
         "bgp received 10.0.0.1",
         "bgp advertised",
         "bgp policy",
+        "bgp groups",
         "bgp events --follow",
         "bgp routes",
         "bgp why 10.1.0.0/16",

@@ -200,6 +200,10 @@ fn bgp_routes(view: Arc<View>) -> Router {
             ),
         )
         .route(
+            "/v1/bgp/groups",
+            get(async |State(view): Asked| answer(view.bgp_groups().await)),
+        )
+        .route(
             "/v1/bgp/events",
             get(async |State(view): Asked| answer(view.bgp_events().await)),
         )

@@ -346,6 +346,8 @@ pub enum Bgp {
         #[arg(value_name = "PEER", value_parser = peer_name)]
         peer: Option<String>,
     },
+    /// Update groups: which peers are told the same, by one computation
+    Groups,
     /// What happened last: sessions, refusals, faults, routes
     Events {
         /// Goes on with what happens, until interrupted

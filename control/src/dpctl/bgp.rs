@@ -1,5 +1,6 @@
 //! `dpctl bgp`: sessions, paths and rules of the speakers.
 
+mod groups;
 mod neighbor;
 
 use std::path::Path;
@@ -13,7 +14,7 @@ use super::args::{Bgp, Global, Set};
 use super::render::{Align::Left, Align::Right, age, print, rows, say};
 use super::run::dash;
 use crate::api::client::ask;
-use crate::api::types::{Bfd, BfdSession, BgpEvent, BgpRoute, Neighbor, Peer, Policy};
+use crate::api::types::{Bfd, BfdSession, BgpEvent, BgpGroup, BgpRoute, Neighbor, Peer, Policy};
 use crate::view;
 
 /// Asks and prints.
@@ -25,6 +26,7 @@ pub async fn run(global: &Global, what: Bgp) -> Result<Outcome> {
         Bgp::Advertised { peer: Some(peer) } => paths_of(global, "advertised", &peer).await,
         Bgp::Received { peer } => paths_of(global, "received", &peer).await,
         Bgp::Policy { peer } => policy(global, peer.as_deref()).await,
+        Bgp::Groups => show_groups(global).await,
         Bgp::Replay { file } => replay(global, &file),
         Bgp::Events { follow } => events(global, follow).await,
         Bgp::Bfd => bfd(global).await,
@@ -95,6 +97,15 @@ async fn policy(global: &Global, peer: Option<&str>) -> Result<Outcome> {
     })?;
     if rules.is_empty() {
         say("no peers, and so no rules");
+    }
+    Ok(Outcome::Yes)
+}
+
+async fn show_groups(global: &Global) -> Result<Outcome> {
+    let all: Vec<BgpGroup> = ask(&global.socket, "/v1/bgp/groups").await?;
+    print(global, &all, |wide| groups::text(global, &all, wide))?;
+    if all.is_empty() {
+        say("no session is up, and so no groups; `dpctl bgp peers` shows them");
     }
     Ok(Outcome::Yes)
 }

@@ -1,5 +1,6 @@
 //! Answers about the BGP speakers: their peers, paths, rules and past.
 
+mod group;
 mod neighbor;
 mod policy;
 
@@ -119,6 +120,21 @@ impl View {
                 .look(move |speaker, _| speaker.paths(&prefix))
                 .await?;
             rows.extend(paths.into_iter().map(|path| path_row(asn, prefix, path)));
+        }
+        Ok(rows)
+    }
+
+    /// `GET /v1/bgp/groups`: the peers that are told the same.
+    ///
+    /// # Errors
+    /// A speaker has stopped.
+    pub async fn bgp_groups(&self) -> Result<Vec<types::BgpGroup>> {
+        let state = self.state.load_full();
+        let mut rows = Vec::new();
+        for speaker in state.speakers.values() {
+            let asn = speaker.local_as();
+            let groups = speaker.look(|speaker, _| speaker.groups()).await?;
+            rows.extend(groups.into_iter().map(|group| group::row(asn, group)));
         }
         Ok(rows)
     }

@@ -223,6 +223,9 @@ pub struct Neighbor {
     pub role: Option<BgpRole>,
     /// Who keeps whose routes over a restart.
     pub graceful_restart: GracefulRestart,
+    /// The peers that are told the same, this one included, while established.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<BgpGroup>,
     /// Its segments are signed with TCP MD5 (RFC 2385).
     pub md5: bool,
     /// TTL of our packets; absent: the host's default.
@@ -303,6 +306,46 @@ pub struct GracefulRestart {
     pub end_of_rib_received: Vec<String>,
     /// We told it that it knows all of our routes.
     pub end_of_rib_sent: bool,
+}
+
+/// A row of `GET /v1/bgp/groups`: peers that are told the same, by one computation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpGroup {
+    /// Our AS number.
+    pub local_asn: u32,
+    /// Its number, which no other group of the virtual router has had.
+    pub number: u32,
+    /// The peers are of our AS.
+    pub internal: bool,
+    /// The families that they are told.
+    pub families: Vec<BgpGroupFamily>,
+    /// The longest message that they take, in octets.
+    pub longest_message: u16,
+    /// What we are to them (RFC 9234).
+    pub role: Option<String>,
+    /// Our paths are about to go (RFC 8326).
+    pub graceful_shutdown: bool,
+    /// They are told what other peers told.
+    pub transit: bool,
+    /// Prefixes that changed and wait until one of the peers takes more.
+    pub waiting: usize,
+    /// The peers, by name.
+    pub peers: Vec<String>,
+    /// Those of them that were told less, and catch up on their own.
+    pub behind: Vec<String>,
+}
+
+/// What an update group is told of a family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpGroupFamily {
+    /// Such as `ipv4-unicast`.
+    pub family: String,
+    /// The next hop that we are; absent: we have no address of the family.
+    pub next_hop: Option<String>,
+    /// Prefixes of other peers that were passed on.
+    pub passed_on: usize,
 }
 
 /// A row of `GET /v1/bgp/policy`.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::api::types::{Neighbor, Past};
+use crate::api::types::{BgpGroup, Neighbor, Past};
 use crate::dpctl::args::Global;
 use crate::dpctl::render::{Align::Left, Align::Right, age, endpoint, rows};
 use crate::dpctl::run::dash;
@@ -211,6 +211,9 @@ fn summary(neighbor: &Neighbor) -> String {
         export.push("marked GRACEFUL_SHUTDOWN");
     }
     line("Export", export.join(", "));
+    if let Some(group) = &neighbor.group {
+        line("Update group", update_group(group, &neighbor.name));
+    }
     if neighbor.attributes_discarded + neighbor.treated_as_withdraw > 0 {
         line(
             "Faulty UPDATEs",
@@ -221,6 +224,21 @@ fn summary(neighbor: &Neighbor) -> String {
         );
     }
     text
+}
+
+fn update_group(group: &BgpGroup, name: &str) -> String {
+    let others = match group.peers.len() {
+        0 | 1 => "alone".to_owned(),
+        2 => "with one other peer".to_owned(),
+        all => format!("with {} other peers", all - 1),
+    };
+    let is_behind = group.behind.iter().any(|behind| behind == name);
+    let late = if is_behind {
+        "; behind the others, catching up"
+    } else {
+        ""
+    };
+    format!("{}, {others}{late}", group.number)
 }
 
 fn ttl(neighbor: &Neighbor) -> String {
@@ -304,6 +322,7 @@ mod tests {
     use super::*;
     use crate::api::types::{BgpRole, Capability, GracefulRestart, MessageCount, Peer, PeerFamily};
     use crate::dpctl::args::Output;
+    use crate::dpctl::bgp::groups::tests::group;
 
     fn neighbor() -> Neighbor {
         Neighbor {
@@ -382,6 +401,7 @@ mod tests {
                 end_of_rib_sent: true,
                 ..GracefulRestart::default()
             },
+            group: Some(group()),
             md5: true,
             ttl: Some(255),
             least_ttl: Some(254),

@@ -8,7 +8,7 @@ use fairlead_bgp::snapshot::{NeighborSnapshot, PeerSnapshot};
 use fairlead_bgp::wire::Open;
 use fairlead_bgp::{Direction, Family, Role};
 
-use super::{hint, peer_row, policy};
+use super::{group, hint, peer_row, policy};
 use crate::api::types::{BgpRole, Capability, GracefulRestart, MessageCount, Neighbor, Past};
 use crate::bgp_io::Md5Drops;
 
@@ -71,6 +71,10 @@ pub(super) fn row(
         transit: config.transit,
         role: role(&neighbor),
         graceful_restart: graceful_restart(&neighbor),
+        group: neighbor
+            .group
+            .clone()
+            .map(|group| group::row(local_asn, group)),
         md5: peer.signed,
         ttl: neighbor.distance.ttl,
         least_ttl: neighbor.distance.least_ttl,
