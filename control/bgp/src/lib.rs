@@ -34,6 +34,7 @@ mod export;
 pub mod fsm;
 mod group;
 mod jitter;
+mod originated;
 mod peer;
 pub mod policy;
 mod prefix_map;

@@ -20,15 +20,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ipnetwork::IpNetwork;
 
 use crate::config::{PeerConfig, SpeakerConfig};
 use crate::fsm::{Event, State};
+use crate::originated::Table;
 use crate::rib::PeerId;
 use crate::session::{Context, Direction, Negotiated, Output, Session, Timer, Trigger};
 use crate::snapshot::Counters;
 use crate::speaker::{ConnectionId, ConnectionRequest, Distance, DownReason, Shared, Transmit};
-use crate::wire::{Attributes, Family, Notification, Open};
+use crate::wire::{Family, Notification, Open};
 use reach::Reach;
 
 /// A session younger than this is not replaced by a new connection: that one is a collision.
@@ -69,8 +69,8 @@ pub(crate) struct Peer {
     confirming: BTreeMap<Family, Instant>,
     /// Families that it is told again, and not yet that this is over.
     told_again: BTreeSet<Family>,
-    /// Adj-RIB-Out.
-    sent: BTreeMap<IpNetwork, Arc<Attributes>>,
+    /// Adj-RIB-Out of our own prefixes.
+    sent: Arc<Table>,
     end_of_rib_sent: bool,
     without_next_hop: BTreeMap<Family, usize>,
     reach: Reach,
@@ -129,7 +129,7 @@ impl Peer {
             stale: BTreeMap::new(),
             confirming: BTreeMap::new(),
             told_again: BTreeSet::new(),
-            sent: BTreeMap::new(),
+            sent: Arc::default(),
             end_of_rib_sent: false,
             without_next_hop: BTreeMap::new(),
             reach: Reach::default(),

@@ -19,6 +19,7 @@ use crate::bfd;
 use crate::config::{Announcements, PeerConfig, PeerRange, SpeakerConfig};
 use crate::group::{Groups, Outlet};
 use crate::jitter::Jitter;
+use crate::originated::Originated;
 use crate::peer::{Peer, Range};
 use crate::policy::OwnPrefixes;
 use crate::rib::{Hop, PeerId, Ranked, Rib, Selection};
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) rib: Rib,
     pub(crate) groups: Groups,
     pub(crate) announcements: Announcements,
+    /// What of these peers are told.
+    pub(crate) originated: Originated,
     pub(crate) own: OwnPrefixes,
     /// Neighbours that BFD lost: paths by them are not used, whoever told them.
     pub(crate) unreachable: BTreeSet<IpAddr>,
@@ -77,6 +80,7 @@ impl Speaker {
                 next_connection: 0,
                 connections: BTreeMap::new(),
                 announcements: Announcements::new(),
+                originated: Originated::default(),
                 own: OwnPrefixes::default(),
                 unreachable: BTreeSet::new(),
                 announcements_known: false,
@@ -166,6 +170,7 @@ impl Speaker {
             )
             .copied()
             .collect();
+        self.shared.originated = Originated::new(&announcements);
         self.shared.announcements = announcements;
         self.shared.announcements_known = true;
         self.shared.own = own;

@@ -1,8 +1,7 @@
-//! What a peer is told of our own prefixes, the difference to it, and its packing into messages.
+//! What a peer is told, and when that is all: our own prefixes at once, those of other peers by its group.
 //!
-//! Not for what it is told of other peers' prefixes: `group` has that.
+//! Not for what is said of either, and in which bytes: `originated` and `group` have that.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,11 +10,11 @@ use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
 use super::{Established, Peer};
-use crate::config::{Announcement, ExportRule};
 use crate::export::Export;
+use crate::originated::Hearer;
 use crate::session::{Direction, Output};
 use crate::speaker::{self, Shared};
-use crate::wire::{self, Attributes, Encoding, Family, Refresh};
+use crate::wire::{self, Attributes, Family, Refresh};
 
 impl Peer {
     /// Puts the peer among those that are told the same as it, by what holds now.
@@ -50,33 +49,30 @@ impl Peer {
         let Some(established) = self.established.clone() else {
             return;
         };
-        let wanted = self.wanted(&established, shared);
-        let mut messages = self.withdraw_unwanted(&wanted, established.terms.encoding);
-        for ((attributes, family), prefixes) in self.untold(&wanted) {
-            let encoding = established.terms.encoding;
-            match wire::pack_announcements(&attributes, family, &prefixes, encoding) {
-                Ok(packed) => {
-                    messages.extend(packed);
-                    let told = prefixes
-                        .into_iter()
-                        .map(|prefix| (prefix, Arc::clone(&attributes)));
-                    self.sent.extend(told);
-                }
-                // RFC 8654 §5: what fits no message is not told, or not any more.
-                Err(wire::TooLong) => {
-                    let mut stale = prefixes.clone();
-                    stale.retain(|prefix| self.sent.remove(prefix).is_some());
-                    messages.extend(wire::pack_withdrawals(family, &stale, encoding));
-                    shared
-                        .events
-                        .push_back(speaker::Event::AnnouncementsRefused {
-                            peer: self.config.name.clone(),
-                            prefixes,
-                        });
-                }
-            }
+        let export = self.export(&established, shared.config.local_as);
+        let range = self.range();
+        let hearer = Hearer {
+            export: &export,
+            rules: &self.config.export,
+            names: range.into_iter().chain([self.name()]).collect(),
+        };
+        let wanted = shared.originated.wanted(&shared.announcements, &hearer);
+        let step = shared
+            .originated
+            .step(&self.sent, &wanted.table, export.encoding);
+        self.without_next_hop = wanted.without_next_hop;
+        self.sent = step.known;
+        for prefixes in step.refused {
+            shared
+                .events
+                .push_back(speaker::Event::AnnouncementsRefused {
+                    peer: self.config.name.clone(),
+                    prefixes,
+                });
         }
-        self.send_all(&messages, &established, now, shared);
+        if !step.bytes.is_empty() {
+            self.send_by(step.bytes, established.direction, now, shared);
+        }
         self.mark_ends(now, shared);
     }
 
@@ -107,83 +103,8 @@ impl Peer {
 
     /// Makes the peer be told everything of a family again.
     pub(super) fn forget_sent(&mut self, family: Family, shared: &mut Shared) {
-        self.sent.retain(|prefix, _| Family::of(prefix) != family);
+        Arc::make_mut(&mut self.sent).retain(|prefix, _| Family::of(prefix) != family);
         shared.groups.tell_again(self.id, family);
-    }
-
-    /// What the peer should know.
-    fn wanted(
-        &mut self,
-        established: &Established,
-        shared: &Shared,
-    ) -> BTreeMap<IpNetwork, Arc<Attributes>> {
-        type Shape<'a> = (&'a Announcement, Vec<&'a ExportRule>, Family);
-        let export = self.export(established, shared.config.local_as);
-        let mut shapes: BTreeMap<Shape<'_>, Option<Arc<Attributes>>> = BTreeMap::new();
-        let mut wanted = BTreeMap::new();
-        let mut without_next_hop = BTreeMap::new();
-        for (prefix, announcement) in &shared.announcements {
-            let family = Family::of(prefix);
-            let chosen = announcement.peers.as_ref().is_none_or(|peers| {
-                peers.contains(&self.config.name)
-                    || self.range().is_some_and(|range| peers.contains(range))
-            });
-            if !chosen || !export.speaks(family) {
-                continue;
-            }
-            let rules = self.config.export.iter();
-            let rules: Vec<_> = rules
-                .filter(|rule| rule.prefixes.contains(prefix))
-                .collect();
-            let shape = (announcement, rules, family);
-            let attributes = shapes.entry(shape).or_insert_with_key(|(_, rules, _)| {
-                let told = export.of_announcement(announcement, rules, family);
-                told.map(Arc::new)
-            });
-            match attributes {
-                Some(attributes) => {
-                    wanted.insert(*prefix, Arc::clone(attributes));
-                }
-                None => *without_next_hop.entry(family).or_default() += 1,
-            }
-        }
-        self.without_next_hop = without_next_hop;
-        wanted
-    }
-
-    fn withdraw_unwanted(
-        &mut self,
-        wanted: &BTreeMap<IpNetwork, Arc<Attributes>>,
-        encoding: Encoding,
-    ) -> Vec<Bytes> {
-        let mut gone: BTreeMap<Family, Vec<IpNetwork>> = BTreeMap::new();
-        self.sent.retain(|prefix, _| {
-            let keep = wanted.contains_key(prefix);
-            if !keep {
-                gone.entry(Family::of(prefix)).or_default().push(*prefix);
-            }
-            keep
-        });
-        gone.into_iter()
-            .flat_map(|(family, prefixes)| wire::pack_withdrawals(family, &prefixes, encoding))
-            .collect()
-    }
-
-    /// What the peer should know and does not, by attributes.
-    fn untold(
-        &self,
-        wanted: &BTreeMap<IpNetwork, Arc<Attributes>>,
-    ) -> BTreeMap<(Arc<Attributes>, Family), Vec<IpNetwork>> {
-        let mut untold: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (prefix, attributes) in wanted {
-            if self.sent.get(prefix) != Some(attributes) {
-                untold
-                    .entry((Arc::clone(attributes), Family::of(prefix)))
-                    .or_default()
-                    .push(*prefix);
-            }
-        }
-        untold
     }
 
     /// Next hop self: as configured, or our end of the connection. On a link without addresses of its own

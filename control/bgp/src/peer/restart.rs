@@ -1,5 +1,6 @@
 //! Keeping a peer's routes while it restarts (RFC 4724 §4.2, RFC 8538 §4.1), also for long (RFC 9494 §4.2), and letting go of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Established, Kept, Peer};
@@ -35,7 +36,7 @@ impl Peer {
         now: Instant,
         shared: &mut Shared,
     ) {
-        self.sent.clear();
+        self.sent = Arc::default();
         shared.groups.leave(self.id);
         self.end_of_rib_sent = false;
         self.end_of_rib.clear();

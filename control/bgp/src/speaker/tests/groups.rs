@@ -368,6 +368,35 @@ fn peers_that_are_told_the_same_are_told_it_in_the_same_bytes() {
 }
 
 #[test]
+fn what_we_originate_is_written_once_for_all_that_hear_the_same_of_it() {
+    let mut star = Star::new(6);
+    let mut marked = star.configs[&4].clone();
+    marked.export.push(ExportRule {
+        prefixes: [net(PREFIXES[0])].into(),
+        communities: [42].into(),
+        ..ExportRule::default()
+    });
+    star.configure(4, marked);
+    star.sent.clear();
+    let mut ours = announce(&[PREFIXES[0], PREFIXES[5]]);
+    let for_two = ours.get_mut(&net(PREFIXES[5])).unwrap();
+    for_two.peers = Some(["node2", "node3"].map(ToOwned::to_owned).into());
+    star.originate(ours);
+    star.check().unwrap();
+    let to: BTreeMap<u8, &Bytes> = star.sent.iter().map(|(peer, sent)| (*peer, sent)).collect();
+    for (one, other, is_shared) in [(2, 3, true), (6, 7, true), (2, 5, false), (4, 5, false)] {
+        let is_same = to[&one].as_ptr() == to[&other].as_ptr();
+        assert_eq!(is_same, is_shared, "node{one} and node{other}");
+    }
+    star.sent.clear();
+    star.originate(Announcements::new());
+    star.check().unwrap();
+    let (first, second) = (&star.sent[0], &star.sent[1]);
+    assert_eq!((first.0, second.0), (2, 3));
+    assert_eq!(first.1.as_ptr(), second.1.as_ptr());
+}
+
+#[test]
 fn who_told_the_better_path_itself_hears_that_the_other_one_is_gone_and_nothing_else() {
     let mut star = Star::new(4);
     star.announce(2, PREFIXES[1], 7);
