@@ -13,7 +13,7 @@ use crate::export::Export;
 use crate::peer::Peer;
 use crate::rib::{BestChange, Path, PeerId, Rib};
 use crate::speaker::Shared;
-use crate::wire::{self, Attributes, Family};
+use crate::wire::{self, Attributes, Encoding, Family};
 
 /// How much is told at a time.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +70,17 @@ impl Outlet<'_> {
         self.peers
             .get(&peer)
             .is_some_and(|peer| peer.was_told_ours(prefix))
+    }
+
+    /// Tells one peer that prefixes are gone.
+    fn withdraw(&mut self, peer: PeerId, prefixes: &[IpNetwork], encoding: Encoding) {
+        for family in Family::ALL {
+            let of_family = prefixes.iter().filter(|p| Family::of(p) == family);
+            let of_family: Vec<_> = of_family.copied().collect();
+            for bytes in wire::pack_withdrawals(family, &of_family, encoding) {
+                self.send(peer, bytes);
+            }
+        }
     }
 
     fn send(&mut self, peer: PeerId, bytes: Bytes) {
@@ -154,8 +165,8 @@ impl Group {
         }
     }
 
-    /// Whether a member that is in step waits for more, and not only to hear nothing of paths of its own, for which
-    /// others need not be hurried.
+    /// Whether a member that is in step waits for what is to be said. One that waits alone, while others are busy, does
+    /// not count when all of it is about its own paths: it would be told nothing.
     fn is_awaited(&self, whose: impl FnOnce() -> Whose, outlet: &Outlet<'_>) -> bool {
         let in_step = || self.members().filter(|(_, in_step)| *in_step);
         let mut waiting = in_step().filter(|(peer, _)| outlet.is_waiting(*peer));
@@ -212,14 +223,7 @@ impl Group {
                 });
                 let mut gone: Vec<_> = theirs.map(|change| change.prefix).collect();
                 gone.extend(packed.taken_over_by(peer, &changes));
-                for family in Family::ALL {
-                    let of_family = gone.iter().copied();
-                    let of_family = of_family.filter(|prefix| Family::of(prefix) == family);
-                    let of_family: Vec<_> = of_family.collect();
-                    for bytes in wire::pack_withdrawals(family, &of_family, self.export.encoding) {
-                        outlet.send(peer, bytes);
-                    }
-                }
+                outlet.withdraw(peer, &gone, self.export.encoding);
                 for bytes in packed.without(peer) {
                     outlet.send(peer, bytes);
                 }

@@ -74,10 +74,13 @@ impl Packed {
             let messages = wire::pack_withdrawals(family, &prefixes, encoding);
             (source, messages)
         });
+        let said: Vec<_> = withdrawn.chain(announced).collect();
 
-        let mut bytes = BytesMut::new();
+        let octets = said.iter().flat_map(|(_, messages)| messages);
+        // Members that are slow keep them long: no more than needed.
+        let mut bytes = BytesMut::with_capacity(octets.map(Bytes::len).sum());
         let mut pieces: Vec<(PeerId, Range<usize>)> = Vec::new();
-        for (source, messages) in withdrawn.chain(announced) {
+        for (source, messages) in said {
             let begin = bytes.len();
             for message in messages {
                 bytes.extend_from_slice(&message);
