@@ -183,13 +183,13 @@ fn compare(wanted: &[Contender], report: &mut Report) {
         .iter()
         .zip([Some(1.5), Some(1.5), Some(0.03), None, None])
     {
-        let time = ours(&report, &case.load, TIME);
+        let time = ours(report, &case.load, TIME);
         if let Some(seconds) = seconds {
             let goal = format!("{}: fairlead, s", case.load.name);
             report.ratio(goal, time / 1000.0, Goal::AtMost(seconds));
         }
         if case.load.prefixes == 1_000_000 {
-            let memory = ours(&report, &case.load, MEMORY);
+            let memory = ours(report, &case.load, MEMORY);
             let goal = format!("{}: fairlead, MB", case.load.name);
             report.ratio(goal, memory, Goal::AtMost(300.0));
         }
