@@ -444,11 +444,11 @@ fn start_ipam(
         return None;
     };
     agent.document.kubernetes.load_balancer_ipam.then(|| {
-        let (client, namespace) = kubernetes.client();
+        let client = kubernetes.client();
         let identity = agent.node_name.clone();
         let standing = Arc::default();
         agent.view.hear_giver(Arc::clone(&standing));
-        let giver = ipam::controller::run(client, namespace, identity, now, standing, stop.clone());
+        let giver = ipam::controller::run(client, identity, now, standing, stop.clone());
         tokio::spawn(giver)
     })
 }

@@ -27,8 +27,9 @@ use super::service;
 use crate::api::types::{LoadBalancerIpam, Tally};
 use crate::object::ObjectName;
 
-/// The Lease that the leader holds.
+/// The Lease that the leader holds, and where: agents of several releases of the chart give addresses in turn as well.
 const LEASE: &str = "fairlead-lb-ipam";
+const LEASE_NAMESPACE: &str = "kube-system";
 /// Who writes, in managed fields.
 const MANAGER: &str = "fairlead";
 /// How long changes are gathered: a rollout makes many.
@@ -49,21 +50,19 @@ struct Known {
     is_complete: (bool, bool),
 }
 
-/// Leads when it may, and gives addresses while it leads; until it is told to `stop`. `identity` is the node's name,
-/// `namespace` where the Lease is.
+/// Leads when it may, and gives addresses while it leads; until it is told to `stop`. `identity` is the node's name.
 pub async fn run(
     client: Client,
-    namespace: String,
     identity: String,
     now: fn() -> Instant,
     standing: Arc<ArcSwap<LoadBalancerIpam>>,
     stop: CancellationToken,
 ) {
-    let mut candidate = Candidate::new(client.clone(), &namespace, LEASE, &identity, now);
+    let mut candidate = Candidate::new(client.clone(), LEASE_NAMESPACE, LEASE, &identity, now);
     loop {
         campaign(&mut candidate, &standing).await;
         if candidate.leads() {
-            info!(lease = %format!("{namespace}/{LEASE}"), "gives addresses to services");
+            info!(lease = %format!("{LEASE_NAMESPACE}/{LEASE}"), "gives addresses to services");
             let led = lead(&client, &mut candidate, &standing, now, &stop).await;
             info!(why = led, "gives no addresses any more");
             say_standing(&standing, |standing| standing.services = None);

@@ -75,7 +75,6 @@ pub enum Unusable {
 /// A cluster that is watched.
 pub struct Kubernetes {
     client: kube::Client,
-    namespace: String,
     snapshot: PathBuf,
     replica: Replica,
     watches: BTreeMap<WatchId, AbortHandle>,
@@ -107,7 +106,6 @@ impl Kubernetes {
         resources: &mut Resources,
     ) -> Result<Self, Unusable> {
         let way = way_to(config).await?;
-        let namespace = way.default_namespace.clone();
         let server: Arc<str> = way.cluster_url.to_string().trim_end_matches('/').into();
         let client = kube::Client::try_from(way)?;
         let (tell, heard) = mpsc::channel(BACKLOG);
@@ -125,7 +123,6 @@ impl Kubernetes {
         }
         let mut kubernetes = Self {
             client,
-            namespace,
             snapshot: file,
             replica,
             watches: BTreeMap::new(),
@@ -149,9 +146,9 @@ impl Kubernetes {
         Ok(kubernetes)
     }
 
-    /// The client, and the namespace that this agent is in (with a kubeconfig: its context's), for what is written.
-    pub fn client(&self) -> (kube::Client, String) {
-        (self.client.clone(), self.namespace.clone())
+    /// The client, for what is written.
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
     }
 
     /// Waits for a change and makes it in `resources`, the same each time: the first time all that there is, later
