@@ -34,7 +34,7 @@ const LEASE_NAMESPACE: &str = "kube-system";
 const MANAGER: &str = "fairlead";
 /// How long changes are gathered: a rollout makes many.
 const GATHER: Duration = Duration::from_millis(50);
-/// How soon pools are looked for again on a server that has no such kind, or forbids it.
+/// How soon pools are looked for again: on a server that has no such kind, or forbids it, and in another version.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// How long a write may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -135,6 +135,8 @@ async fn lead(
     let mut pool_events = pin!(follow(pools, watcher::Config::default()));
     let mut renew = tokio::time::interval(RENEW_EVERY);
     renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut look = tokio::time::interval(LOOK_AGAIN);
+    look.reset();
     let mut due: Option<Instant> = None;
     loop {
         let is_changed = tokio::select! {
@@ -159,6 +161,12 @@ async fn lead(
                 // A write that failed is tried again.
                 if !give(client, &resource, candidate, &mut known, standing).await {
                     due = Some(now() + LOOK_AGAIN);
+                }
+                false
+            }
+            _ = look.tick() => {
+                if pool_resource(client).await.is_some_and(|found| found != resource) {
+                    return "the pools are served in another version";
                 }
                 false
             }

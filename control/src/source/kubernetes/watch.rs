@@ -13,7 +13,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use serde_json::Value;
 use tokio::sync::mpsc::Sender;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::kinds::{KINDS, Kind, WatchId};
 use crate::object::ObjectName;
@@ -27,6 +27,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const RETRY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
 /// How soon a kind that is refused or not installed is tried again: somebody must do something first.
 const RETRY_REFUSED: Duration = Duration::from_secs(15);
+/// How often a kind that is watched in a version that is not the best is looked for in a better one: definitions are
+/// renewed without a word to their watches.
+const LOOK: Duration = Duration::from_mins(1);
 
 /// What a watch heard.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +65,9 @@ pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
     if let Some(name) = &id.name {
         config = config.fields(&format!("metadata.name={}", name.name));
     }
-    loop {
+    'version: loop {
+        let mut look = interval(LOOK);
+        look.reset();
         let backoff = Backoff { next: RETRY[0] };
         let resource = kind.resource(version);
         let api: Api<DynamicObject> = match &id.name {
@@ -75,7 +80,17 @@ pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
             .backoff(backoff)
             .boxed();
         let refusal = loop {
-            let heard = match events.next().await {
+            let event = tokio::select! {
+                event = events.next() => event,
+                _ = look.tick(), if version != kind.version => {
+                    if let Some(better) = better(&client, kind, version).await {
+                        version = better;
+                        continue 'version;
+                    }
+                    continue;
+                }
+            };
+            let heard = match event {
                 None => return,
                 Some(Ok(Event::Init)) => Heard::Listing(id.clone()),
                 Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
@@ -125,14 +140,31 @@ async fn served(client: &kube::Client, kind: &Kind) -> Vec<String> {
     let group = groups.groups.into_iter().find(|g| g.name == kind.group);
     let mut served = Vec::new();
     for version in group.into_iter().flat_map(|group| group.versions) {
-        let resources = client.list_api_group_resources(&version.group_version);
-        if let Ok(Ok(list)) = timeout(ANSWER, resources).await
-            && list.resources.iter().any(|one| one.name == kind.plural)
-        {
+        if serves(client, kind, &version.version).await {
             served.push(version.version);
         }
     }
     served
+}
+
+/// The best version that the server has, where that is better than this one.
+async fn better(client: &kube::Client, kind: &Kind, than: &str) -> Option<&'static str> {
+    for version in kind.versions().take_while(|version| *version != than) {
+        if serves(client, kind, version).await {
+            return Some(version);
+        }
+    }
+    None
+}
+
+/// Whether the server says that it has a kind in this version.
+async fn serves(client: &kube::Client, kind: &Kind, version: &str) -> bool {
+    let of_version = kind.resource(version).api_version;
+    let resources = client.list_api_group_resources(&of_version);
+    matches!(
+        timeout(ANSWER, resources).await,
+        Ok(Ok(list)) if list.resources.iter().any(|one| one.name == kind.plural)
+    )
 }
 
 /// Asks now and then whether the server is there: a watch alone cannot tell silence from absence.
