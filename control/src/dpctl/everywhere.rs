@@ -266,16 +266,22 @@ impl Everywhere {
     }
 }
 
-/// The running agents by node.
+/// The running agents by node. Of several on one the ready one has it: another waits for its end, or failed.
 fn agents(list: &Value) -> Result<BTreeMap<String, Pod>> {
     let items = list["items"]
         .as_array()
         .context("kubectl lists no pods: there is no `items`")?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let running = items.iter().filter(|pod| {
-        pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null()
-    });
+    let mut running: Vec<_> = items
+        .iter()
+        .filter(|pod| {
+            pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null()
+        })
+        .collect();
+    // The last one of a node counts.
+    running.sort_by_key(|pod| is_ready(pod));
     Ok(running
+        .into_iter()
         .map(|pod| {
             let metadata = &pod["metadata"];
             let agent = Pod {
@@ -285,6 +291,14 @@ fn agents(list: &Value) -> Result<BTreeMap<String, Pod>> {
             (text(&pod["spec"]["nodeName"]), agent)
         })
         .collect())
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one["type"] == "Ready" && one["status"] == "True")
+    })
 }
 
 /// What the question itself says of the form.
@@ -435,16 +449,18 @@ mod tests {
     #[test]
     fn only_agents_that_run_are_asked() {
         let pod = |name: &str, phase: &str, deletion: Value| {
+            let is_ready = if name == "now" { "True" } else { "False" };
             serde_json::json!({
                 "metadata": {"namespace": "kube-system", "name": name, "deletionTimestamp": deletion},
                 "spec": {"nodeName": "node1"},
-                "status": {"phase": phase},
+                "status": {"phase": phase, "conditions": [{"type": "Ready", "status": is_ready}]},
             })
         };
         let list = serde_json::json!({"items": [
             pod("old", "Running", Value::from("2026-01-01T00:00:00Z")),
             pod("now", "Running", Value::Null),
             pod("next", "Pending", Value::Null),
+            pod("of-another-release", "Running", Value::Null),
         ]});
 
         let agents = agents(&list).unwrap();
