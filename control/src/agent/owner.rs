@@ -29,26 +29,28 @@ pub async fn lock(pins: &Pins, socket: &Path) -> Result<Lock> {
             let Ok(Ok(owner)) = owner else {
                 bail!("{error}");
             };
-            bail!("{error}{}", of(&owner, holder.is_some(), socket))
+            bail!("{}", held(&error, &owner, holder.is_some(), socket))
         }
         lock => Ok(lock?),
     }
 }
 
-/// What a process number does not say.
-fn of(owner: &Status, is_seen: bool, socket: &Path) -> String {
+/// The error with what a process number does not say.
+fn held(error: &pins::Error, owner: &Status, is_seen: bool, socket: &Path) -> String {
     let socket = socket.display();
-    let (node, version) = (&owner.node, &owner.version);
+    let (node, version, pins) = (&owner.node, &owner.version, &owner.pin_path);
     match (&owner.pod, is_seen) {
+        // Not another pin path, as for a process: two datapaths would meet on the node's devices.
         (Some(pod), _) => format!(
-            "; it is the pod {pod} (version {version}), which answers at {socket}: give each DaemonSet nodes of \
-             its own (nodeSelector), or uninstall one"
+            "the pod {pod} holds this node: its agent (version {version}) owns {pins} and answers at {socket}; give \
+             each DaemonSet nodes of its own (nodeSelector), or uninstall one: when that pod has gone, the next \
+             start of this one takes over"
         ),
         (None, false) => format!(
-            "; it is a process of the host or of another container (version {version}, node {node}, pid {} \
+            "{error}; it is a process of the host or of another container (version {version}, node {node}, pid {} \
              there), which answers at {socket}",
             owner.pid
         ),
-        (None, true) => String::new(),
+        (None, true) => error.to_string(),
     }
 }

@@ -9,6 +9,7 @@ mod outage;
 mod pod_network;
 mod pools;
 mod refusals;
+mod second_release;
 mod versions;
 mod web;
 

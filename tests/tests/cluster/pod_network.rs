@@ -11,11 +11,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::leftovers::Machine;
-use super::outage;
 use super::web::ask;
 use super::{
-    CLIENT, NODES, SERVICE, announced, deploy, dpctl, group, on,
-    pods_and_nodes_reach_it_by_its_cluster_address, processes, scale, to,
+    CLIENT, NODES, SERVICE, announced, deploy, dpctl, group, on, outage,
+    pods_and_nodes_reach_it_by_its_cluster_address, processes, scale, second_release, to,
 };
 
 const NAME: &str = "fl-test-cni";
@@ -34,6 +33,7 @@ fn nodes_become_ready_by_our_plugin_and_pods_leave_nothing_however_it_ends() {
     pods_and_nodes_reach_it_by_its_cluster_address(&cluster).unwrap();
     a_pod_comes_while_its_agent_is_away(&cluster).unwrap();
     outage::nothing_is_lost_while_the_control_plane_is_away(&cluster).unwrap();
+    second_release::it_is_told_who_holds_the_node_and_takes_over_when_that_goes(&cluster).unwrap();
     the_plugin_is_killed_while_pods_come(&cluster).unwrap();
 
     scale(&cluster, 0).unwrap();
@@ -92,11 +92,12 @@ fn pods_reach_each_other(cluster: &Cluster) -> Result<()> {
         for (target, _, addresses) in &pods {
             ensure!(addresses.len() == 2, "{target}: {addresses:?}");
             for address in addresses {
-                let said = get(cluster, name, address)?;
-                ensure!(
-                    said.contains(target),
-                    "{name} to {target}, {address}: {said}"
-                );
+                // Its node's prefix of this family may still be on its way.
+                wait_for(&format!("{target} to answer {name}"), 20, || {
+                    let said = get(cluster, name, address)?;
+                    ensure!(said.contains(target), "{address}: {said}");
+                    Ok(Some(()))
+                })?;
             }
         }
     }
