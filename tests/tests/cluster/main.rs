@@ -7,6 +7,7 @@ mod chart;
 mod leftovers;
 mod outage;
 mod pod_network;
+mod pod_pools;
 mod pools;
 mod refusals;
 mod second_release;
@@ -65,6 +66,7 @@ fn services_are_served_by_a_daemon_set_and_it_may_restart_and_the_api_server_may
     scale(&cluster, 3).unwrap();
     announced(&cluster, &[2, 1], 60).unwrap();
 
+    pod_pools::what_a_node_has_of_a_pool_is_told_as_it_changes(&cluster).unwrap();
     refusals::a_kind_that_is_forbidden_leaves_the_rest_at_work(&cluster).unwrap();
     pools::addresses_are_given_once_whoever_leads(&cluster).unwrap();
     without_api_server(&cluster).unwrap();

@@ -10,7 +10,7 @@ use fairlead_tests::root;
 use serde_json::{Value, json};
 
 /// A definition of objects of whatever shape, with these versions and whether each is served; the last is stored.
-fn definition(name: &str, versions: &[(&str, bool)]) -> String {
+pub fn definition(name: &str, versions: &[(&str, bool)]) -> String {
     let plural = format!("{}s", name.to_lowercase());
     let shape = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let versions: Vec<_> = (1..)
