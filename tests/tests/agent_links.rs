@@ -1,6 +1,6 @@
 //! Agents whose peers have no address: the router at the other end of a link, and the default gateway.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use fairlead_tests::lab::Lab;
 use fairlead_tests::netns::wait_for;
 use fairlead_tests::root;
@@ -159,4 +159,45 @@ fn the_default_gateway_is_a_peer_and_another_one_takes_its_place() {
     peers(&["10.0.1.9"]);
     node.netns.ip("route del default").unwrap();
     peers(&[]);
+}
+
+#[test]
+fn what_leads_packets_another_way_begins_another_epoch() {
+    if !root::is_root() {
+        return;
+    }
+    let lab = Lab::settled("fl-epoch").unwrap();
+    let node = &lab.nodes[0];
+    let epoch = || -> anyhow::Result<u64> {
+        let rows = node.ask(&["maps", "get", "WAY_EPOCH", "0"])?;
+        rows[0]["value"]
+            .as_u64()
+            .with_context(|| format!("no number in {rows}"))
+    };
+    assert_ne!(epoch().unwrap(), 0);
+
+    for change in [
+        "ip route add blackhole 198.18.7.0/24",
+        "ip -6 route add blackhole fd00:77::/64",
+        "ip rule add from 198.18.7.1 lookup main",
+        "ip -6 rule add from fd00:77::1 lookup main",
+        "ip neigh replace 10.0.1.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent",
+        "ip neigh replace 10.0.1.77 lladdr 02:00:00:00:00:78 dev eth0 nud permanent",
+        "ip neigh del 10.0.1.77 dev eth0",
+        "ip link set eth0 mtu 1400",
+    ] {
+        let before = epoch().unwrap();
+        node.netns.run(change).unwrap();
+        wait_for(
+            &format!("another epoch than {before} after {change}"),
+            5,
+            || Ok((epoch()? != before).then_some(())),
+        )
+        .unwrap();
+    }
+    wait_for("the table to say what eth0 takes", 5, || {
+        let rows = node.ask(&["maps", "dump", "DEVICES"])?.to_string();
+        Ok(rows.contains("\"mtu\":1400").then_some(()))
+    })
+    .unwrap();
 }
