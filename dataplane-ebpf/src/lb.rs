@@ -357,10 +357,10 @@ pub fn answer<F: Frame>(
     };
     let known = asked.way(epoch, frame.length_to_fit(network.total).into());
     let hop = match known {
-        Some(hop) => Ok(hop),
+        Some(macs) => Ok(Hop::known(macs)),
         None => match route::way(frame, &question) {
             Ok(hop) if forward::has_port(frame, &hop) => {
-                asked.remember(epoch, &hop);
+                asked.remember(epoch, hop.ifindex, hop.mtu, hop.macs);
                 Ok(hop)
             }
             _ => Err(Reason::ServiceAnsweredByStack),

@@ -30,7 +30,6 @@ use fairlead_common::flow::FlowKey;
 use fairlead_common::reason::Reason;
 use fairlead_common::snat::{self, Binding, Direction, State, tcp};
 
-use crate::forward::Hop;
 use crate::maps::{Kept, Life};
 use crate::parse::{Family, Network, Transport};
 use crate::{clock, maps};
@@ -171,9 +170,10 @@ impl Asked {
         self.life.inside_port()
     }
 
-    /// The way that the flow's answers went last, when it was found in this second and in this epoch.
+    /// The way that the flow's answers went last, when it was found in this second and in this epoch, as
+    /// [`maps::nat_way`] has it.
     #[inline(always)]
-    pub fn way(&self, epoch: u8, total: u32) -> Option<Hop> {
+    pub fn way(&self, epoch: u8, total: u32) -> Option<[u64; 2]> {
         if epoch == 0 || self.life.whose() != epoch {
             return None;
         }
@@ -182,10 +182,10 @@ impl Asked {
 
     /// Remembers the way of the flow's answers, which was asked for in this epoch or a later one.
     #[inline(always)]
-    pub fn remember(&self, epoch: u8, hop: &Hop) {
+    pub fn remember(&self, epoch: u8, ifindex: u32, mtu: u32, macs: [u64; 2]) {
         if let Some(kept) = self.kept
             && epoch != 0
-            && maps::learn_nat_way(kept.at, hop)
+            && maps::learn_nat_way(kept.at, ifindex, mtu, macs)
         {
             kept.row.renew(self.life, self.life.with_whose(epoch));
         }

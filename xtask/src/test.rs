@@ -67,6 +67,7 @@ const SUITES: [Suite; 5] = [
         files: &[
             "lb",
             "lb_here",
+            "lb_kept",
             "lb_nat",
             "lb_relay",
             "lb_terms",

@@ -13,7 +13,6 @@ use fairlead_common::snat::{self, Binding, EgressPort};
 use super::{
     DEVICES, NAT_FLOWS, NAT_RECENT, NAT_WAYS, SNAT_FWD, SNAT_REV, WAY_EPOCH, device, node,
 };
-use crate::forward::Hop;
 
 /// A row of `NAT_FLOWS` that holds the flow that it was sought by.
 #[derive(Clone, Copy)]
@@ -112,9 +111,10 @@ pub fn way_epoch() -> u8 {
     WAY_EPOCH.get(0).map_or(0, |epoch| *epoch as u8)
 }
 
-/// The way that was learnt for the flow in a row, when a packet of this length may go it.
+/// The way that was learnt for the flow in a row, when a packet of this length may go it: the device that leads to the
+/// neighbour, four bytes, source MAC and destination MAC, as [`super::NextHopRow::macs`].
 #[inline(always)]
-pub fn nat_way(at: u32, total: u32) -> Option<Hop> {
+pub fn nat_way(at: u32, total: u32) -> Option<[u64; 2]> {
     let row = NAT_WAYS.get_ptr(at)?.cast::<u64>();
     // SAFETY: an aligned word that other CPUs write too, each value valid: {MAC, device}.
     let way = unsafe { row.read_volatile() };
@@ -122,11 +122,10 @@ pub fn nat_way(at: u32, total: u32) -> Option<Hop> {
     let mut source = [0; 8];
     source[..6].copy_from_slice(&device.mac);
     let source = u64::from_ne_bytes(source);
-    (device.ifindex != 0 && total <= device.mtu).then_some(Hop {
-        ifindex: device.ifindex,
-        mtu: device.mtu,
-        macs: [source << 32, source >> 32 | way << 16],
-    })
+    (device.ifindex != 0 && total <= device.mtu).then_some([
+        u64::from(device.ifindex) | source << 32,
+        source >> 32 | way << 16,
+    ])
 }
 
 /// Has the way of a row in the cache by the time that its answer comes: nothing waits for this load, which would cost
@@ -139,18 +138,16 @@ pub fn fetch_nat_way(at: u32) {
     }
 }
 
-/// Learns a way for the flow in a row; false when a row cannot say it.
+/// Learns a way for the flow in a row: the device, the largest IP packet that goes it, and the MAC addresses as
+/// [`nat_way`] has them. False when a row cannot say it.
 #[inline(always)]
-pub fn learn_nat_way(at: u32, hop: &Hop) -> bool {
+pub fn learn_nat_way(at: u32, ifindex: u32, mtu: u32, macs: [u64; 2]) -> bool {
     // A route may have a smaller limit than its device.
-    match (device(hop.ifindex), NAT_WAYS.get_ptr_mut(at)) {
-        (Some(device), Some(row)) if device.mtu == hop.mtu => {
-            let device = u64::from(hop.ifindex & DEVICE_MASK);
+    match (device(ifindex), NAT_WAYS.get_ptr_mut(at)) {
+        (Some(device), Some(row)) if device.mtu == mtu => {
+            let way = macs[1] >> 16 | u64::from(ifindex & DEVICE_MASK) << 48;
             // SAFETY: as in `nat_way`.
-            unsafe {
-                row.cast::<u64>()
-                    .write_volatile(hop.macs[1] >> 16 | device << 48);
-            };
+            unsafe { row.cast::<u64>().write_volatile(way) };
             true
         }
         _ => false,
