@@ -18,7 +18,13 @@
 
 use std::io;
 
-use rtnetlink::{Handle, new_connection_with_strict_check};
+use futures::channel::mpsc::UnboundedReceiver;
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{
+    Handle, MulticastGroup, new_connection_with_strict_check, new_multicast_connection,
+};
 
 pub mod adverts;
 mod blackholes;
@@ -86,6 +92,17 @@ impl IntoIo for rtnetlink::Error {
             io::Error::other(self.to_string())
         }
     }
+}
+
+/// What the kernel tells those who listen.
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// Begins to listen, in the network namespace of the calling thread, by a task of the tokio runtime that this is called
+/// in; what was there before is not told. `doing` is for the error.
+fn listen(doing: &str, groups: &[MulticastGroup]) -> Result<Messages, Error> {
+    let (connection, _, messages) = new_multicast_connection(groups).map_err(Error::new(doing))?;
+    tokio::spawn(connection);
+    Ok(messages)
 }
 
 /// A conversation with the kernel about its network.

@@ -1,26 +1,22 @@
 //! A watch over everything that decides where the kernel would send a packet: routes, rules, neighbours, devices.
 //!
+//! Other than [`super::ways`] it hears of neighbours and routes that are nobody's business but the kernel's.
+//!
 //! Not for what the answer is: the datapath asks the kernel by itself, and must only know when what it learnt is old.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use futures::StreamExt as _;
-use futures::channel::mpsc::UnboundedReceiver;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{MulticastGroup, new_multicast_connection};
 
-use super::Error;
-use super::neighbours::{self, Neighbour};
+use super::neighbours::{self, Heard};
+use super::{Error, Messages, listen};
 
 /// The watch.
 #[derive(Debug)]
 pub struct Watch {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    /// What was heard of each neighbour last: the kernel tells every probe of one that answers as before.
-    heard: BTreeMap<(u32, IpAddr), Neighbour>,
+    messages: Messages,
+    heard: Heard,
 }
 
 impl Watch {
@@ -29,20 +25,20 @@ impl Watch {
     /// # Errors
     /// The kernel refuses the socket.
     pub fn open() -> Result<Self, Error> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-        ];
-        let (connection, _, messages) = new_multicast_connection(&groups)
-            .map_err(Error::new("watching where packets are sent"))?;
-        tokio::spawn(connection);
+        let messages = listen(
+            "watching where packets are sent",
+            &[
+                MulticastGroup::Link,
+                MulticastGroup::Neigh,
+                MulticastGroup::Ipv4Route,
+                MulticastGroup::Ipv6Route,
+                MulticastGroup::Ipv4Rule,
+                MulticastGroup::Ipv6Rule,
+            ],
+        )?;
         Ok(Self {
             messages,
-            heard: BTreeMap::new(),
+            heard: Heard::default(),
         })
     }
 
@@ -63,15 +59,10 @@ impl Watch {
     fn is_change(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
         match payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => {
-                let Some(new) = neighbours::read(&message) else {
-                    return false;
-                };
-                let old = self.heard.insert((new.device, new.addr), new.clone());
-                old.as_ref() != Some(&new)
+                neighbours::read(&message).is_some_and(|new| self.heard.is_news(new))
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
-                let gone = neighbours::next(&message);
-                gone.is_some_and(|gone| self.heard.remove(&gone).is_some())
+                self.heard.is_loss(&message)
             }
             NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => true,
             _ => false,

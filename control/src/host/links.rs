@@ -4,18 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt as _, TryStreamExt as _};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
 };
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{MulticastGroup, new_multicast_connection};
 use serde::Serialize;
 
-use super::{Error, Netlink};
+use super::{Error, Messages, Netlink, listen};
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -104,15 +102,13 @@ impl Netlink {
 /// A watch over the devices.
 #[derive(Debug)]
 pub struct Watch {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    messages: Messages,
 }
 
 impl Watch {
     /// Begins to watch; what was there before is not told, so list the devices after this.
     pub fn open() -> Result<Self, Error> {
-        let (connection, _, messages) = new_multicast_connection(&[MulticastGroup::Link])
-            .map_err(Error::new("watching devices"))?;
-        tokio::spawn(connection);
+        let messages = listen("watching devices", &[MulticastGroup::Link])?;
         Ok(Self { messages })
     }
 

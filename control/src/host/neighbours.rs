@@ -6,7 +6,7 @@
 //!
 //! Not for deciding whom to keep: the agent asks [`super::reach`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
@@ -32,6 +32,25 @@ pub struct Neighbour {
     pub mac: Option<[u8; 6]>,
     /// Whether packets may be sent to that MAC address now.
     pub is_resolved: bool,
+}
+
+/// What a watch has heard of each neighbour last: the kernel tells every probe of one that answers as before.
+#[derive(Debug, Default)]
+pub(super) struct Heard(BTreeMap<Next, Neighbour>);
+
+impl Heard {
+    /// Whether a neighbour is new, or not what it was.
+    pub(super) fn is_news(&mut self, new: Neighbour) -> bool {
+        let name = (new.device, new.addr);
+        let is_news = self.0.get(&name) != Some(&new);
+        self.0.insert(name, new);
+        is_news
+    }
+
+    /// Whether one that was heard of has gone.
+    pub(super) fn is_loss(&mut self, gone: &NeighbourMessage) -> bool {
+        next(gone).is_some_and(|gone| self.0.remove(&gone).is_some())
+    }
 }
 
 impl Netlink {

@@ -3,20 +3,15 @@
 //!
 //! Not for what the ways are: [`super::reach`] and [`super::neighbours`] are asked after a change.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
-use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt as _, StreamExt as _};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{MulticastGroup, new_multicast_connection};
 
-use super::neighbours::{self, Neighbour};
+use super::neighbours::{self, Heard};
 use super::surroundings::is_router;
-use super::{Error, PROTOCOL};
+use super::{Error, Messages, PROTOCOL, listen};
 
 /// What was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,25 +25,24 @@ pub enum Change {
 /// A watch over neighbours and routes.
 #[derive(Debug)]
 pub struct Watch {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    /// What was heard of each neighbour last: the kernel tells every probe of one that answers as before.
-    heard: BTreeMap<(u32, IpAddr), Neighbour>,
+    messages: Messages,
+    heard: Heard,
 }
 
 impl Watch {
     /// Begins to watch; what was there before is not told.
     pub fn open() -> Result<Self, Error> {
-        let groups = [
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
-        let (connection, _, messages) = new_multicast_connection(&groups)
-            .map_err(Error::new("watching neighbours and routes"))?;
-        tokio::spawn(connection);
+        let messages = listen(
+            "watching neighbours and routes",
+            &[
+                MulticastGroup::Neigh,
+                MulticastGroup::Ipv4Route,
+                MulticastGroup::Ipv6Route,
+            ],
+        )?;
         Ok(Self {
             messages,
-            heard: BTreeMap::new(),
+            heard: Heard::default(),
         })
     }
 
@@ -88,14 +82,10 @@ impl Watch {
                 // A router may be a peer that is sought.
                 let matters = neighbours::is_ours(&message) || is_router(&message);
                 let new = neighbours::read(&message).filter(|_| matters)?;
-                let name = (new.device, new.addr);
-                let old = self.heard.insert(name, new.clone());
-                (old.as_ref() != Some(&new)).then_some(Change::Neighbours)
+                self.heard.is_news(new).then_some(Change::Neighbours)
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
-                let gone = neighbours::read(&message);
-                let known = gone.and_then(|gone| self.heard.remove(&(gone.device, gone.addr)));
-                known.map(|_| Change::Neighbours)
+                self.heard.is_loss(&message).then_some(Change::Neighbours)
             }
             NetlinkPayload::Overrun(_) => Some(Change::Routes),
             _ => None,
