@@ -4,16 +4,14 @@
 //! A piece at a time is mapped, so that the table is nobody's memory but the kernel's.
 //!
 //! # Why
-//! A system call a row, which is what a batch of an array comes to, is 20 times as slow as reading memory, and most
-//! rows are free. A row is freed by one compare-and-exchange of its last word, as the datapath claims it: of the two
-//! the quicker one has it.
+//! Most rows are free, and looking at one in memory needs no system call. A row is freed by one compare-and-exchange
+//! of its last word, as the datapath claims it: of the two the quicker one has it.
 
 use std::ops::Range;
 
-use fairlead_common::flow::FlowKey;
 use fairlead_common::nat::{self, NatFlow};
 use fairlead_common::snat::{self, Binding};
-use fairlead_common::tables::{NatFlows, NodeTable};
+use fairlead_common::tables::NatFlows;
 
 use super::mapped::{Access, Mapped};
 use super::pins::Pins;
@@ -31,7 +29,6 @@ const GRACE_S: u32 = 2;
 #[derive(Debug)]
 pub struct Kept {
     table: Pinned<NatFlows>,
-    node: Pinned<NodeTable>,
 }
 
 impl Kept {
@@ -42,7 +39,6 @@ impl Kept {
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             table: Pinned::open(pins)?,
-            node: Pinned::open(pins)?,
         })
     }
 
@@ -77,25 +73,6 @@ impl Kept {
     /// The table cannot be read.
     pub fn flow(&self, at: u32) -> Result<Option<NatFlow>, Error> {
         Ok(self.table.get(&at)?.filter(is_used))
-    }
-
-    /// What is known of a flow, by its answers.
-    ///
-    /// # Errors
-    /// A table cannot be read.
-    pub fn find(&self, answer: &FlowKey) -> Result<Option<Binding>, Error> {
-        let Some(node) = self.node.get(&0)? else {
-            return Ok(None);
-        };
-        let first = nat::row(answer, node.port_secret);
-        for probe in 0..nat::PROBES {
-            match self.flow(nat::probe(first, probe))? {
-                Some(flow) if flow.answer == *answer => return Ok(Some(flow.binding)),
-                Some(_) => {}
-                None => return Ok(None),
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -162,20 +139,15 @@ impl Sweep {
         self.alive
     }
 
-    /// Whether the next call begins a walk.
-    pub fn is_round_complete(&self) -> bool {
-        self.left == nat::ROWS
-    }
-
     /// Frees rows that have outlived their time at `now_s`, a piece of the table at a time; the next call goes on
-    /// where this one stopped.
+    /// where this one stopped. True at the end of a walk.
     ///
     /// A row is freed only where the next one is free, from the end to the beginning: a flow is sought from its hash
     /// on as far as the first free row.
     ///
     /// # Errors
     /// The table cannot be mapped.
-    pub fn clear_expired(&mut self, now_s: u32) -> Result<(), Error> {
+    pub fn clear_expired(&mut self, now_s: u32) -> Result<bool, Error> {
         let rows = self.left - PIECE..self.left;
         let mut piece = self.kept.piece(&rows, Access::Write)?;
         let behind = nat::probe(rows.end - 1, 1);
@@ -191,10 +163,11 @@ impl Sweep {
             self.met += usize::from(!is_over);
         }
         self.left -= PIECE;
-        if self.left == 0 {
+        let is_complete = self.left == 0;
+        if is_complete {
             self.left = nat::ROWS;
             self.alive = Some(std::mem::take(&mut self.met));
         }
-        Ok(())
+        Ok(is_complete)
     }
 }

@@ -3,7 +3,7 @@
 //! In the steady state only flows are that this node translates; beside them flows that begin while their slot is in
 //! transition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use anyhow::Result;
@@ -62,8 +62,9 @@ impl View {
                 last_seen_s: flow.last_seen_s,
             });
         }
-        let kept = Kept::open(&self.pins)?;
-        kept.each(|_, NatFlow { answer, binding }| {
+        let mut kept = HashSet::new();
+        Kept::open(&self.pins)?.each(|_, NatFlow { answer, binding }| {
+            kept.insert(answer);
             if !snat::is_expired(&binding, answer.proto, now_s) {
                 take(known.translated(&answer, &binding));
             }
@@ -71,7 +72,7 @@ impl View {
         let recent: Pinned<tables::NatRecent> = Pinned::open(&self.pins)?;
         for row in recent.rows() {
             let (key, binding) = row?;
-            if !snat::is_expired(&binding, key.proto, now_s) && kept.find(&key)?.is_none() {
+            if !snat::is_expired(&binding, key.proto, now_s) && !kept.contains(&key) {
                 take(known.translated(&key, &binding));
             }
         }
