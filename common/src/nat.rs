@@ -8,9 +8,9 @@
 //!                          ^                                                    |
 //!                          +---------------------------claim-------------------+
 //! ```
-//! A row is claimed by a compare-and-exchange on its last word, {port, state, epoch, last seen}, and so is every change of
-//! state and time. An expired row is taken over by the next flow that finds it; the sweep empties it only where the row behind
-//! it is empty, so that no flow is cut off from its hash.
+//! A row is claimed by a compare-and-exchange on its last word, {port, state, epoch, last seen}, and so is every
+//! change of state and time. An expired row is taken over by the next flow that finds it; the sweep empties it only
+//! where the row behind it is empty, so that no flow is cut off from its hash.
 //!
 //! # Why
 //! The kernel's hash reads a bucket, a row of two or three lines, and hashes 40 bytes by jhash: 170 ns for flows that
@@ -23,7 +23,7 @@ use crate::snat::Binding;
 
 /// Rows of `NAT_FLOWS`: twice as many as flows are expected, so that runs stay short.
 pub const ROWS: u32 = 1 << 19;
-/// How many rows a flow may have. With a quarter of a million flows one of two hundred finds no room there.
+/// How many rows a flow may have. With half of the rows in use fewer than one of a hundred flows finds no room there.
 pub const PROBES: u32 = 8;
 /// The state of a row that is being written: no [`crate::snat::State`].
 pub const BUSY: u8 = 0xff;
@@ -60,4 +60,41 @@ pub struct NatWay {
     pub mac: [u8; 6],
     /// The row of `DEVICES` of the device that leads there.
     pub device: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::net::Ipv4Addr;
+    use std::vec;
+
+    use super::*;
+    use crate::addr::{Addr, Port, Proto};
+
+    #[test]
+    fn nearly_every_flow_finds_room_while_half_of_the_rows_are_in_use() {
+        let answer = |n: u32| {
+            FlowKey::new(
+                Addr::from(Ipv4Addr::new(10, 244, 1, 5)),
+                Port::new(8080),
+                Addr::from(Ipv4Addr::from(0x0a00_0000 + (n >> 3))),
+                Port::new(32768 + (n & 7) as u16),
+                Proto::TCP,
+            )
+        };
+        let mut used = vec![false; ROWS as usize];
+        let refused = (0..ROWS / 2).filter(|n| {
+            let first = row(&answer(*n), 0x5eed);
+            let mut places = (0..PROBES).map(|n| probe(first, n) as usize);
+            match places.find(|at| !used[*at]) {
+                Some(at) => {
+                    used[at] = true;
+                    false
+                }
+                None => true,
+            }
+        });
+
+        assert!(refused.count() < ROWS as usize / 2 / 100);
+    }
 }

@@ -170,6 +170,29 @@ fn answers_keep_their_way_until_something_has_changed(#[values(V4, V6)] family: 
 }
 
 #[rstest]
+fn a_packet_with_a_dscp_asks_for_its_own_way(#[values(V4, V6)] family: usize) {
+    on_a_node(|node| {
+        serve(node, family);
+        connect(node, family);
+        let urgent = answer(family).traffic_class(46 << 2);
+        node.ip(TURN[family]);
+        let mut epoch = 1;
+        let [asked, learnt] = within_a_second(|| {
+            node.ip(&TURN[family].replace("replace", "del"));
+            epoch += 1;
+            node.set::<WayEpoch>(&0, &epoch);
+            answers(node, family);
+            node.ip(TURN[family]);
+            let asked = source(&node.pod_sends(&urgent));
+            [asked, source(&answers(node, family))]
+        });
+
+        assert_eq!(asked, UP1.mac, "a rule might look at it");
+        assert_eq!(learnt, UP0.mac, "and the others learn nothing of it");
+    });
+}
+
+#[rstest]
 fn a_way_is_at_most_a_second_old(#[values(V4, V6)] family: usize) {
     on_a_node(|node| {
         serve(node, family);

@@ -341,12 +341,14 @@ mod tests {
     fn devices_have_rows_by_index_and_a_collision_is_said() {
         let mut host = host();
         host.devices.insert(2 + 4096, [9; 6]);
+        host.devices.insert(9, [3; 6]);
         let mut conditions = Vec::new();
 
         let rows = device_rows(&host, &mut conditions);
 
-        assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [2, 7]);
+        assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [2, 7, 9]);
         assert_eq!(rows[&2].mac, [2; 6]);
+        assert_eq!([2, 7, 9].map(|row| rows[&row].mtu), [1500, 9000, 0]);
         assert_eq!(conditions[0].reason, "DeviceRowTaken");
         assert!(
             conditions[0]
