@@ -6,11 +6,12 @@
 //!                                            │
 //!                                            └──► what a member is behind by ──► bytes of its own, as it has room
 //! ```
-//! What changed is said as soon as a member in step waits for more, whichever it is: the fastest sets the pace, but not
-//! the one whose own paths changed, which is told nothing of them. Until then it gathers, and a prefix that changes again meanwhile is said once, as it stands then. A member that has no
-//! room for what is said falls behind: from then on what it knows of those prefixes is remembered for it alone, and it
-//! catches up on its own. With nothing left to catch up with it is in step again: it knows what the group has said.
-//! So begins one that joins, or wants to be told again.
+//! What changed is said as soon as a member in step waits for more, whichever it is: the fastest sets the pace, but
+//! not the one whose own paths changed, which is told nothing of them. Until then it gathers, and a prefix that
+//! changes again meanwhile is said once, as it stands then. A member that has no room for what is said falls behind:
+//! from then on what it knows of those prefixes is remembered for it alone, and it catches up on its own. With nothing
+//! left to catch up with it is in step again: it knows what the group has said. So begins one that joins, or wants to
+//! be told again.
 //!
 //! Only which prefixes were said is remembered, and whose paths they were, for no peer hears its own: what was said
 //! about each follows from its best path.
