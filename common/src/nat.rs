@@ -18,7 +18,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::addr::{Addr, Port, Proto};
 use crate::flow::FlowKey;
+use crate::hash;
 use crate::snat::Binding;
 
 /// Rows of `NAT_FLOWS`: twice as many as flows are expected, so that runs stay short.
@@ -32,10 +34,43 @@ pub const BUSY: u8 = 0xff;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NatFlow {
-    /// The flow as its answers look.
-    pub answer: FlowKey,
-    /// From which service they come. `whose` is the epoch in which the way in `NAT_WAYS` was learnt.
+    /// The backend's address: the flow is held as its answers look.
+    pub src: Addr,
+    /// The client's address.
+    pub dst: Addr,
+    /// The backend's port.
+    pub src_port: Port,
+    /// The client's port.
+    pub dst_port: Port,
+    /// Protocol.
+    pub proto: Proto,
+    /// Zero.
+    pub pad: u8,
+    /// The row of `NAT_WAYS` that its answers went by last.
+    pub way: u16,
+    /// From which service they come. `whose` is the epoch in which the way was learnt.
     pub binding: Binding,
+}
+
+impl NatFlow {
+    /// Builds a row that knows no way yet.
+    pub const fn new(answer: &FlowKey, binding: Binding) -> Self {
+        Self {
+            src: answer.src,
+            dst: answer.dst,
+            src_port: answer.src_port,
+            dst_port: answer.dst_port,
+            proto: answer.proto,
+            pad: 0,
+            way: 0,
+            binding,
+        }
+    }
+
+    /// The flow as its answers look.
+    pub const fn answer(&self) -> FlowKey {
+        FlowKey::new(self.src, self.src_port, self.dst, self.dst_port, self.proto)
+    }
 }
 
 /// The row where a flow is sought first; `secret` is the node's, so that nobody outside can fill a run.
@@ -50,9 +85,17 @@ pub const fn probe(first: u32, probe: u32) -> u32 {
     (first + probe) & (ROWS - 1)
 }
 
-/// A row of `NAT_WAYS`: where a flow's answers go.
+/// For how long a way is known at most, in seconds: the rest of a span of the clock that is so long.
+pub const WAY_S: u32 = 4;
+/// Rows of `NAT_WAYS`. A node has as many ways as neighbours, which are few: flows share them, so that they stay in
+/// the cache.
+pub const WAYS: u32 = 1 << 14;
+/// How many rows a way may have. What finds no room there is not learnt.
+pub const WAY_PROBES: u32 = 4;
+
+/// A row of `NAT_WAYS`: where answers go; all zero: free. It stays as it is until an agent begins.
 ///
-/// One word, written by one store; the device's own MAC address and MTU are in `DEVICES`.
+/// One word, claimed by a compare-and-exchange; the device's own MAC address and MTU are in `DEVICES`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NatWay {
@@ -62,6 +105,12 @@ pub struct NatWay {
     pub device: u16,
 }
 
+/// The `probe`-th row that a way may have, by its word.
+#[inline(always)]
+pub const fn way_row(way: u64, probe: u32) -> u32 {
+    ((hash::fold(hash::K, way) >> 32) as u32).wrapping_add(probe) & (WAYS - 1)
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -69,7 +118,6 @@ mod tests {
     use std::vec;
 
     use super::*;
-    use crate::addr::{Addr, Port, Proto};
 
     #[test]
     fn nearly_every_flow_finds_room_while_half_of_the_rows_are_in_use() {

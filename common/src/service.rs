@@ -9,13 +9,14 @@
 //! Where this node translates:
 //! ```text
 //!   ARRIVALS {service, backend's address}    -> Arrival {backend, service}: out of another node's tunnel
-//!   SERVING  {backend's address, port}       -> what it sends may be an answer
+//!   SERVING  [bit of backend's addr, port]   -> 0: it is no backend's. 1: what it sends may be an answer
 //!   NAT_FLOWS {backend -> client}            -> the service that the answer comes from
 //! ```
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, Port, Proto};
+use crate::hash;
 
 /// Where clients reach a service.
 #[repr(C)]
@@ -302,30 +303,33 @@ pub struct Arrival {
     pub service: u32,
 }
 
-/// Where a backend listens for which this node translates: the key of `SERVING`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+/// Where a backend listens for which this node translates. TCP and UDP are not told apart: the flow's row does that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServingKey {
     /// Its address.
     pub addr: Addr,
-    /// Its port. TCP and UDP are not told apart: the flow's row does that.
+    /// Its port.
     pub port: Port,
-    /// Zero.
-    pub pad: u16,
-    /// Zero.
-    pub pad_word: u32,
 }
 
 impl ServingKey {
+    /// Rows of `SERVING`: 8 KiB, which stay in the first-level cache.
+    pub const WORDS: u32 = 1024;
+
     /// Builds a key.
     #[inline(always)]
     pub const fn new(addr: Addr, port: Port) -> Self {
-        Self {
-            addr,
-            port,
-            pad: 0,
-            pad_word: 0,
-        }
+        Self { addr, port }
+    }
+
+    /// The row of `SERVING` that its bit is in, and the bit. Others may share it: then what they send is looked for
+    /// among the flows, in vain.
+    #[inline(always)]
+    pub const fn place(&self) -> (u32, u64) {
+        let [first, second] = self.addr.halves();
+        let hash = hash::fold(hash::fold(hash::K, first), second);
+        let hash = hash::fold(hash, self.port.wire() as u64);
+        ((hash >> 54) as u32, 1 << (hash >> 48 & 63))
     }
 }
 

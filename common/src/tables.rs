@@ -199,11 +199,11 @@ tables! {
     /// Packets dropped, by service id and reason; a service that drops nothing has no row.
     ServiceDrops = "SERVICE_DROPS" v 1 PerCpuHash<ServiceDrop, u64>[16384],
     /// Flows that this node translates to backends, by their answers, once the backend has taken them up.
-    NatFlows = "NAT_FLOWS" v 2 MappedArray<u32, NatFlow>[nat::ROWS],
+    NatFlows = "NAT_FLOWS" v 3 MappedArray<u32, NatFlow>[nat::ROWS],
     /// The same before that, and those for which NAT_FLOWS has no room: the flow's next packet restores a row.
     NatRecent = "NAT_RECENT" v 1 LruHash<FlowKey, Binding>[65536],
-    /// Where backends listen for which this node translates.
-    Serving = "SERVING" v 1 Hash<ServingKey, u32>[16384],
+    /// Where backends may listen for which this node translates, 64 places in a row.
+    Serving = "SERVING" v 2 Array<u32, u64>[ServingKey::WORDS],
     /// Whom packets are for that other nodes' balancers have wrapped for backends of this node.
     Arrivals = "ARRIVALS" v 1 Hash<ArrivalKey, Arrival>[65536],
     /// When each kind of ICMP message of our own may be sent again at full rate, in nanoseconds.
@@ -212,8 +212,8 @@ tables! {
     Fragments = "FRAGMENTS" v 1 LruHash<FragmentKey, Ports>[16384],
     /// As DETOURS, for what pods send.
     PodDetours = "POD_DETOURS" v 1 ProgramArray<u32, u32>[8],
-    /// The ways of answers of flows in NAT_FLOWS, by the flow's row.
-    NatWays = "NAT_WAYS" v 1 Array<u32, NatWay>[nat::ROWS],
+    /// The ways of answers of flows in NAT_FLOWS, whose rows name them.
+    NatWays = "NAT_WAYS" v 2 Array<u32, NatWay>[nat::WAYS],
     /// In which epoch ways are: what was learnt in another one holds no longer. 0: nothing is learnt.
     WayEpoch = "WAY_EPOCH" v 1 Array<u32, u32>[1],
 }
@@ -256,6 +256,5 @@ mod tests {
         assert_eq!(size_of::<SourceRange>(), 24);
         assert_eq!(size_of::<ArrivalKey>(), 40);
         assert_eq!(size_of::<Arrival>(), 8);
-        assert_eq!(size_of::<ServingKey>(), 24);
     }
 }

@@ -323,7 +323,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
     if let Some(epochs) = epochs
         && let Err(error) = epochs.end().await
     {
-        warn!(%error, "ways that the datapath has learnt may be a second old");
+        warn!(%error, "ways that the datapath has learnt may be old for some seconds");
     }
     stop.cancel();
     #[cfg(feature = "kubernetes")]

@@ -28,5 +28,6 @@ pub mod mapped;
 pub mod observe;
 pub mod pins;
 pub mod rehearse;
+mod serving;
 pub mod sockets;
 pub mod table;

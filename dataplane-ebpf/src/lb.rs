@@ -319,7 +319,7 @@ fn by_name<F: Resize>(
 /// The service that a packet comes from, when it is a backend's answer to a flow that this node translated.
 #[inline(always)]
 pub fn asked(network: &Network, transport: &Transport) -> Option<Asked> {
-    if !maps::is_serving(&ServingKey::new(network.src, transport.src_port)) {
+    if !maps::may_serve(&ServingKey::new(network.src, transport.src_port)) {
         return None;
     }
     nat::answered(&nat::answer_of(network, transport), transport.tcp_flags)

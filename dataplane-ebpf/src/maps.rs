@@ -105,7 +105,7 @@ static WAY_EPOCH: Array<u32> = Array::with_max_entries(tables::WayEpoch::CAPACIT
 static NAT_RECENT: LruHashMap<FlowKey, Binding> =
     LruHashMap::with_max_entries(tables::NatRecent::CAPACITY, 0);
 #[map]
-static SERVING: HashMap<ServingKey, u32> = HashMap::with_max_entries(tables::Serving::CAPACITY, 0);
+static SERVING: Array<u64> = Array::with_max_entries(tables::Serving::CAPACITY, 0);
 #[map]
 static ARRIVALS: HashMap<ArrivalKey, Arrival> =
     HashMap::with_max_entries(tables::Arrivals::CAPACITY, 0);
@@ -306,10 +306,15 @@ pub fn remember_flow(key: &FlowKey, flow: &Flow) {
     let _ = FLOWS.insert(key, flow, 0);
 }
 
-/// Whether a backend listens there for which this node translates.
+/// Whether a backend may listen there for which this node translates.
 #[inline(always)]
-pub fn is_serving(key: &ServingKey) -> bool {
-    SERVING.get_ptr(key).is_some()
+pub fn may_serve(key: &ServingKey) -> bool {
+    let (word, bit) = key.place();
+    // SAFETY: an aligned word, valid whatever it is, that userspace writes.
+    let bits = SERVING
+        .get_ptr(word)
+        .map(|row| unsafe { row.read_volatile() });
+    bits.is_some_and(|bits| bits & bit != 0)
 }
 
 /// Whom a packet out of a tunnel is for.

@@ -17,9 +17,9 @@
 //! is not answered so, turns over `NAT_RECENT`, which may forget, because every packet of the client restores the
 //! row: it must live from there to the answer, no longer. A full `NAT_FLOWS` refuses nobody for the same reason.
 //!
-//! An answer asks the kernel for its way once a second, and again when the agent says that something has changed
-//! (`WAY_EPOCH`): `bpf_fib_lookup` costs more than all else that an answer needs. A way is used by packets without a
-//! DSCP only, because policy rules may look at that; it is never older than a second, agent or not.
+//! An answer asks the kernel for its way every [`WAY_S`] seconds, and again when the agent says that something has
+//! changed (`WAY_EPOCH`): `bpf_fib_lookup` costs more than all else that an answer needs. A way is used by packets
+//! without a DSCP only, because policy rules may look at that; it is never older than that, agent or not.
 //!
 //! A pod that reaches itself is its own client here too; only in the packets it has another name ([`mirror`]).
 //!
@@ -27,6 +27,7 @@
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
+use fairlead_common::nat::WAY_S;
 use fairlead_common::reason::Reason;
 use fairlead_common::snat::{self, Binding, Direction, State, tcp};
 
@@ -81,10 +82,7 @@ pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Resul
         last_seen_s: now_s,
     };
     let row = match maps::nat_flow(answer) {
-        Some(kept) => {
-            maps::fetch_nat_way(kept.at);
-            kept.row
-        }
+        Some(kept) => kept.binding(),
         None => match maps::recent_nat_flow(answer) {
             Some(row) => row,
             None => {
@@ -109,11 +107,11 @@ pub fn sent(answer: &FlowKey, service: Addr, port: Port, tcp_flags: u8) -> Resul
     Err(Reason::ServiceFlowTaken)
 }
 
-/// A binding after one more packet. What was learnt of the way holds for the second that it was learnt in.
+/// A binding after one more packet. What was learnt of the way holds for the [`WAY_S`] seconds that it was learnt in.
 #[inline(always)]
 const fn seen(binding: &Binding, direction: Direction, tcp_flags: u8, now_s: u32) -> Binding {
     let state = snat::advance(State::from_row(binding.state), direction, tcp_flags) as u8;
-    let whose = if now_s == binding.last_seen_s {
+    let whose = if now_s / WAY_S == binding.last_seen_s / WAY_S {
         binding.whose
     } else {
         0
@@ -142,7 +140,7 @@ pub struct Asked {
 pub fn answered(answer: &FlowKey, tcp_flags: u8) -> Option<Asked> {
     let kept = maps::nat_flow(answer);
     let row = match kept {
-        Some(kept) => kept.row,
+        Some(kept) => kept.binding(),
         None => maps::recent_nat_flow(answer)?,
     };
     let binding = row.load();
@@ -170,14 +168,14 @@ impl Asked {
         self.life.inside_port()
     }
 
-    /// The way that the flow's answers went last, when it was found in this second and in this epoch, as
-    /// [`maps::nat_way`] has it.
+    /// The way that the flow's answers went last, when it was found in these [`WAY_S`] seconds and in this epoch, as
+    /// [`Kept::way`] has it.
     #[inline(always)]
     pub fn way(&self, epoch: u8, total: u32) -> Option<[u64; 2]> {
         if epoch == 0 || self.life.whose() != epoch {
             return None;
         }
-        maps::nat_way(self.kept?.at, total)
+        self.kept?.way(total)
     }
 
     /// Remembers the way of the flow's answers, which was asked for in this epoch or a later one.
@@ -185,9 +183,9 @@ impl Asked {
     pub fn remember(&self, epoch: u8, ifindex: u32, mtu: u32, macs: [u64; 2]) {
         if let Some(kept) = self.kept
             && epoch != 0
-            && maps::learn_nat_way(kept.at, ifindex, mtu, macs)
+            && kept.learn_way(ifindex, mtu, macs)
         {
-            kept.row.renew(self.life, self.life.with_whose(epoch));
+            kept.binding().renew(self.life, self.life.with_whose(epoch));
         }
     }
 }
@@ -196,7 +194,7 @@ impl Asked {
 #[inline(always)]
 pub fn known(answer: &FlowKey) -> Option<(Addr, Port)> {
     let row = match maps::nat_flow(answer) {
-        Some(kept) => kept.row,
+        Some(kept) => kept.binding(),
         None => maps::recent_nat_flow(answer)?,
     };
     let binding = row.load();

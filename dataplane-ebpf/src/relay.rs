@@ -34,7 +34,7 @@ use crate::{lb, maps, nat};
 pub fn may_answer(node: &Node, network: &Network, transport: &Transport) -> bool {
     transport.kind == Kind::Ports
         && network.dst == own(node, network)
-        && maps::is_serving(&ServingKey::new(network.src, transport.src_port))
+        && maps::may_serve(&ServingKey::new(network.src, transport.src_port))
 }
 
 /// The node's own address of a packet's family.

@@ -226,7 +226,7 @@ impl Node {
     pub fn kept_flow(&mut self, answer: &FlowKey) -> Option<(u32, Binding)> {
         self.kept_rows(answer).find_map(|at| {
             let row = self.get::<NatFlows>(&at).expect("a row");
-            (row.answer == *answer && row.binding.last_seen_s != 0).then_some((at, row.binding))
+            (row.answer() == *answer && row.binding.last_seen_s != 0).then_some((at, row.binding))
         })
     }
 
@@ -235,10 +235,7 @@ impl Node {
         let free = self
             .kept_rows(answer)
             .find(|at| self.get::<NatFlows>(at) == Some(NatFlow::default()));
-        let row = NatFlow {
-            answer: *answer,
-            binding: *binding,
-        };
+        let row = NatFlow::new(answer, *binding);
         self.set::<NatFlows>(&free.expect("a free row"), &row);
     }
 

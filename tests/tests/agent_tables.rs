@@ -10,7 +10,7 @@ use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::nat::{self, NatFlow};
 use fairlead_common::route::Device;
-use fairlead_common::service::{Backend, Service, ServiceKey, Slot, flags, forward};
+use fairlead_common::service::{Backend, Service, ServiceKey, ServingKey, Slot, flags, forward};
 use fairlead_common::snat::{self, Binding, EgressPort, State};
 use fairlead_common::tables::{self, Flows, NatFlows, SnatFwd, SnatRev, Table as _};
 use fairlead_control::dataplane::apply::{self, KernelStore};
@@ -281,14 +281,13 @@ fn a_translated_flow_that_has_ended_is_freed_and_cuts_no_other_one_off() {
     let now = observe::now_s().unwrap();
     let mut kept = Pinned::<NatFlows>::open(&tables.pins).unwrap();
     let mut put = |at: u32, silent_s: u32| {
-        let row = NatFlow {
-            answer: flow(("10.244.1.5", 53), ("10.0.0.9", 40000), Proto::UDP),
-            binding: Binding {
-                state: State::New as u8,
-                last_seen_s: now - silent_s,
-                ..Binding::default()
-            },
+        let answer = flow(("10.244.1.5", 53), ("10.0.0.9", 40000), Proto::UDP);
+        let binding = Binding {
+            state: State::New as u8,
+            last_seen_s: now - silent_s,
+            ..Binding::default()
         };
+        let row = NatFlow::new(&answer, binding);
         kept.set(&at, &row).unwrap();
     };
     // Nobody has answered for longer than 30 s, or not yet; the table's end leads on to its beginning.
@@ -440,4 +439,78 @@ fn tables_without_an_agent_are_listed_as_absent_with_what_to_do() {
             folder.path().display()
         )
     );
+}
+
+/// The rows of SERVING that have a bit, with their bits.
+fn listening(pins: &Pins) -> Vec<(u32, u64)> {
+    let table = Pinned::<tables::Serving>::open(pins).unwrap();
+    let rows = table.rows().map(Result::unwrap);
+    rows.filter(|(_, bits)| *bits != 0).collect()
+}
+
+#[test]
+fn answers_are_looked_for_where_the_backends_listen_that_the_table_has() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let pins = &tables.pins;
+    let backend = |number: u16, forward| Backend {
+        addr: addr("10.244.1.5"),
+        port: Port::new(number),
+        forward,
+        flags: flags::ALIVE,
+        next_hop: 0,
+    };
+    let mut backends = Pinned::<tables::Backends>::open(pins).unwrap();
+    backends.set(&1, &backend(80, forward::HERE)).unwrap();
+    backends.set(&2, &backend(81, forward::NAT)).unwrap();
+    backends.set(&3, &backend(82, forward::L2)).unwrap();
+    let mut places = Pinned::<tables::Serving>::open(pins).unwrap();
+    // What an agent has left that was killed between two steps.
+    places.set(&7, &u64::MAX).unwrap();
+
+    let store = KernelStore::open(pins).unwrap();
+
+    let key = |port: u16| ServingKey::new(addr("10.244.1.5"), Port::new(port));
+    let of = |ports: &[u16]| -> Vec<(u32, u64)> {
+        let mut rows = std::collections::BTreeMap::new();
+        for (word, bit) in ports.iter().map(|port| key(*port).place()) {
+            *rows.entry(word).or_default() |= bit;
+        }
+        rows.into_iter().collect()
+    };
+    assert_eq!(listening(pins), of(&[80, 81]));
+    let known = store.observe().unwrap().serving;
+    assert_eq!(known.into_iter().collect::<Vec<_>>(), [key(80), key(81)]);
+}
+
+#[test]
+fn a_place_that_two_backends_share_is_kept_until_both_have_gone() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let key = |number: u32| {
+        let addr = Addr::from(std::net::Ipv4Addr::from(0x0af4_0000 + number));
+        ServingKey::new(addr, Port::new(8080))
+    };
+    let first = key(1);
+    let second = (2..1 << 20)
+        .map(key)
+        .find(|one| one.place() == first.place());
+    let second = second.unwrap();
+    let mut store = KernelStore::open(&tables.pins).unwrap();
+    let mut after = |step: Step| {
+        store.apply(&step).unwrap();
+        listening(&tables.pins)
+    };
+
+    let set = vec![first.place()];
+    assert_eq!(after(Step::PutServing(first)), set);
+    assert_eq!(after(Step::PutServing(second)), set);
+    assert_eq!(after(Step::PutServing(second)), set, "again");
+    assert_eq!(after(Step::RemoveServing(first)), set);
+    assert_eq!(after(Step::RemoveServing(second)), []);
+    assert_eq!(after(Step::RemoveServing(second)), [], "again");
 }

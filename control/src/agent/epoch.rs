@@ -1,11 +1,12 @@
 //! Tells the datapath when the ways that it has learnt are old.
 //!
-//! The datapath asks the kernel for the way of a flow's answers once a second and again when `WAY_EPOCH` has
-//! changed. Without an agent that turns it, a way is at most a second old.
+//! The datapath asks the kernel for the way of a flow's answers every few seconds ([`nat::WAY_S`]) and again when
+//! `WAY_EPOCH` has changed. Without an agent that turns it, a way is no older than that.
 
 use std::time::Duration;
 
-use fairlead_common::tables::WayEpoch;
+use fairlead_common::nat::{self, NatWay};
+use fairlead_common::tables::{NatWays, WayEpoch};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
@@ -13,9 +14,10 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::table::{self, Pinned};
 use crate::host::fib::Watch;
 
-/// The least time between two turns. There are 255 epochs, and a row remembers one for up to a second: in this time
-/// it does not come again.
-const PACE: Duration = Duration::from_millis(10);
+/// The least time between two turns. There are 255 epochs, and a row remembers one for up to [`nat::WAY_S`]: in this
+/// time it does not come again.
+const PACE: Duration = Duration::from_millis(20);
+const _: () = assert!(PACE.as_millis() * 255 > nat::WAY_S as u128 * 1000);
 
 /// The task that turns the epoch.
 #[derive(Debug)]
@@ -25,18 +27,20 @@ pub struct Epochs {
 }
 
 impl Epochs {
-    /// Begins a new epoch, and another one at each change of what decides where packets are sent.
+    /// Forgets all ways and begins a new epoch, and another one at each change of what decides where packets are sent.
     ///
     /// # Errors
     /// The kernel cannot be watched, or the table cannot be written.
     pub fn begin(pins: &Pins) -> anyhow::Result<Self> {
         let mut watch = Watch::open()?;
         let mut table = Pinned::<WayEpoch>::open(pins)?;
-        turn(&mut table)?;
+        let epoch = table.get(&0)?.unwrap_or_default();
+        forget_ways(pins, &mut table)?;
+        table.set(&0, &after(epoch))?;
         let task = tokio::spawn(async move {
             while watch.changed().await.is_some() {
                 if let Err(error) = turn(&mut table) {
-                    warn!(%error, "ways that the datapath has learnt may be a second old");
+                    warn!(%error, "ways that the datapath has learnt may be old for some seconds");
                 }
                 tokio::time::sleep(PACE).await;
             }
@@ -61,8 +65,24 @@ impl Epochs {
     }
 }
 
-/// Begins the next epoch; 0 is none.
+/// Begins the next epoch.
 fn turn(table: &mut Pinned<WayEpoch>) -> Result<(), table::Error> {
     let epoch = table.get(&0)?.unwrap_or_default();
-    table.set(&0, &(epoch % 255 + 1))
+    table.set(&0, &after(epoch))
+}
+
+/// The epoch after this one; 0 is none.
+const fn after(epoch: u32) -> u32 {
+    epoch % 255 + 1
+}
+
+/// Frees the rows of all ways, which the datapath never does: nobody goes them, and none is learnt meanwhile.
+fn forget_ways(pins: &Pins, epoch: &mut Pinned<WayEpoch>) -> Result<(), table::Error> {
+    epoch.set(&0, &0)?;
+    let mut ways = Pinned::<NatWays>::open(pins)?;
+    let rows = ways.rows().collect::<Result<Vec<_>, _>>()?;
+    for (at, _) in rows.iter().filter(|(_, way)| *way != NatWay::default()) {
+        ways.set(at, &NatWay::default())?;
+    }
+    Ok(())
 }

@@ -17,11 +17,12 @@ use fairlead_common::route::{DEVICE_MASK, Device};
 use fairlead_common::service::{self, Backend, Counter, NextHop, ServiceKey, Slot};
 use fairlead_common::tables::{
     Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NextHops, NodeTable, ServiceDrops,
-    ServiceStats, Services, Serving, SieveTable, SourceRanges, Table, TxPorts,
+    ServiceStats, Services, SieveTable, SourceRanges, Table, TxPorts,
 };
 
 use super::mapped::Access;
 use super::pins::Pins;
+use super::serving::Listeners;
 use super::table::{self, Pinned, Slots};
 use crate::plan::{Actual, Step, Store};
 
@@ -44,7 +45,7 @@ pub struct KernelStore {
     service_stats: Pinned<ServiceStats>,
     service_drops: Pinned<ServiceDrops>,
     backend_stats: Pinned<BackendStats>,
-    serving: Pinned<Serving>,
+    listeners: Listeners,
     arrivals: Pinned<Arrivals>,
     slots: Slots,
 }
@@ -72,11 +73,13 @@ impl KernelStore {
     }
 
     fn with_access(pins: &Pins, access: Access) -> Result<Self, Error> {
+        let backends = Pinned::open(pins)?;
         Ok(Self {
+            listeners: Listeners::open(pins, &backends, access)?,
+            backends,
             node: Pinned::open(pins)?,
             devices: Pinned::open(pins)?,
             services: Pinned::open(pins)?,
-            backends: Pinned::open(pins)?,
             next_hops: Pinned::open(pins)?,
             flows: Pinned::open(pins)?,
             addresses: Pinned::open(pins)?,
@@ -85,7 +88,6 @@ impl KernelStore {
             service_stats: Pinned::open(pins)?,
             service_drops: Pinned::open(pins)?,
             backend_stats: Pinned::open(pins)?,
-            serving: Pinned::open(pins)?,
             arrivals: Pinned::open(pins)?,
             slots: Slots::open(pins, access)?,
         })
@@ -201,8 +203,8 @@ impl Store for KernelStore {
             Step::RemoveAddress(addr) => drop(self.addresses.remove(addr)?),
             Step::PutSieve(sieve) => self.sieve.set(&0, sieve)?,
             Step::ClearCounts { services, backends } => self.clear_counts(services, backends)?,
-            Step::PutServing(key) => self.serving.set(key, &0)?,
-            Step::RemoveServing(key) => drop(self.serving.remove(key)?),
+            Step::PutServing(key) => self.listeners.put(*key)?,
+            Step::RemoveServing(key) => self.listeners.remove(*key)?,
             Step::PutArrival(key, row) => self.arrivals.set(key, row)?,
             Step::RemoveArrival(key) => drop(self.arrivals.remove(key)?),
             Step::ForgetFlows { services, backends } => self.forget_flows(services, backends)?,
@@ -235,9 +237,7 @@ impl Store for KernelStore {
                 actual.rings.insert(service.ring, slots.into());
             }
         }
-        for row in self.serving.rows() {
-            actual.serving.insert(row?.0);
-        }
+        actual.serving = self.listeners.keys().clone();
         for row in self.arrivals.rows() {
             let (key, arrival) = row?;
             actual.arrivals.insert(key, arrival);

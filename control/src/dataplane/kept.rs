@@ -157,7 +157,7 @@ impl Sweep {
                 is_next_free = true;
                 continue;
             };
-            let proto = flow.answer.proto;
+            let proto = flow.proto;
             let is_over = snat::is_expired(&flow.binding, proto, now_s.saturating_sub(GRACE_S));
             is_next_free = is_over && is_next_free && piece.free(at, life(&flow.binding));
             self.met += usize::from(!is_over);

@@ -9,7 +9,6 @@ use std::net::IpAddr;
 use anyhow::Result;
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
-use fairlead_common::nat::NatFlow;
 use fairlead_common::service::{Backend, flags};
 use fairlead_common::snat::{self, Binding};
 use fairlead_common::tables;
@@ -63,10 +62,11 @@ impl View {
             });
         }
         let mut kept = HashSet::new();
-        Kept::open(&self.pins)?.each(|_, NatFlow { answer, binding }| {
+        Kept::open(&self.pins)?.each(|_, flow| {
+            let answer = flow.answer();
             kept.insert(answer);
-            if !snat::is_expired(&binding, answer.proto, now_s) {
-                take(known.translated(&answer, &binding));
+            if !snat::is_expired(&flow.binding, answer.proto, now_s) {
+                take(known.translated(&answer, &flow.binding));
             }
         })?;
         let recent: Pinned<tables::NatRecent> = Pinned::open(&self.pins)?;

@@ -16,15 +16,12 @@ use super::{
 
 /// A row of `NAT_FLOWS` that holds the flow that it was sought by.
 #[derive(Clone, Copy)]
-pub struct Kept {
-    /// Which row.
-    pub at: u32,
-    /// What it says.
-    pub row: BindingRow,
-}
+pub struct Kept(*mut u64);
 
 /// Which word of a row its binding begins at.
 const BINDING: usize = 5;
+/// Which half word of a row names the way: the last one of the key's words, zero in the key.
+const WAY: usize = 4 * BINDING - 1;
 
 /// The row where a flow is sought first, by its answers.
 #[inline(always)]
@@ -38,8 +35,9 @@ pub fn nat_flow(answer: &FlowKey) -> Option<Kept> {
     let first = nat_row(answer);
     let key = answer.words();
     for probe in 0..nat::PROBES {
-        let at = nat::probe(first, probe);
-        let row = NAT_FLOWS.get_ptr_mut(at)?.cast::<u64>();
+        let row = NAT_FLOWS
+            .get_ptr_mut(nat::probe(first, probe))?
+            .cast::<u64>();
         // SAFETY: a row is eight words, and the kernel keeps its memory.
         let word = |i: usize| unsafe { row.add(i).read_volatile() };
         if word(BINDING + LIFE) == Life::NONE.0 {
@@ -49,15 +47,14 @@ pub fn nat_flow(answer: &FlowKey) -> Option<Kept> {
             | (word(1) ^ key[1])
             | (word(2) ^ key[2])
             | (word(3) ^ key[3])
-            | (word(4) ^ key[4]);
+            // But for the way.
+            | (word(4) ^ key[4]) << 16;
         if differs == 0 {
             // Read after the key, which another flow may have been writing: what is busy by now is nobody's yet.
             if (word(BINDING + LIFE) >> 16) as u8 == nat::BUSY {
                 return None;
             }
-            // SAFETY: as above.
-            let row = BindingRow(unsafe { row.add(BINDING) });
-            return Some(Kept { at, row });
+            return Some(Kept(row));
         }
     }
     None
@@ -72,8 +69,7 @@ pub fn keep_nat_flow(answer: &FlowKey, binding: &Binding, now_s: u32) {
             return;
         };
         let row = row.cast::<u64>();
-        // SAFETY: as in `nat_flow`.
-        let binding_row = BindingRow(unsafe { row.add(BINDING) });
+        let binding_row = Kept(row).binding();
         let old = binding_row.load();
         // SAFETY: as in `nat_flow`.
         let proto = Proto((unsafe { row.add(4).read_volatile() } >> 32) as u8);
@@ -111,47 +107,68 @@ pub fn way_epoch() -> u8 {
     WAY_EPOCH.get(0).map_or(0, |epoch| *epoch as u8)
 }
 
-/// The way that was learnt for the flow in a row, when a packet of this length may go it: the device that leads to the
-/// neighbour, four bytes, source MAC and destination MAC, as [`super::NextHopRow::macs`].
-#[inline(always)]
-pub fn nat_way(at: u32, total: u32) -> Option<[u64; 2]> {
-    let row = NAT_WAYS.get_ptr(at)?.cast::<u64>();
-    // SAFETY: an aligned word that other CPUs write too, each value valid: {MAC, device}.
-    let way = unsafe { row.read_volatile() };
-    let device = DEVICES.get((way >> 48) as u32 & DEVICE_MASK)?;
-    let mut source = [0; 8];
-    source[..6].copy_from_slice(&device.mac);
-    let source = u64::from_ne_bytes(source);
-    (device.ifindex != 0 && total <= device.mtu).then_some([
-        u64::from(device.ifindex) | source << 32,
-        source >> 32 | way << 16,
-    ])
-}
-
-/// Has the way of a row in the cache by the time that its answer comes: nothing waits for this load, which would cost
-/// the answer 77 ns among 64Ki flows.
-#[inline(always)]
-pub fn fetch_nat_way(at: u32) {
-    if let Some(row) = NAT_WAYS.get_ptr(at) {
-        // SAFETY: as in `nat_way`.
-        let _ = unsafe { row.cast::<u64>().read_volatile() };
+impl Kept {
+    /// Whose flow it is, and how it lives.
+    #[inline(always)]
+    pub fn binding(self) -> BindingRow {
+        // SAFETY: as in [`nat_flow`].
+        BindingRow(unsafe { self.0.add(BINDING) })
     }
-}
 
-/// Learns a way for the flow in a row: the device, the largest IP packet that goes it, and the MAC addresses as
-/// [`nat_way`] has them. False when a row cannot say it.
-#[inline(always)]
-pub fn learn_nat_way(at: u32, ifindex: u32, mtu: u32, macs: [u64; 2]) -> bool {
-    // A route may have a smaller limit than its device.
-    match (device(ifindex), NAT_WAYS.get_ptr_mut(at)) {
-        (Some(device), Some(row)) if device.mtu == mtu => {
-            let way = macs[1] >> 16 | u64::from(ifindex & DEVICE_MASK) << 48;
-            // SAFETY: as in `nat_way`.
-            unsafe { row.cast::<u64>().write_volatile(way) };
-            true
+    /// The way that was learnt for the flow, when a packet of this length may go it: the device that leads to the
+    /// neighbour, four bytes, source MAC and destination MAC, as [`super::NextHopRow::macs`].
+    #[inline(always)]
+    pub fn way(self, total: u32) -> Option<[u64; 2]> {
+        // SAFETY: as in [`nat_flow`]; an aligned half word that other CPUs write too, each value valid.
+        let at = unsafe { self.0.cast::<u16>().add(WAY).read_volatile() };
+        let row = NAT_WAYS.get_ptr(at.into())?.cast::<u64>();
+        // SAFETY: an aligned word, {MAC, device}, which is written once.
+        let way = unsafe { row.read_volatile() };
+        let device = DEVICES.get((way >> 48) as u32 & DEVICE_MASK)?;
+        let mut source = [0; 8];
+        source[..6].copy_from_slice(&device.mac);
+        let source = u64::from_ne_bytes(source);
+        let fits = way != 0 && device.ifindex != 0 && total <= device.mtu;
+        fits.then_some([
+            u64::from(device.ifindex) | source << 32,
+            source >> 32 | way << 16,
+        ])
+    }
+
+    /// Learns a way for the flow: the device, the largest IP packet that goes it, and the MAC addresses as
+    /// [`Self::way`] has them. False when a row cannot say it, or there is none for it.
+    #[inline(always)]
+    pub fn learn_way(self, ifindex: u32, mtu: u32, macs: [u64; 2]) -> bool {
+        // A route may have a smaller limit than its device.
+        if device(ifindex).is_none_or(|device| device.mtu != mtu) {
+            return false;
         }
-        _ => false,
+        let way = macs[1] >> 16 | u64::from(ifindex & DEVICE_MASK) << 48;
+        let Some(at) = way_row(way) else {
+            return false;
+        };
+        // SAFETY: as in [`Self::way`].
+        unsafe { self.0.cast::<u16>().add(WAY).write_volatile(at as u16) };
+        true
     }
+}
+
+/// The row of `NAT_WAYS` that holds a way, claimed when there is none.
+#[inline(always)]
+fn way_row(way: u64) -> Option<u32> {
+    for probe in 0..nat::WAY_PROBES {
+        let at = nat::way_row(way, probe);
+        let row = NAT_WAYS.get_ptr_mut(at)?.cast::<u64>();
+        // SAFETY: as in [`Kept::way`].
+        let mut held = unsafe { row.read_volatile() };
+        if held == 0 {
+            held = exchange(row, 0, way);
+        }
+        if held == 0 || held == way {
+            return Some(at);
+        }
+    }
+    None
 }
 
 /// The row of a flow that is not kept yet.
@@ -228,27 +245,33 @@ impl BindingRow {
         true
     }
 
-    #[cfg(target_arch = "bpf")]
     #[inline(always)]
     fn exchange(self, Life(old): Life, Life(new): Life) -> bool {
-        let seen: u64;
-        // SAFETY: an aligned word of a row. In assembly, because `core` has no compare-and-exchange here.
-        unsafe {
-            core::arch::asm!(
-                "r0 = cmpxchg_64({row} + 16, r0, {new})",
-                row = in(reg) self.0,
-                new = in(reg) new,
-                inout("r0") old => seen,
-            );
-        }
-        seen == old
+        // SAFETY: as in `load`.
+        exchange(unsafe { self.0.add(LIFE) }, old, new) == old
     }
+}
 
-    #[cfg(not(target_arch = "bpf"))]
-    #[expect(clippy::unused_self, reason = "stands in for the kernel's side")]
-    fn exchange(self, _: Life, _: Life) -> bool {
-        unreachable!("tables are in the kernel")
+/// Writes an aligned word of a row where it is `old`; what it was.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    let seen: u64;
+    // SAFETY: callers pass words of rows. In assembly, because `core` has no compare-and-exchange here.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") old => seen,
+        );
     }
+    seen
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn exchange(_: *mut u64, _: u64, _: u64) -> u64 {
+    unreachable!("tables are in the kernel")
 }
 
 /// A binding's third word: {inside port, state, whose, last seen}.

@@ -14,7 +14,9 @@ impl Node {
         let mut row = self.get::<Backends>(&backend).expect("a row");
         row.port = Port::new(port);
         self.set::<Backends>(&backend, &row);
-        self.set::<Serving>(&ServingKey::new(row.addr, row.port), &0);
+        let (word, bit) = ServingKey::new(row.addr, row.port).place();
+        let bits = self.get::<Serving>(&word).expect("a row");
+        self.set::<Serving>(&word, &(bits | bit));
     }
 
     /// Lets packets out of other nodes' tunnels reach a backend of this node for a service.

@@ -8,9 +8,7 @@ use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::flow::FlowKey;
 use fairlead_common::fragment::FragmentKey;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{
-    ArrivalKey, ServiceDrop, ServiceKey, ServingKey, SourceRange, scope,
-};
+use fairlead_common::service::{ArrivalKey, ServiceDrop, ServiceKey, SourceRange, scope};
 use fairlead_common::socket::Client;
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
@@ -198,20 +196,6 @@ impl FromText for SourceRange {
     }
 }
 
-impl FromText for ServingKey {
-    fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
-        known(fields, &["addr", "port"])?;
-        Ok(Self::new(
-            Addr::new(field::<IpAddr>(fields, "addr")?),
-            Port::new(field(fields, "port")?),
-        ))
-    }
-
-    fn from_number(_: u64) -> Result<Self, String> {
-        Err("the key is addr, port".to_owned())
-    }
-}
-
 impl FromText for ArrivalKey {
     fn from_fields(fields: &Map<String, Value>) -> Result<Self, String> {
         known(fields, &["service", "port", "proto", "backend"])?;
@@ -300,9 +284,7 @@ mod tests {
         for flow in [flow, flow.of_scope(scope::INSIDE)] {
             assert_eq!(parse_key::<FlowKey>(&flow.to_json().to_string()), Ok(flow));
         }
-        let serving = ServingKey::new(service().addr, service().port);
-        let arrival = ArrivalKey::new(&service(), serving.addr);
-        assert_eq!(parse_key(&serving.to_json().to_string()), Ok(serving));
+        let arrival = ArrivalKey::new(&service(), service().addr);
         assert_eq!(parse_key(&arrival.to_json().to_string()), Ok(arrival));
         for (addr, length) in [("10.0.0.0", 8), ("fd00::", 64), ("::", 0)] {
             let range = SourceRange::new(7, Addr::new(addr.parse().unwrap()), length);

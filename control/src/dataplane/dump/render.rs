@@ -12,8 +12,8 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey,
-    ServingKey, Slot, SourceRange, Traffic, flags, forward, next_hop_flags, scope, service_flags,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey, Slot,
+    SourceRange, Traffic, flags, forward, next_hop_flags, scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use fairlead_common::socket::{Client, Translation, Translations};
@@ -195,19 +195,13 @@ impl ToJson for NatFlow {
     fn to_json(&self) -> Value {
         let mut binding = self.binding.to_json();
         binding["wayEpoch"] = json!(self.binding.whose);
-        json!({ "answer": self.answer.to_json(), "binding": binding })
+        json!({ "answer": self.answer().to_json(), "binding": binding, "way": self.way })
     }
 }
 
 impl ToJson for NatWay {
     fn to_json(&self) -> Value {
         json!({ "device": self.device, "mac": mac(self.mac) })
-    }
-}
-
-impl ToJson for ServingKey {
-    fn to_json(&self) -> Value {
-        json!({ "addr": address(self.addr), "port": self.port.number() })
     }
 }
 
