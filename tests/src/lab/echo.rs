@@ -157,9 +157,12 @@ fn answer_datagrams(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
 }
 
 fn answer_connections(listener: &TcpListener, name: &str, stop: &Arc<AtomicBool>) {
-    let mut connections = Vec::new();
+    let mut connections: Vec<JoinHandle<()>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         if let Ok((stream, from)) = listener.accept() {
+            // A thread that has ended keeps its stack for whoever may join it: the process has room for some ten
+            // thousand.
+            connections.retain(|connection| !connection.is_finished());
             let (name, stop) = (name.to_owned(), stop.clone());
             connections.push(std::thread::spawn(move || {
                 // A client that goes away is its own business.
