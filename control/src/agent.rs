@@ -196,7 +196,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         sockets: Sockets::default(),
         store: KernelStore::open(&pins)?,
         translations: Translations::open(&pins)?,
-        speakers: Speakers::new(learnt_changed, restarting, recorder),
+        speakers: Speakers::new(learnt_changed, restarting, recorder)?,
         adverts: Adverts::default(),
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
         drains: DrainBook::open(&document.state_dir),

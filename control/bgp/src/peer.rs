@@ -349,6 +349,16 @@ impl Peer {
         self.session_mut(direction).written(octets, now);
     }
 
+    /// The connections on which nothing was heard for the hold time.
+    pub(crate) fn silent(&self, now: Instant) -> impl Iterator<Item = ConnectionId> {
+        let sessions = [&self.dialling, &self.dialled].into_iter();
+        sessions.filter_map(move |session| session.silent(now))
+    }
+
+    pub(crate) fn handle_unread(&mut self, direction: Direction, now: Instant) {
+        self.session_mut(direction).heard_unread(now);
+    }
+
     pub(crate) fn handle_bytes(
         &mut self,
         direction: Direction,

@@ -54,6 +54,8 @@ pub enum Input {
     ConnectFailed(ConnectionId, String),
     /// [`Speaker::handle_bytes`].
     Bytes(ConnectionId, #[serde(with = "hex")] Vec<u8>),
+    /// [`Speaker::handle_unread`].
+    Unread(ConnectionId),
     /// [`Speaker::handle_written`].
     Written(ConnectionId, usize),
     /// [`Speaker::handle_closed`].
@@ -174,6 +176,7 @@ impl Speaker {
                 self.handle_connect_failed(connection, &why, now);
             }
             Input::Bytes(connection, bytes) => self.handle_bytes(connection, &bytes, now),
+            Input::Unread(connection) => self.handle_unread(connection, now),
             Input::Written(connection, octets) => self.handle_written(connection, octets, now),
             Input::Closed(connection, why) => self.handle_closed(connection, &why, now),
             Input::Timeout => self.handle_timeout(now),

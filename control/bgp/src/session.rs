@@ -176,6 +176,20 @@ impl Session {
         self.timers.take_due(now)
     }
 
+    /// The connection, when nothing was heard on it for the hold time.
+    pub(crate) fn silent(&self, now: Instant) -> Option<ConnectionId> {
+        self.connection()
+            .filter(|_| self.timers.is_due(Timer::Hold, now))
+    }
+
+    /// The peer has said something that is still to be read: it has the hold time again.
+    pub(crate) fn heard_unread(&mut self, now: Instant) {
+        if self.silent(now).is_some() {
+            let hold = self.negotiated.as_ref().map_or(LARGE_HOLD, |n| n.hold_time);
+            self.timers.start(Timer::Hold, now + hold);
+        }
+    }
+
     /// Binds the session to a connection that the peer opened.
     pub(crate) fn accept(&mut self, id: ConnectionId, local: SocketAddr) {
         self.connection = Some(Connection::new(id, Some(local)));

@@ -258,6 +258,22 @@ impl Speaker {
         self.pass_on(now);
     }
 
+    /// The connections that [`Self::handle_timeout`] would end because nothing was heard for the hold time.
+    ///
+    /// An embedder that was held up must look first whether the peer has said something meanwhile, and tell it by
+    /// [`Self::handle_bytes`] or [`Self::handle_unread`]: the timer tells how long nothing was read, which is not
+    /// how long nothing was said (RFC 4271 §6.5).
+    pub fn silent(&self, now: Instant) -> impl Iterator<Item = ConnectionId> {
+        self.peers.values().flat_map(move |peer| peer.silent(now))
+    }
+
+    /// There are bytes on a connection that have not been read yet.
+    pub fn handle_unread(&mut self, connection: ConnectionId, now: Instant) {
+        if let Some((peer, direction, _)) = self.connection(connection) {
+            peer.handle_unread(direction, now);
+        }
+    }
+
     /// Bytes that were polled have been handed to the kernel.
     pub fn handle_written(&mut self, connection: ConnectionId, octets: usize, now: Instant) {
         if let Some((peer, direction, _)) = self.connection(connection) {

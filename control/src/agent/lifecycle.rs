@@ -86,7 +86,7 @@ async fn take_leave(document: &Document) -> Result<Vec<String>> {
     };
     let desired = merge(&resources, document, &node_name(document)?, None);
     let (changed, _) = mpsc::channel(1);
-    let mut speakers = Speakers::new(changed, false, None);
+    let mut speakers = Speakers::new(changed, false, None)?;
     speakers.follow(&desired, &document.bgp).await;
     // Nothing, and End-of-RIB: what the peer kept is stale at once.
     speakers.announce(&BTreeMap::new()).await;

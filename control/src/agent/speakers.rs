@@ -2,6 +2,8 @@
 //!
 //! A change of peers or announcements reaches the running speaker and resets no session that it need
 //! not; a change of the router itself (its identifier, its port) starts it anew.
+//!
+//! Sessions have threads of their own: peers want a keepalive in time, whatever else the agent has to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,6 +17,7 @@ use fairlead_bgp::config::{
 use fairlead_bgp::wire::Family;
 use fairlead_bgp::{Event, LearntPath};
 use ipnetwork::IpNetwork;
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +35,8 @@ use crate::telemetry::cause;
 
 /// How many equal paths are used together, as routers of this class do.
 const MULTIPATH: usize = 64;
+/// Threads for all sessions: one speaker works while another one's octets are read and written.
+const THREADS: usize = 2;
 
 /// The speakers of this node.
 #[derive(Debug)]
@@ -46,6 +51,17 @@ pub struct Speakers {
     restarting: bool,
     /// What the speakers are told is written down here.
     recorder: Option<Recorder>,
+    /// Where they run; there until this is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Speakers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // It is dropped inside another one, which must not wait.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -68,14 +84,28 @@ struct Running {
 
 impl Speakers {
     /// None yet. `restarting`: the datapath of an earlier agent was found forwarding.
-    pub fn new(changed: mpsc::Sender<()>, restarting: bool, recorder: Option<Recorder>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// No more threads can be started.
+    pub fn new(
+        changed: mpsc::Sender<()>,
+        restarting: bool,
+        recorder: Option<Recorder>,
+    ) -> Result<Self> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("fairlead-bgp")
+            .enable_all()
+            .build()
+            .context("starting the threads of BGP sessions")?;
+        Ok(Self {
             running: BTreeMap::new(),
             bfd: None,
             changed,
             restarting,
             recorder,
-        }
+            runtime: Some(runtime),
+        })
     }
 
     /// Makes the speakers those that are desired; says which could not be.
@@ -192,14 +222,17 @@ impl Speakers {
         let stop = CancellationToken::new();
         // The jitter must differ between nodes, not be secret.
         let seed = u64::from(u32::from(config.router_id)) << 32 | u64::from(config.local_as);
-        let (handle, driver) = bgp_io::start(
-            config.clone(),
-            seed,
-            listen,
-            self.recorder.as_ref(),
-            stop.clone(),
-        )
-        .with_context(|| format!("listening on port {}", listen.unwrap_or_default()))?;
+        let (handle, driver) = {
+            let _inside = self.runtime.as_ref().map(Runtime::enter);
+            bgp_io::start(
+                config.clone(),
+                seed,
+                listen,
+                self.recorder.as_ref(),
+                stop.clone(),
+            )
+            .with_context(|| format!("listening on port {}", listen.unwrap_or_default()))?
+        };
         let (complete_in, complete) = watch::channel(BTreeSet::new());
         let watcher = tokio::spawn(watch_speaker(
             handle.learnt(),

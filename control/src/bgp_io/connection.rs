@@ -1,12 +1,15 @@
 //! The tasks around one connection: dial, read, write. What happens is told to the driver.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fairlead_bgp::ConnectionId;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -37,9 +40,18 @@ pub(super) enum Arrival {
 /// Where the tasks of connections tell what happens.
 pub(super) type Arrivals = mpsc::Sender<Arrival>;
 
+/// What the peer sends.
+#[derive(Debug)]
+struct Incoming {
+    half: OwnedReadHalf,
+    /// Held from before octets are read until the driver can find them among the arrivals.
+    taking: Mutex<()>,
+}
+
 /// An open connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    incoming: Arc<Incoming>,
     reader: AbortHandle,
     outgoing: mpsc::UnboundedSender<Bytes>,
     writer: JoinHandle<()>,
@@ -50,11 +62,27 @@ impl Connection {
     pub(super) fn open(id: ConnectionId, stream: TcpStream, arrivals: &Arrivals) -> Self {
         let (read_half, write_half) = stream.into_split();
         let (outgoing, queue) = mpsc::unbounded_channel();
+        let incoming = Arc::new(Incoming {
+            half: read_half,
+            taking: Mutex::default(),
+        });
         Self {
-            reader: tokio::spawn(read(id, read_half, arrivals.clone())).abort_handle(),
+            reader: tokio::spawn(read(id, incoming.clone(), arrivals.clone())).abort_handle(),
+            incoming,
             writer: tokio::spawn(write(id, write_half, queue, arrivals.clone())),
             outgoing,
         }
+    }
+
+    /// Whether there are octets that the reader has not taken yet. Those that it has taken are among the arrivals.
+    pub(super) fn has_unread(&self) -> bool {
+        let taking = self.incoming.taking.lock();
+        // It guards no data.
+        let _taking = taking.unwrap_or_else(PoisonError::into_inner);
+        let socket = SockRef::from(self.incoming.half.as_ref());
+        let mut octet = [MaybeUninit::uninit()];
+        // The socket does not block; the end of the stream is no octet.
+        matches!(socket.peek(&mut octet), Ok(1))
     }
 
     /// Queues bytes.
@@ -82,21 +110,27 @@ impl Connection {
     }
 }
 
-async fn read(id: ConnectionId, mut half: OwnedReadHalf, arrivals: Arrivals) {
+async fn read(id: ConnectionId, incoming: Arc<Incoming>, arrivals: Arrivals) {
+    let mut buffer = BytesMut::new();
     let why = loop {
-        let mut buffer = BytesMut::with_capacity(READ);
-        match half.read_buf(&mut buffer).await {
+        if let Err(error) = incoming.half.readable().await {
+            break error.to_string();
+        }
+        // A driver that is gone does not want to know.
+        let Ok(place) = arrivals.reserve().await else {
+            return;
+        };
+        buffer.reserve(READ);
+        let taking = incoming.taking.lock();
+        // It guards no data.
+        let _taking = taking.unwrap_or_else(PoisonError::into_inner);
+        match incoming.half.try_read_buf(&mut buffer) {
             Ok(0) => break "closed by the peer".to_owned(),
-            Ok(_) => {
-                let bytes = Arrival::Bytes(id, buffer.freeze());
-                if arrivals.send(bytes).await.is_err() {
-                    return;
-                }
-            }
+            Ok(_) => place.send(Arrival::Bytes(id, buffer.split().freeze())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => break error.to_string(),
         }
     };
-    // A driver that is gone does not want to know.
     let _ = arrivals.send(Arrival::Closed(id, why)).await;
 }
 

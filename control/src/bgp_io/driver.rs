@@ -135,8 +135,34 @@ impl Driver {
         if self.publish_at.is_some_and(|at| at <= now) {
             self.publish();
         }
+        self.hear_silent(now);
         self.write(now, || Input::Timeout);
         self.speaker.handle_timeout(now);
+    }
+
+    /// Before a peer is given up: what it has said while this task was held up counts.
+    fn hear_silent(&mut self, now: Instant) {
+        let silent: Vec<_> = self.speaker.silent(now).collect();
+        if silent.is_empty() {
+            return;
+        }
+        // In this order: what a reader takes meanwhile is found among the arrivals.
+        for id in silent {
+            let connection = self.connections.get(&id);
+            if connection.is_some_and(Connection::has_unread) {
+                debug!(
+                    ?id,
+                    "late: the peer has said something that is still to be read"
+                );
+                self.write(now, || Input::Unread(id));
+                self.speaker.handle_unread(id, now);
+            }
+        }
+        for _ in 0..self.arrived.len() {
+            if let Ok(arrival) = self.arrived.try_recv() {
+                self.handle(arrival);
+            }
+        }
     }
 
     /// Writes down what the speaker is about to be told, if it is recorded.

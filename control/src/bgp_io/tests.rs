@@ -224,3 +224,65 @@ async fn a_refresh_can_be_asked_of_an_established_peer_only() {
         Ok(false)
     );
 }
+
+/// Opens a session with a hold time of 3 s, says what a peer says while all is well, and nothing of what it hears
+/// matters to it. Returns when the connection has ended or has lasted long enough.
+fn talk(port: u16, lasting: Duration) {
+    use std::io::{Read, Write};
+    const KEEPALIVE: [u8; 3] = [0, 19, 4];
+    let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let mut say = |words: &[u8]| {
+        let message = [&[0xFF; 16], words].concat();
+        // The other end may have given us up.
+        let _ = stream.write_all(&message);
+    };
+    say(&[0, 29, 1, 4, 0xFD, 0xEA, 0, 3, 10, 0, 0, 2, 0]);
+    for _ in 0..lasting.as_secs() * 2 {
+        say(&KEEPALIVE);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    stream.set_nonblocking(true).unwrap();
+    let _ = stream.read(&mut [0; 4096]);
+}
+
+#[test]
+fn a_peer_that_has_spoken_while_the_driver_was_held_up_is_not_given_up() {
+    // With one thread its words lie in the socket meanwhile, with more they are taken and wait.
+    let alone = tokio::runtime::Builder::new_current_thread();
+    let mut among_others = tokio::runtime::Builder::new_multi_thread();
+    among_others.worker_threads(2);
+    let story = |mut builder: tokio::runtime::Builder| {
+        let story = async {
+            let node = node(1).await;
+            let mut config = peer(2, Ipv4Addr::LOCALHOST.into(), 1, true);
+            config.hold_time = Duration::from_secs(3);
+            node.handle.set_peers(vec![config]).await.unwrap();
+            let port = node.port;
+            let peer = std::thread::spawn(move || talk(port, Duration::from_secs(8)));
+            let mut events = node.handle.events();
+            let up = tokio::time::timeout(PATIENCE, events.recv()).await;
+            assert!(matches!(up, Ok(Ok(Event::PeerUp { .. }))), "{up:?}");
+
+            let hold_up = |_: &Speaker, _| std::thread::sleep(Duration::from_secs(4));
+            node.handle.look(hold_up).await.unwrap();
+
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            let peers = node.handle.peers().await.unwrap();
+            assert_eq!(
+                peers[0].state,
+                State::Established,
+                "{:?}",
+                peers[0].last_error
+            );
+            peer.join().unwrap();
+            // It says nothing any more.
+            let down = tokio::time::timeout(PATIENCE, events.recv()).await;
+            assert!(matches!(down, Ok(Ok(Event::PeerDown { .. }))), "{down:?}");
+        };
+        builder.enable_all().build().unwrap().block_on(story);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| story(alone));
+        scope.spawn(|| story(among_others));
+    });
+}

@@ -47,11 +47,15 @@ impl Timers {
         self.0.iter().flatten().min().copied()
     }
 
+    pub(super) fn is_due(&self, timer: Timer, now: Instant) -> bool {
+        self.0[timer as usize].is_some_and(|due| due <= now)
+    }
+
     /// The timer that is longest overdue, stopped; the first of the table on a tie.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Timer> {
         let timer = ALL
             .into_iter()
-            .filter(|timer| self.0[*timer as usize].is_some_and(|due| due <= now))
+            .filter(|timer| self.is_due(*timer, now))
             .min_by_key(|timer| self.0[*timer as usize])?;
         self.stop(timer);
         Some(timer)

@@ -544,6 +544,34 @@ fn keepalives_keep_a_quiet_session_up_for_a_day() {
 }
 
 #[test]
+fn a_peer_whose_words_are_still_to_be_read_has_the_hold_time_again() {
+    let mut network = pair(65001, 65002, |_| {});
+    network.run(20 * SECOND);
+    network.cut();
+    let begin = network.now();
+    let later = begin + 9 * SECOND;
+    let speaker = network.speaker(1);
+    let silent: Vec<_> = speaker.silent(later).collect();
+    assert_eq!(silent.len(), 1, "of two sessions one has a connection");
+    assert_eq!(speaker.silent(begin).count(), 0);
+    // Of a connection that nothing is due of: nothing changes.
+    speaker.handle_unread(silent[0], begin);
+    assert_eq!(speaker.silent(later).count(), 1);
+
+    speaker.handle_unread(silent[0], later);
+    speaker.handle_timeout(later);
+    assert_eq!(speaker.peers(later)[0].state, State::Established);
+    let almost = later + 9 * SECOND - Duration::from_millis(1);
+    speaker.handle_timeout(almost);
+    assert_eq!(speaker.peers(almost)[0].state, State::Established);
+    // Nothing was said since: silence is told from being late.
+    speaker.handle_timeout(later + 9 * SECOND);
+    let peer = &speaker.peers(later + 9 * SECOND)[0];
+    let error = peer.last_error.as_deref().unwrap();
+    assert!(error.contains("Hold Timer Expired"), "{error}");
+}
+
+#[test]
 fn a_peer_that_takes_nothing_is_given_up_after_the_send_hold_time() {
     let mut network = pair(65001, 65002, |_| {});
     network.run(20 * SECOND);
