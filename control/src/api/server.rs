@@ -119,7 +119,7 @@ pub async fn serve(
         )
         .route(
             "/v1/nat",
-            get(async |State(view): Asked| answer(view.bindings())),
+            get(async |State(view): Asked| walk(view, View::bindings).await),
         )
         .route(
             "/v1/drops",
@@ -129,7 +129,7 @@ pub async fn serve(
             "/v1/flows",
             get(
                 async |State(view): Asked, Query(query): Query<FlowQuestion>| {
-                    answer(view.flows(&query))
+                    walk(view, move |view| view.flows(&query)).await
                 },
             ),
         )
@@ -137,9 +137,7 @@ pub async fn serve(
             "/v1/trace",
             get(
                 async |State(view): Asked, Query(query): Query<TraceQuestion>| {
-                    // It loads a program, which takes a while.
-                    let traced = tokio::task::spawn_blocking(move || view.trace(&query)).await;
-                    answer(traced.context("the trace").flatten())
+                    walk(view, move |view| view.trace(&query)).await
                 },
             ),
         )
@@ -271,6 +269,16 @@ async fn drain(
     let (answer, answered) = oneshot::channel();
     give(orders, order(drain, answer)).await?;
     answered.await.context("the agent has stopped meanwhile")?
+}
+
+/// Answers what takes a while, and holds nothing else up meanwhile: a table has up to a million rows, a trace loads
+/// a program.
+async fn walk<T: Serialize + Send + 'static>(
+    view: Arc<View>,
+    question: impl FnOnce(&View) -> Result<T> + Send + 'static,
+) -> Response {
+    let walked = tokio::task::spawn_blocking(move || question(&view)).await;
+    answer(walked.context("the question").flatten())
 }
 
 fn answer<T: Serialize>(answer: Result<T>) -> Response {
