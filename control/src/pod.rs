@@ -83,15 +83,20 @@ pub async fn del(netlink: &Netlink, pins: &Pins, name: &str) -> Result<bool, Err
 /// Writes the rows that let the datapath receive from a pod and send to it.
 fn admit(pins: &Pins, pod: &Pod) -> Result<(), TableError> {
     apply::add_tx_port(pins, pod.index)?;
+    let mut devices = Pinned::<Devices>::open(pins)?;
+    let row = pod.index & DEVICE_MASK;
+    let known = devices
+        .get(&row)?
+        .filter(|known| known.ifindex == pod.index);
     let device = Device {
         ifindex: pod.index,
         mac: pod.mac,
         flags: device_flags::NO_TURN,
         pad: 0,
-        // The agent says it, once it has seen the device.
-        mtu: 0,
+        // The agent says it, once it has seen the device; when a pod is added again, it has.
+        mtu: known.map_or(0, |known| known.mtu),
     };
-    Pinned::<Devices>::open(pins)?.set(&(pod.index & DEVICE_MASK), &device)
+    devices.set(&row, &device)
 }
 
 /// Empties the row of a device that has gone; `TX_PORTS` forgets it by itself.

@@ -7,13 +7,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use fairlead_common::route::Device;
 use fairlead_control::cleanup::{self, cleanup};
 use fairlead_control::config::document::XdpMode;
+use fairlead_control::dataplane::apply::KernelStore;
 use fairlead_control::dataplane::attach::{self, Hook, State};
 use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::dataplane::{apply, dump, load};
 use fairlead_control::host::links::XdpRun;
 use fairlead_control::host::pods::{Wanted, device_name};
+use fairlead_control::plan::Step;
 use fairlead_control::plan::routes::NextHop;
 use fairlead_control::pod;
 use fairlead_tests::bpffs::BpfFs;
@@ -272,6 +275,15 @@ fn a_pod_beside_an_agent_is_attached_and_cleanup_takes_everything_but_pods() {
     assert_eq!(row.unwrap().value["ifindex"], index);
     let device = apply::observe(&all.pins).unwrap().devices[&index];
     assert_eq!(device.mac, added.joined.pod.mac);
+    // What an agent has seen of the device stays when the pod is added again.
+    let seen = Device {
+        mtu: 1400,
+        ..device
+    };
+    let mut store = KernelStore::open(&all.pins).unwrap();
+    assert!(apply::run(&[Step::PutDevice(seen)], &mut store).is_complete());
+    all.add(0).unwrap();
+    assert_eq!(apply::observe(&all.pins).unwrap().devices[&index], seen);
     let attached: Vec<_> = attach::attachments(&all.pins)
         .unwrap()
         .into_iter()
