@@ -17,13 +17,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings it up and says what goes on.
+    /// Brings it up and says what goes on. Its agents are built as those of all other tests are.
     pub fn up(name: &str, options: &[&str]) -> Result<Self> {
         let cluster = Self {
             name: name.to_owned(),
         };
         let status = cluster
-            .xtask(&["up"])?
+            .xtask(&["up", "--debug"])?
             .args(options)
             .status()
             .context("starting xtask")?;

@@ -28,7 +28,7 @@ mod image;
 mod kubernetes;
 mod node;
 mod place;
-mod progress;
+pub mod progress;
 mod teardown;
 
 use std::{
@@ -115,6 +115,9 @@ struct Up {
     /// Who makes the network of pods
     #[arg(long, value_enum, default_value_t = Cni::Ptp)]
     cni: Cni,
+    /// Build Fairlead's image for development, not for use: faster to build, slower to run
+    #[arg(long)]
+    debug: bool,
 }
 
 /// Does what was asked.
@@ -186,6 +189,7 @@ pub fn with_control_plane(name: &str, work: impl FnOnce(&str, &Path) -> Result<(
         ip_family: IpFamily::Dual,
         bare: true,
         cni: Cni::Ptp,
+        debug: false,
     };
     bring_up(name, &up)?;
     let done = Cluster::existing(name).and_then(|cluster| {
@@ -221,7 +225,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
     kubernetes::build(&progress)?;
     let image = wanted
         .has_fairlead
-        .then(|| chart::build(&progress))
+        .then(|| chart::build(up.debug, &progress))
         .transpose()?;
     if teardown::down(name)? {
         progress.step("took away what an interrupted start had left");

@@ -171,6 +171,9 @@ fn krew(uri: &str, sum: &str) -> String {
 
 /// Builds these programs with the C library in them.
 fn static_programs<const N: usize>(programs: [&str; N], debug: bool) -> Result<[PathBuf; N]> {
+    if debug {
+        return static_for_development(programs);
+    }
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let flags = format!(
         "CARGO_TARGET_{}_RUSTFLAGS",
@@ -182,13 +185,26 @@ fn static_programs<const N: usize>(programs: [&str; N], debug: bool) -> Result<[
         .args(["build", "--package", "fairlead-control"])
         .args(programs.iter().flat_map(|program| ["--bin", program]))
         .args(["--target", &triple])
+        .arg("--release")
         .env(flags, "-C target-feature=+crt-static");
-    if !debug {
-        cargo.arg("--release");
-    }
     workspace::run(&mut cargo, &format!("building {}", programs.join(" and ")))?;
-    let profile = if debug { "debug" } else { "release" };
-    let folder = workspace::target()?.join(triple).join(profile);
+    built(programs, &workspace::target()?.join(triple).join("release"))
+}
+
+/// As [`static_programs`], of what is built for development anyway: only the last step is another one.
+fn static_for_development<const N: usize>(programs: [&str; N]) -> Result<[PathBuf; N]> {
+    for program in programs {
+        let mut cargo = workspace::cargo();
+        cargo
+            .args(["rustc", "--package", "fairlead-control", "--bin", program])
+            .args(["--", "-C", "target-feature=+crt-static"])
+            .args(["-C", "strip=debuginfo"]);
+        workspace::run(&mut cargo, &format!("building {program}"))?;
+    }
+    built(programs, &workspace::target()?.join("debug"))
+}
+
+fn built<const N: usize>(programs: [&str; N], folder: &Path) -> Result<[PathBuf; N]> {
     let programs = programs.map(|program| folder.join(program));
     for program in &programs {
         ensure!(

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{lint, setup, workspace};
+use crate::{cluster::progress::now, lint, setup, workspace};
 use outcome::Outcome;
 
 #[derive(clap::Args)]
@@ -133,8 +133,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut outcomes = Vec::new();
     if arguments.suite == Choice::All && arguments.rest.is_empty() {
         setup::ensure(&[setup::For::Lint])?;
+        let began = now();
         let failed = lint::run_checks();
-        outcomes.push(Outcome::of_checks("lint", lint::CHECKS.len(), &failed));
+        let mut outcome = Outcome::of_checks("lint", lint::CHECKS.len(), &failed);
+        outcome.took = began.elapsed();
+        outcomes.push(outcome);
     }
     // With all dependencies' features at once, so that no suite below compiles anything again; and with the agent,
     // which tests start as a program.
@@ -168,6 +171,7 @@ fn run_suite(suite: &Suite, files: &[String], rest: &[String]) -> Result<Outcome
         .to_possible_value()
         .map(|value| value.get_name().to_owned())
         .unwrap_or_default();
+    let began = now();
     let mut outcome = Outcome::new(name, rest.is_empty());
     let chosen: Vec<&String> = files
         .iter()
@@ -183,6 +187,7 @@ fn run_suite(suite: &Suite, files: &[String], rest: &[String]) -> Result<Outcome
     if suite.choice == Choice::Unit {
         run_tests(&["--doc"], suite, rest, &mut outcome)?;
     }
+    outcome.took = began.elapsed();
     Ok(outcome)
 }
 

@@ -26,10 +26,10 @@ const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/values.ya
 /// Peers, what they are told, and a pool of addresses.
 const OBJECTS: &str = include_str!("objects.yaml");
 
-/// Builds the image.
-pub fn build(progress: &Progress) -> Result<PathBuf> {
+/// Builds the image; for development it takes less time, and its agents more.
+pub fn build(debug: bool, progress: &Progress) -> Result<PathBuf> {
     progress.step("building Fairlead's image (once per change; minutes)");
-    let archive = dist::image(dist::TAG, false)?;
+    let archive = dist::image(dist::TAG, debug)?;
     progress.step("image built");
     Ok(archive)
 }

@@ -2,7 +2,7 @@
 //!
 //! Not for running anything.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// The results of one suite.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Outcome {
     must_run_some: bool,
     details: Vec<String>,
     failures_seen: usize,
+    /// How long it took.
+    pub took: Duration,
 }
 
 impl Outcome {
@@ -28,6 +30,7 @@ impl Outcome {
             must_run_some,
             details: Vec::new(),
             failures_seen: 0,
+            took: Duration::ZERO,
         }
     }
 
@@ -90,10 +93,11 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:8} {:5} passed {:3} failed",
+            "{:8} {:5} passed {:3} failed {:6} s",
             self.name,
             self.passed,
-            self.failed()
+            self.failed(),
+            self.took.as_secs()
         )?;
         if self.ignored > 0 {
             write!(
