@@ -3,7 +3,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -44,8 +45,8 @@ pub(super) type Arrivals = mpsc::Sender<Arrival>;
 #[derive(Debug)]
 struct Incoming {
     half: OwnedReadHalf,
-    /// Held from before octets are read until the driver can find them among the arrivals.
-    taking: Mutex<()>,
+    /// From before octets are read until the driver can find them among the arrivals.
+    taking: AtomicBool,
 }
 
 /// An open connection.
@@ -64,7 +65,7 @@ impl Connection {
         let (outgoing, queue) = mpsc::unbounded_channel();
         let incoming = Arc::new(Incoming {
             half: read_half,
-            taking: Mutex::default(),
+            taking: AtomicBool::new(false),
         });
         Self {
             reader: tokio::spawn(read(id, incoming.clone(), arrivals.clone())).abort_handle(),
@@ -76,13 +77,12 @@ impl Connection {
 
     /// Whether there are octets that the reader has not taken yet. Those that it has taken are among the arrivals.
     pub(super) fn has_unread(&self) -> bool {
-        let taking = self.incoming.taking.lock();
-        // It guards no data.
-        let _taking = taking.unwrap_or_else(PoisonError::into_inner);
         let socket = SockRef::from(self.incoming.half.as_ref());
         let mut octet = [MaybeUninit::uninit()];
         // The socket does not block; the end of the stream is no octet.
-        matches!(socket.peek(&mut octet), Ok(1))
+        let waits = matches!(socket.peek(&mut octet), Ok(1));
+        // In this order: a reader that took them before has told the driver, or is about to.
+        waits || self.incoming.taking.load(Ordering::SeqCst)
     }
 
     /// Queues bytes.
@@ -121,14 +121,16 @@ async fn read(id: ConnectionId, incoming: Arc<Incoming>, arrivals: Arrivals) {
             return;
         };
         buffer.reserve(READ);
-        let taking = incoming.taking.lock();
-        // It guards no data.
-        let _taking = taking.unwrap_or_else(PoisonError::into_inner);
-        match incoming.half.try_read_buf(&mut buffer) {
+        incoming.taking.store(true, Ordering::SeqCst);
+        let taken = incoming.half.try_read_buf(&mut buffer);
+        if matches!(taken, Ok(1..)) {
+            place.send(Arrival::Bytes(id, buffer.split().freeze()));
+        }
+        incoming.taking.store(false, Ordering::SeqCst);
+        match taken {
             Ok(0) => break "closed by the peer".to_owned(),
-            Ok(_) => place.send(Arrival::Bytes(id, buffer.split().freeze())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => break error.to_string(),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => break error.to_string(),
+            Ok(_) | Err(_) => {}
         }
     };
     let _ = arrivals.send(Arrival::Closed(id, why)).await;

@@ -561,7 +561,7 @@ fn a_peer_whose_words_are_still_to_be_read_has_the_hold_time_again() {
     speaker.handle_unread(silent[0], later);
     speaker.handle_timeout(later);
     assert_eq!(speaker.peers(later)[0].state, State::Established);
-    let almost = later + 9 * SECOND - Duration::from_millis(1);
+    let almost = later + Duration::from_millis(8999);
     speaker.handle_timeout(almost);
     assert_eq!(speaker.peers(almost)[0].state, State::Established);
     // Nothing was said since: silence is told from being late.
