@@ -1,7 +1,10 @@
 //! Tells the datapath when the ways that it has learnt are old.
 //!
 //! The datapath asks the kernel for the way of a flow's answers every few seconds ([`nat::WAY_S`]) and again when
-//! `WAY_EPOCH` has changed. Without an agent that turns it, a way is no older than that.
+//! the epoch has changed. Without an agent that turns it, a way is no older than that.
+//!
+//! The row of `WAY_EPOCH` has the epoch in its low octet. While that is 0 none is learnt, and the octet above it says
+//! which one was the last: the next agent goes on from there, for rows of flows remember it still.
 
 use std::time::Duration;
 
@@ -34,9 +37,9 @@ impl Epochs {
     pub fn begin(pins: &Pins) -> anyhow::Result<Self> {
         let mut watch = Watch::open()?;
         let mut table = Pinned::<WayEpoch>::open(pins)?;
-        let epoch = table.get(&0)?.unwrap_or_default();
+        let before = table.get(&0)?.unwrap_or_default();
         forget_ways(pins, &mut table)?;
-        table.set(&0, &after(epoch))?;
+        table.set(&0, &after(before))?;
         let task = tokio::spawn(async move {
             while watch.changed().await.is_some() {
                 if let Err(error) = turn(&mut table) {
@@ -45,7 +48,7 @@ impl Epochs {
                 tokio::time::sleep(PACE).await;
             }
             error!("netlink has closed: the datapath learns no ways");
-            let _ = table.set(&0, &0);
+            let _ = pause(&mut table);
         });
         Ok(Self {
             task,
@@ -61,28 +64,56 @@ impl Epochs {
         self.task.abort();
         // Over when it is aborted; how it ended says nothing.
         let _ = self.task.await;
-        Pinned::<WayEpoch>::open(&self.pins)?.set(&0, &0)
+        pause(&mut Pinned::<WayEpoch>::open(&self.pins)?)
     }
 }
 
 /// Begins the next epoch.
 fn turn(table: &mut Pinned<WayEpoch>) -> Result<(), table::Error> {
-    let epoch = table.get(&0)?.unwrap_or_default();
-    table.set(&0, &after(epoch))
+    let row = table.get(&0)?.unwrap_or_default();
+    table.set(&0, &after(row))
 }
 
-/// The epoch after this one; 0 is none.
-const fn after(epoch: u32) -> u32 {
-    epoch % 255 + 1
+/// Ends the epoch, and begins none.
+fn pause(table: &mut Pinned<WayEpoch>) -> Result<(), table::Error> {
+    let row = table.get(&0)?.unwrap_or_default();
+    table.set(&0, &paused(row))
+}
+
+/// The row with the epoch after the last one.
+const fn after(row: u32) -> u32 {
+    (paused(row) >> 8) % 255 + 1
+}
+
+/// The row without an epoch.
+const fn paused(row: u32) -> u32 {
+    if row.is_multiple_of(256) { row } else { row << 8 }
 }
 
 /// Frees the rows of all ways, which the datapath never does: nobody goes them, and none is learnt meanwhile.
 fn forget_ways(pins: &Pins, epoch: &mut Pinned<WayEpoch>) -> Result<(), table::Error> {
-    epoch.set(&0, &0)?;
+    pause(epoch)?;
     let mut ways = Pinned::<NatWays>::open(pins)?;
     let rows = ways.rows().collect::<Result<Vec<_>, _>>()?;
     for (at, _) in rows.iter().filter(|(_, way)| *way != NatWay::default()) {
         ways.set(at, &NatWay::default())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_follow_each_other_also_over_a_pause_and_none_is_zero() {
+        let mut row = 0;
+        for wanted in (1..=255).chain(1..=255) {
+            row = after(row);
+            assert_eq!(row, wanted);
+            assert_eq!(paused(row) as u8, 0, "as the datapath reads it");
+            assert_eq!(after(paused(row)), after(row));
+            assert_eq!(paused(paused(row)), paused(row));
+        }
+    }
 }
