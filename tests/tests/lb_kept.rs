@@ -273,17 +273,17 @@ fn a_route_that_takes_less_than_its_device_is_not_learnt(#[values(V4, V6)] famil
     });
 }
 
-#[test]
-fn flows_share_what_was_learnt_of_a_way() {
+#[rstest]
+fn flows_share_what_was_learnt_of_a_way(#[values(V4, V6)] family: usize) {
     on_a_node(|node| {
-        serve(node, V4);
-        connect(node, V4);
-        answers(node, V4);
-        let other = eth().ip(CLIENT[V4], SERVICE[V4]).tcp(40001, 80);
+        serve(node, family);
+        connect(node, family);
+        answers(node, family);
+        let other = eth().ip(CLIENT[family], SERVICE[family]).tcp(40001, 80);
         for flags in [tcp::SYN, tcp::ACK] {
             node.arrives(UP0, &other.clone().flags(flags));
         }
-        let answer = eth().ip(POD_ADDR[V4], CLIENT[V4]).tcp(8080, 40001);
+        let answer = eth().ip(POD_ADDR[family], CLIENT[family]).tcp(8080, 40001);
         for _ in 0..2 {
             let ran = node.pod_sends(&answer.clone().flags(tcp::ACK));
             assert_eq!(source(&ran), UP0.mac);
