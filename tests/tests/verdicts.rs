@@ -2,6 +2,8 @@
 //! has just been declared does not compile here until a packet stands beside it.
 
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
+use std::thread;
 
 use fairlead_common::addr::{Addr, Port, Proto};
 use fairlead_common::reason::Reason;
@@ -280,18 +282,37 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
     })
 }
 
+/// How a packet for this reason ended, if there can be one, and how often the reason was counted. `None`: not root,
+/// which `on_a_node` has said.
+fn end_of(reason: Reason) -> Option<(Option<Reason>, u64)> {
+    let mut given = None;
+    on_a_node(|node| {
+        let ended = end_as(reason, node).map(|ran| ran.reason);
+        let counted = node.reasons()[reason as usize].packets;
+        given = Some((ended, counted));
+    });
+    given
+}
+
 #[test]
 fn every_reason_is_the_end_of_some_packet() {
+    // Each has a node of its own, whose programs are verified first: on all cores.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let ends: Vec<_> = thread::scope(|scope| {
+        let share = |core| {
+            let reasons = Reason::ALL.iter().skip(core).step_by(cores);
+            reasons.map(|&reason| (reason, end_of(reason))).collect()
+        };
+        let shares: Vec<_> = (0..cores)
+            .map(|core| scope.spawn(move || -> Vec<_> { share(core) }))
+            .collect();
+        let ends = shares.into_iter().map(thread::ScopedJoinHandle::join);
+        ends.flat_map(|share| share.unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    });
     let mut never = BTreeSet::new();
-    for &reason in Reason::ALL {
-        let mut given = None;
-        on_a_node(|node| {
-            let ended = end_as(reason, node).map(|ran| ran.reason);
-            let counted = node.reasons()[reason as usize].packets;
-            given = Some((ended, counted));
-        });
+    for (reason, given) in ends {
         match given {
-            // Not root: said by `on_a_node`.
             None => return,
             Some((None, _)) => {
                 never.insert(reason);

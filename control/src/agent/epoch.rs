@@ -87,7 +87,11 @@ const fn after(row: u32) -> u32 {
 
 /// The row without an epoch.
 const fn paused(row: u32) -> u32 {
-    if row.is_multiple_of(256) { row } else { row << 8 }
+    if row.is_multiple_of(256) {
+        row
+    } else {
+        row << 8
+    }
 }
 
 /// Frees the rows of all ways, which the datapath never does: nobody goes them, and none is learnt meanwhile.
