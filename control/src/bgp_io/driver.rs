@@ -118,7 +118,7 @@ impl Driver {
                     Some(command) => self.obey(command).await,
                     None => break,
                 },
-                Some(arrival) = self.arrived.recv() => self.handle(arrival),
+                Some(arrival) = self.arrived.recv() => self.handle(arrival, now()),
             }
         }
         self.accepting.abort_all();
@@ -160,7 +160,8 @@ impl Driver {
         }
         for _ in 0..self.arrived.len() {
             if let Ok(arrival) = self.arrived.try_recv() {
-                self.handle(arrival);
+                self.handle(arrival, now);
+                self.drain();
             }
         }
     }
@@ -293,8 +294,7 @@ impl Driver {
         }
     }
 
-    fn handle(&mut self, arrival: Arrival) {
-        let now = now();
+    fn handle(&mut self, arrival: Arrival, now: Instant) {
         match arrival {
             Arrival::Accepted(stream, remote) => self.let_in(stream, remote, now),
             Arrival::Connected(id, stream) => {
