@@ -28,7 +28,7 @@ mod image;
 mod kubernetes;
 mod node;
 mod place;
-pub mod progress;
+mod progress;
 mod teardown;
 
 use std::{

@@ -191,7 +191,8 @@ fn static_programs<const N: usize>(programs: [&str; N], debug: bool) -> Result<[
     built(programs, &workspace::target()?.join(triple).join("release"))
 }
 
-/// As [`static_programs`], of what is built for development anyway: only the last step is another one.
+/// As [`static_programs`], of what is built for development anyway: only the last step is another one. They stand
+/// where those do, until the next build.
 fn static_for_development<const N: usize>(programs: [&str; N]) -> Result<[PathBuf; N]> {
     for program in programs {
         let mut cargo = workspace::cargo();

@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{cluster::progress::now, lint, setup, workspace};
+use crate::{
+    lint, setup,
+    workspace::{self, now},
+};
 use outcome::Outcome;
 
 #[derive(clap::Args)]

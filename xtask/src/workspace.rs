@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -127,4 +128,13 @@ pub fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The clock by which tools are waited for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an edge: it times real processes"
+)]
+pub fn now() -> Instant {
+    Instant::now()
 }

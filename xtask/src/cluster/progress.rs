@@ -14,6 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::workspace::now;
+
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Since when, and whether someone wants it to stop.
@@ -71,12 +73,4 @@ impl Progress {
             thread::sleep(PAUSE);
         }
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "an edge: it times real processes"
-)]
-pub fn now() -> Instant {
-    Instant::now()
 }

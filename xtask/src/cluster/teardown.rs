@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{fabric, groups::Groups, place, progress::now};
-use crate::workspace;
+use super::{fabric, groups::Groups, place};
+use crate::workspace::{self, now};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
