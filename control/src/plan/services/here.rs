@@ -11,7 +11,7 @@ use fairlead_common::service::{
 };
 
 use super::key;
-use crate::desired::{AddressKind, Backend as Wish, BackendAddr, Desired, Home};
+use crate::desired::{AddressKind, BackendAddr, Desired, Home};
 use crate::plan::{Actual, Reach, Step, Wanted};
 
 /// Whose work the last step to each backend is. Where services disagree, the one that knows more counts.
@@ -120,19 +120,22 @@ pub(in crate::plan) const fn node_flags(row: &Backend) -> u32 {
     said
 }
 
-/// The backends of this node that packets out of tunnels may be for, by service.
+/// The backends of this node that packets out of tunnels may be for, by service: all that it is told of.
+///
+/// Whether one takes flows is for the nodes to say that have it in their rings. One that becomes ready may be in
+/// another node's before this one has heard, and the first packets of its flows would find nobody.
 pub(super) fn arriving(
     wanted: &Wanted<'_>,
     homes: &BTreeMap<BackendAddr, Home>,
 ) -> impl Iterator<Item = (ServiceKey, BackendAddr)> {
     let (reach, services) = (wanted.reach, &wanted.desired.services);
     services.iter().flat_map(move |(frontend, service)| {
-        let of = move |(at, backend): (&BackendAddr, &Wish)| {
+        let of = move |at: &BackendAddr| {
             let reach = reach.get(&at.addr).copied().unwrap_or(Reach::Unreachable);
-            let answers = (backend.ready || backend.serving) && reach != Reach::Unreachable;
-            let is_here = reach == Reach::Local || homes.get(at) == Some(&Home::Here);
-            (answers && is_here).then_some((key(frontend), *at))
+            let is_here = reach == Reach::Local
+                || (reach != Reach::Unreachable && homes.get(at) == Some(&Home::Here));
+            is_here.then_some((key(frontend), *at))
         };
-        service.backends.iter().filter_map(of)
+        service.backends.keys().filter_map(of)
     })
 }
