@@ -32,14 +32,16 @@ pub(super) enum Arrival {
     Failed(ConnectionId, io::Error),
     /// Bytes came in.
     Bytes(ConnectionId, Bytes),
-    /// Bytes were handed to the kernel.
-    Written(ConnectionId, usize),
     /// The connection is gone.
     Closed(ConnectionId, String),
 }
 
 /// Where the tasks of connections tell what happens.
 pub(super) type Arrivals = mpsc::Sender<Arrival>;
+
+/// Octets that were handed to the kernel. They do not stand in line with what arrives: who is told more than it takes
+/// hears of that first, and is told the next at once.
+pub(super) type Written = (ConnectionId, usize);
 
 /// What the peer sends.
 #[derive(Debug)]
@@ -60,17 +62,23 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Starts to read and write.
-    pub(super) fn open(id: ConnectionId, stream: TcpStream, arrivals: &Arrivals) -> Self {
+    pub(super) fn open(
+        id: ConnectionId,
+        stream: TcpStream,
+        arrivals: &Arrivals,
+        written: &mpsc::UnboundedSender<Written>,
+    ) -> Self {
         let (read_half, write_half) = stream.into_split();
         let (outgoing, queue) = mpsc::unbounded_channel();
         let incoming = Arc::new(Incoming {
             half: read_half,
             taking: AtomicBool::new(false),
         });
+        let writing = write(id, write_half, queue, written.clone(), arrivals.clone());
         Self {
             reader: tokio::spawn(read(id, incoming.clone(), arrivals.clone())).abort_handle(),
             incoming,
-            writer: tokio::spawn(write(id, write_half, queue, arrivals.clone())),
+            writer: tokio::spawn(writing),
             outgoing,
         }
     }
@@ -140,6 +148,7 @@ async fn write(
     id: ConnectionId,
     mut half: OwnedWriteHalf,
     mut queue: mpsc::UnboundedReceiver<Bytes>,
+    written: mpsc::UnboundedSender<Written>,
     arrivals: Arrivals,
 ) {
     while let Some(bytes) = queue.recv().await {
@@ -149,7 +158,8 @@ async fn write(
             let _ = arrivals.send(closed).await;
             return;
         }
-        if arrivals.send(Arrival::Written(id, octets)).await.is_err() {
+        // A driver that is gone does not want to know.
+        if written.send((id, octets)).is_err() {
             return;
         }
     }

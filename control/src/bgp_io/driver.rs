@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::bfd::Watch;
-use super::connection::{Arrival, Arrivals, Connection};
+use super::connection::{Arrival, Arrivals, Connection, Written};
 use super::history::History;
 use super::record::Record;
 use super::signature::sign;
@@ -45,6 +45,8 @@ pub(super) struct Driver {
     watched: BTreeMap<bfd::Key, bfd::Timing>,
     arrivals: Arrivals,
     arrived: mpsc::Receiver<Arrival>,
+    writing: mpsc::UnboundedSender<Written>,
+    written: mpsc::UnboundedReceiver<Written>,
     dials: BTreeMap<ConnectionId, AbortHandle>,
     connections: BTreeMap<ConnectionId, Connection>,
     closing: Vec<JoinHandle<()>>,
@@ -66,6 +68,7 @@ impl Driver {
         cancel: CancellationToken,
     ) -> Self {
         let (arrivals, arrived) = mpsc::channel(ARRIVALS);
+        let (writing, written) = mpsc::unbounded_channel();
         let listening = listeners
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
@@ -86,6 +89,8 @@ impl Driver {
             watched: BTreeMap::new(),
             arrivals,
             arrived,
+            writing,
+            written,
             dials: BTreeMap::new(),
             connections: BTreeMap::new(),
             closing: Vec::new(),
@@ -118,6 +123,11 @@ impl Driver {
                     Some(command) => self.obey(command).await,
                     None => break,
                 },
+                Some((id, octets)) = self.written.recv() => {
+                    let now = now();
+                    self.write(now, || Input::Written(id, octets));
+                    self.speaker.handle_written(id, octets, now);
+                }
                 Some(arrival) = self.arrived.recv() => self.handle(arrival, now()),
             }
         }
@@ -304,7 +314,8 @@ impl Driver {
                 }
                 match stream.local_addr() {
                     Ok(local) => {
-                        let connection = Connection::open(id, stream, &self.arrivals);
+                        let connection =
+                            Connection::open(id, stream, &self.arrivals, &self.writing);
                         self.connections.insert(id, connection);
                         self.write(now, || Input::Connected(id, local));
                         self.speaker.handle_connected(id, local, now);
@@ -325,10 +336,6 @@ impl Driver {
             Arrival::Bytes(id, bytes) => {
                 self.write(now, || Input::Bytes(id, bytes.to_vec()));
                 self.speaker.handle_bytes(id, &bytes, now);
-            }
-            Arrival::Written(id, octets) => {
-                self.write(now, || Input::Written(id, octets));
-                self.speaker.handle_written(id, octets, now);
             }
             Arrival::Closed(id, why) => {
                 if let Some(connection) = self.connections.remove(&id) {
@@ -365,8 +372,10 @@ impl Driver {
             self.speaker.handle_closed(id, &why, now);
             return;
         }
-        self.connections
-            .insert(id, Connection::open(id, stream, &self.arrivals));
+        self.connections.insert(
+            id,
+            Connection::open(id, stream, &self.arrivals, &self.writing),
+        );
     }
 
     /// Does what the speaker asks: transmits before closes, so that a last word is written.

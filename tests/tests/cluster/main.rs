@@ -93,16 +93,20 @@ fn the_client_is_seen_by_every_pod(cluster: &Cluster) -> Result<()> {
     for (service, client) in SERVICE.into_iter().zip(CLIENT) {
         let to = to(service, 80)?;
         // The last pod to be ready is heard of by every agent in its own time.
-        wait_for(&format!("every pod of {service} to answer {client}"), 60, || {
-            let answers = (0..60)
-                .map(|_| host.enter(|| ask(to))?)
-                .collect::<Result<BTreeSet<Answer>>>()?;
-            ensure!(
-                answers.len() == 3 && answers.iter().all(|answer| answer.client == client),
-                "{answers:?}"
-            );
-            Ok(Some(()))
-        })?;
+        wait_for(
+            &format!("every pod of {service} to answer {client}"),
+            60,
+            || {
+                let answers = (0..60)
+                    .map(|_| host.enter(|| ask(to))?)
+                    .collect::<Result<BTreeSet<Answer>>>()?;
+                ensure!(
+                    answers.len() == 3 && answers.iter().all(|answer| answer.client == client),
+                    "{answers:?}"
+                );
+                Ok(Some(()))
+            },
+        )?;
     }
     Ok(())
 }

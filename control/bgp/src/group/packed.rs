@@ -1,9 +1,10 @@
 //! Changes, written as the UPDATEs that a group shares, with what is not for each of its members found again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
 use ipnetwork::IpNetwork;
 
 use crate::export::Export;
@@ -132,7 +133,7 @@ impl Packed {
 fn batches<'a>(changes: &[Change<'a>]) -> Vec<Batch<'a>> {
     type Key = (*const Attributes, PeerId, Family);
     let mut batches: Vec<Batch<'a>> = Vec::new();
-    let mut places: HashMap<Key, usize> = HashMap::new();
+    let mut places: HashMap<Key, usize> = HashMap::with_capacity(changes.len());
     // Neighbours in the table are likely to share their attributes.
     let mut last: Option<(Key, usize)> = None;
     for change in changes {

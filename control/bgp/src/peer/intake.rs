@@ -184,24 +184,20 @@ impl Peer {
                 Arc::make_mut(&mut reach.attributes).keep_to_customers(established.terms.asn);
             }
             reach.attributes = shared.rib.intern(reach.attributes);
-            let judge = judge(&self.config, &established, shared_parts(shared));
+            let (rib, parts) = shared.rib_and_parts();
+            let judge = judge(&self.config, &established, parts);
             let refused = judge.attributes(&reach.attributes);
-            let verdicts: Vec<_> = reach
-                .prefixes
-                .iter()
-                .map(|prefix| refused.or_else(|| judge.prefix(prefix, reach.attributes.next_hop)))
-                .collect();
             let identifiers = reach.identifiers.into_iter().chain(std::iter::repeat(0));
-            let told = reach.prefixes.into_iter().zip(verdicts).zip(identifiers);
-            for ((prefix, rejection), identifier) in told {
+            for (prefix, identifier) in reach.prefixes.into_iter().zip(identifiers) {
                 if negotiated(&prefix) {
+                    let next_hop = reach.attributes.next_hop;
                     let path = Path {
                         peer: self.id,
                         attributes: Arc::clone(&reach.attributes),
-                        rejection,
+                        rejection: refused.or_else(|| judge.prefix(&prefix, next_hop)),
                         stale: false,
                     };
-                    shared.rib.learn(prefix, identifier, path);
+                    rib.learn(prefix, identifier, path);
                 }
             }
         }
@@ -265,10 +261,6 @@ impl Peer {
 }
 
 type Parts<'a> = (&'a SpeakerConfig, &'a OwnPrefixes, &'a BTreeSet<IpAddr>);
-
-const fn shared_parts(shared: &Shared) -> Parts<'_> {
-    (&shared.config, &shared.own, &shared.unreachable)
-}
 
 impl Shared {
     /// The table, and beside it what a path is judged by.

@@ -1,8 +1,10 @@
 //! Attributes that are alike, kept once: a table of a million routes has some hundred thousand of them.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
 use std::sync::Arc;
+
+use hashbrown::DefaultHashBuilder;
+use hashbrown::hash_table::{Entry, HashTable};
 
 use crate::wire::Attributes;
 
@@ -11,19 +13,19 @@ const FIRST_SWEEP: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
-#[expect(
-    clippy::zero_sized_map_values,
-    reason = "an entry is hashed once, where a set looks and then inserts"
-)]
 pub(crate) struct Interned {
-    known: HashMap<Arc<Attributes>, ()>,
+    /// With the hash of each: a table that grows reads no attributes.
+    known: HashTable<(u64, Arc<Attributes>)>,
+    /// Seeded at random, as neighbours choose what is hashed.
+    hasher: DefaultHashBuilder,
     sweep_at: usize,
 }
 
 impl Default for Interned {
     fn default() -> Self {
         Self {
-            known: HashMap::new(),
+            known: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
             sweep_at: FIRST_SWEEP,
         }
     }
@@ -34,14 +36,15 @@ impl Interned {
     pub(crate) fn only(&mut self, attributes: Arc<Attributes>) -> Arc<Attributes> {
         if self.known.len() >= self.sweep_at {
             // Half at least are new since the last time: it costs each a constant share.
-            self.known.retain(|known, ()| Arc::strong_count(known) > 1);
+            self.known.retain(|(_, known)| Arc::strong_count(known) > 1);
             self.sweep_at = FIRST_SWEEP.max(2 * self.known.len());
         }
-        match self.known.entry(attributes) {
-            Entry::Occupied(known) => Arc::clone(known.key()),
+        let hash = self.hasher.hash_one(&attributes);
+        let is_alike = |(_, known): &(u64, Arc<Attributes>)| *known == attributes;
+        match self.known.entry(hash, is_alike, |(hash, _)| *hash) {
+            Entry::Occupied(known) => Arc::clone(&known.get().1),
             Entry::Vacant(new) => {
-                let attributes = Arc::clone(new.key());
-                new.insert(());
+                new.insert((hash, Arc::clone(&attributes)));
                 attributes
             }
         }

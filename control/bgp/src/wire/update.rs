@@ -281,30 +281,37 @@ pub fn pack_announcements(
     encoding: Encoding,
 ) -> Result<Vec<Bytes>, TooLong> {
     let four_octet_as = encoding.four_octet_as;
-    let shared = attributes.to_codec();
-    let shared_len = build(&[], &[], &shared, four_octet_as)
-        .map_err(|_| TooLong)?
-        .path_attributes
-        .len();
-    let in_body = family == Family::Ipv4Unicast && attributes.next_hop.is_ipv4();
-    let framing = if in_body { 7 } else { MP_REACH_LEN };
+    let mut shared = attributes.to_codec();
+    let body_next_hop = match (family, attributes.next_hop) {
+        (Family::Ipv4Unicast, IpAddr::V4(next_hop)) => Some(PathAttribute::NextHop(next_hop)),
+        _ => None,
+    };
+    let in_body = body_next_hop.is_some();
+    shared.splice(2..2, body_next_hop);
+    // A full table is told in some hundred thousand messages: what they share is written once.
+    let shared = build(&[], &[], &shared, four_octet_as).map_err(|_| TooLong)?;
+    let framing = if in_body { 0 } else { MP_REACH_LEN };
     let room = usize::from(encoding.longest)
-        .checked_sub(FRAME_LEN + shared_len + framing)
+        .checked_sub(FRAME_LEN + shared.path_attributes.len() + framing)
         .filter(|room| *room >= 17)
         .ok_or(TooLong)?;
     chunks(prefixes, room)
         .map(|chunk| {
-            let message = if let (true, IpAddr::V4(next_hop)) = (in_body, attributes.next_hop) {
-                let mut all = shared.clone();
-                all.insert(2, PathAttribute::NextHop(next_hop));
-                build(&body_entries(chunk), &[], &all, four_octet_as)
+            let message = if in_body {
+                build(&body_entries(chunk), &[], &[], four_octet_as).map(|body| UpdateMessage {
+                    path_attributes: shared.path_attributes.clone(),
+                    ..body
+                })
             } else {
                 // RFC 7606 §5.1: MP_REACH_NLRI is the first attribute.
-                let mut all = vec![PathAttribute::MpReachNlri(Box::new(mp_reach(
-                    family, attributes, chunk,
-                )))];
-                all.extend_from_slice(&shared);
-                build(&[], &[], &all, four_octet_as)
+                let reach =
+                    PathAttribute::MpReachNlri(Box::new(mp_reach(family, attributes, chunk)));
+                build(&[], &[], &[reach], four_octet_as).map(|reach| UpdateMessage {
+                    path_attributes: [reach.path_attributes, shared.path_attributes.clone()]
+                        .concat()
+                        .into(),
+                    ..reach
+                })
             };
             message
                 .and_then(|message| finish(&message))
