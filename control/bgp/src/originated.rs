@@ -171,10 +171,11 @@ impl Step {
         }
         let mut known = Arc::clone(&to);
         let mut refused = Vec::new();
-        let mut announced = Vec::new();
+        let mut announced = BytesMut::new();
         for ((attributes, family), prefixes) in new {
-            match wire::pack_announcements(attributes, family, &prefixes, encoding) {
-                Ok(messages) => announced.extend(messages),
+            let out = &mut announced;
+            match wire::write_announcements(attributes, family, &prefixes, encoding, out) {
+                Ok(()) => {}
                 Err(wire::TooLong) => {
                     let known = Arc::make_mut(&mut known);
                     for prefix in &prefixes {
@@ -190,9 +191,10 @@ impl Step {
             .iter()
             .flat_map(|(family, prefixes)| wire::pack_withdrawals(*family, prefixes, encoding));
         let mut bytes = BytesMut::new();
-        for message in withdrawn.chain(announced) {
+        for message in withdrawn {
             bytes.extend_from_slice(&message);
         }
+        bytes.unsplit(announced);
         Self {
             from,
             to,

@@ -35,8 +35,10 @@ pub use notification::Notification;
 pub(crate) use open::AS_TRANS;
 pub use open::{GracefulRestartOffer, LongLived, Open};
 pub use role::Role;
+#[cfg(test)]
+pub(crate) use update::pack_announcements;
 pub use update::{
-    Fault, FaultAction, Reach, TooLong, Update, pack_announcements, pack_withdrawals,
+    Fault, FaultAction, Reach, TooLong, Update, pack_withdrawals, write_announcements,
 };
 pub(crate) use update::{Reading, decode_update, end_of_rib};
 

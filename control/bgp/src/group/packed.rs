@@ -50,14 +50,16 @@ impl Packed {
     pub(super) fn new(export: &Export, changes: &[Change<'_>]) -> Self {
         let encoding = export.encoding;
         let mut unfit = BTreeSet::new();
-        let mut announced = Vec::new();
+        let mut announced = BytesMut::new();
+        let mut ends = Vec::new();
         for batch in batches(changes) {
-            let told = export.of_path(batch.path, batch.family);
-            let packed = told.and_then(|told| {
-                wire::pack_announcements(&told, batch.family, &batch.prefixes, encoding).ok()
+            let (path, family) = (batch.path, batch.family);
+            let out = &mut announced;
+            let told = export.of_path(path, family).and_then(|told| {
+                wire::write_announcements(&told, family, &batch.prefixes, encoding, out).ok()
             });
-            match packed {
-                Some(messages) => announced.push((batch.path.peer, messages)),
+            match told {
+                Some(()) => ends.push((path.peer, announced.len())),
                 None => unfit.extend(batch.prefixes),
             }
         }
@@ -71,26 +73,21 @@ impl Packed {
                     .push(change.prefix);
             }
         }
-        let withdrawn = gone.into_iter().map(|((source, family), prefixes)| {
-            let messages = wire::pack_withdrawals(family, &prefixes, encoding);
-            (source, messages)
-        });
-        let said: Vec<_> = withdrawn.chain(announced).collect();
-
-        let octets = said.iter().flat_map(|(_, messages)| messages);
-        // Members that are slow keep them long: no more than needed.
-        let mut bytes = BytesMut::with_capacity(octets.map(Bytes::len).sum());
-        let mut pieces: Vec<(PeerId, Range<usize>)> = Vec::new();
-        for (source, messages) in said {
-            let begin = bytes.len();
-            for message in messages {
-                bytes.extend_from_slice(&message);
+        let mut withdrawn = BytesMut::new();
+        let mut pieces = Vec::new();
+        for ((source, family), prefixes) in gone {
+            for message in wire::pack_withdrawals(family, &prefixes, encoding) {
+                withdrawn.extend_from_slice(&message);
             }
-            match pieces.last_mut() {
-                Some((last, piece)) if *last == source => piece.end = bytes.len(),
-                _ => pieces.push((source, begin..bytes.len())),
-            }
+            reach_to(&mut pieces, source, withdrawn.len());
         }
+        for (source, end) in ends {
+            reach_to(&mut pieces, source, withdrawn.len() + end);
+        }
+        // Members that are slow keep them long: no more than needed.
+        let mut bytes = BytesMut::with_capacity(withdrawn.len() + announced.len());
+        bytes.extend_from_slice(&withdrawn);
+        bytes.extend_from_slice(&announced);
         Self {
             bytes: bytes.freeze(),
             pieces,
@@ -126,6 +123,17 @@ impl Packed {
             begin = cut.end;
         }
         rest
+    }
+}
+
+/// Adds what was written since the last piece, up to `end`, to the pieces.
+fn reach_to(pieces: &mut Vec<(PeerId, Range<usize>)>, source: PeerId, end: usize) {
+    match pieces.last_mut() {
+        Some((last, piece)) if *last == source => piece.end = end,
+        last => {
+            let begin = last.map_or(0, |(_, piece)| piece.end);
+            pieces.push((source, begin..end));
+        }
     }
 }
 

@@ -3,16 +3,25 @@
 mod rare;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
-use rustbgpd_wire::{AsPath, AsPathSegment, PathAttribute};
+use rustbgpd_wire::attribute::encode_path_attributes;
+use rustbgpd_wire::{AsPath, AsPathSegment, EncodeError, PathAttribute};
 use serde::{Deserialize, Serialize};
 
 pub use rare::{Aggregator, ExtendedCommunity, RareAttributes, UnknownAttribute};
 
-/// The attribute flag of what somebody on the way did not know (RFC 4271 §4.3).
+/// Attribute flags (RFC 4271 §4.3).
+const OPTIONAL: u8 = 0x80;
+const TRANSITIVE: u8 = 0x40;
+/// Somebody on the way did not know the attribute.
 const PARTIAL: u8 = 0x20;
+/// Its length takes two octets.
+const EXTENDED_LENGTH: u8 = 0x10;
+
+/// Type of a segment whose ASes are in order (RFC 4271 §4.3).
+const AS_SEQUENCE: u8 = 2;
 
 /// The well-known communities of paths that are kept for a peer that is long away, and of those that shall not be (RFC
 /// 9494 §3.2, §3.3).
@@ -199,8 +208,80 @@ impl Attributes {
         true
     }
 
+    /// Writes all but MP_REACH_NLRI, in the order of their type codes. `next_hop` is for prefixes in the body.
+    ///
+    /// A full table is told in some hundred thousand messages, nearly all of which need no more than what is written
+    /// here; the codec writes the others.
+    ///
+    /// # Errors
+    /// What the codec says: an attribute is longer than attributes can be.
+    pub(super) fn write(
+        &self,
+        next_hop: Option<Ipv4Addr>,
+        four_octet_as: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        // With its share of the heads of segments, an AS takes less than five octets.
+        let longest = (self.as_path.len() * 5)
+            .max(self.communities.len() * 4)
+            .max(self.large_communities.len() * 12);
+        let is_plain = self.rare.is_none() && four_octet_as && u16::try_from(longest).is_ok();
+        if !is_plain {
+            let mut all = self.to_codec();
+            all.splice(2..2, next_hop.map(PathAttribute::NextHop));
+            return encode_path_attributes(&all, out, four_octet_as, false);
+        }
+        begin(out, TRANSITIVE, 1, 1);
+        out.push(match self.origin {
+            Origin::Igp => 0,
+            Origin::Egp => 1,
+            Origin::Incomplete => 2,
+        });
+        let segments = || self.as_path.chunks(usize::from(u8::MAX));
+        begin(
+            out,
+            TRANSITIVE,
+            2,
+            segments().len() * 2 + self.as_path.len() * 4,
+        );
+        for segment in segments() {
+            out.extend([AS_SEQUENCE, segment.len() as u8]);
+            out.extend(segment.iter().flat_map(|asn| asn.to_be_bytes()));
+        }
+        if let Some(next_hop) = next_hop {
+            begin(out, TRANSITIVE, 3, 4);
+            out.extend(next_hop.octets());
+        }
+        if let Some(med) = self.med {
+            begin(out, OPTIONAL, 4, 4);
+            out.extend(med.to_be_bytes());
+        }
+        if let Some(preference) = self.local_pref {
+            begin(out, TRANSITIVE, 5, 4);
+            out.extend(preference.to_be_bytes());
+        }
+        if !self.communities.is_empty() {
+            begin(out, OPTIONAL | TRANSITIVE, 8, self.communities.len() * 4);
+            let communities = self.communities.iter();
+            out.extend(communities.flat_map(|community| community.to_be_bytes()));
+        }
+        if !self.large_communities.is_empty() {
+            begin(
+                out,
+                OPTIONAL | TRANSITIVE,
+                32,
+                self.large_communities.len() * 12,
+            );
+            for community in &self.large_communities {
+                let parts = [community.global, community.local1, community.local2];
+                out.extend(parts.into_iter().flat_map(u32::to_be_bytes));
+            }
+        }
+        Ok(())
+    }
+
     /// All but the next hop, in the order of their type codes; ORIGIN and AS_PATH are the first two.
-    pub(super) fn to_codec(&self) -> Vec<PathAttribute> {
+    fn to_codec(&self) -> Vec<PathAttribute> {
         let segments = if self.as_path.is_empty() {
             Vec::new()
         } else {
@@ -231,5 +312,63 @@ impl Attributes {
             rare.add_to(&mut attributes);
         }
         attributes
+    }
+}
+
+/// Writes what stands before an attribute's value of a length.
+fn begin(out: &mut Vec<u8>, flags: u8, code: u8, length: usize) {
+    match u8::try_from(length) {
+        Ok(length) => out.extend([flags, code, length]),
+        Err(_) => {
+            out.extend([flags | EXTENDED_LENGTH, code]);
+            out.extend((length as u16).to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn large() -> impl Strategy<Value = LargeCommunity> {
+        any::<[u32; 3]>().prop_map(|[global, local1, local2]| LargeCommunity {
+            global,
+            local1,
+            local2,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_here_is_what_the_codec_writes(
+            origin in prop_oneof![Just(Origin::Igp), Just(Origin::Egp), Just(Origin::Incomplete)],
+            as_path in proptest::collection::vec(any::<u32>(), 0..600),
+            in_body in any::<bool>(),
+            med in proptest::option::of(any::<u32>()),
+            local_pref in proptest::option::of(any::<u32>()),
+            communities in proptest::collection::vec(any::<u32>(), 0..100),
+            large_communities in proptest::collection::vec(large(), 0..40),
+        ) {
+            let next_hop = Ipv4Addr::new(192, 0, 2, 1);
+            let attributes = Attributes {
+                origin,
+                as_path,
+                med,
+                local_pref,
+                communities,
+                large_communities,
+                ..Attributes::local(next_hop.into())
+            };
+            let next_hop = in_body.then_some(next_hop);
+            let mut written = Vec::new();
+            attributes.write(next_hop, true, &mut written).unwrap();
+            let mut all = attributes.to_codec();
+            all.splice(2..2, next_hop.map(PathAttribute::NextHop));
+            let mut expected = Vec::new();
+            encode_path_attributes(&all, &mut expected, true, false).unwrap();
+            prop_assert_eq!(written, expected);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use rustbgpd_wire::{
     EncodeError, ErrorDisposition, Ipv4NlriEntry, Ipv4Prefix, Ipv4UnicastMode, Ipv6Prefix,
@@ -19,6 +19,8 @@ use super::{
     notification_of,
 };
 
+/// Type code of the message (RFC 4271 §4.1).
+const UPDATE: u8 = 2;
 /// Octets of an UPDATE around its three sections.
 const FRAME_LEN: usize = HEADER_LEN + 4;
 /// Octets of MP_REACH_NLRI before its prefixes, at their longest.
@@ -268,56 +270,76 @@ pub(crate) fn decode_update(raw: &RawUpdate, reading: Reading<'_>) -> Result<Upd
     Ok(update)
 }
 
-/// Encodes the announcement of prefixes of one family in as few messages as may be.
+/// Writes the announcement of prefixes of one family in as few messages as may be.
 ///
 /// IPv4 prefixes with an IPv4 next hop go into the body, all others into MP_REACH_NLRI.
 ///
 /// # Errors
-/// [`TooLong`] when the attributes leave no room for a prefix.
-pub fn pack_announcements(
+/// [`TooLong`] when the attributes leave no room for a prefix; then nothing is written.
+pub fn write_announcements(
     attributes: &Attributes,
     family: Family,
     prefixes: &[IpNetwork],
     encoding: Encoding,
-) -> Result<Vec<Bytes>, TooLong> {
-    let four_octet_as = encoding.four_octet_as;
-    let mut shared = attributes.to_codec();
+    out: &mut BytesMut,
+) -> Result<(), TooLong> {
     let body_next_hop = match (family, attributes.next_hop) {
-        (Family::Ipv4Unicast, IpAddr::V4(next_hop)) => Some(PathAttribute::NextHop(next_hop)),
-        _ => None,
+        (Family::Ipv4Unicast, IpAddr::V4(next_hop)) => Some(next_hop),
+        (Family::Ipv4Unicast | Family::Ipv6Unicast, _) => None,
     };
-    let in_body = body_next_hop.is_some();
-    shared.splice(2..2, body_next_hop);
-    // A full table is told in some hundred thousand messages: what they share is written once.
-    let shared = build(&[], &[], &shared, four_octet_as).map_err(|_| TooLong)?;
-    let framing = if in_body { 0 } else { MP_REACH_LEN };
+    let mut shared = Vec::with_capacity(128);
+    let written = attributes.write(body_next_hop, encoding.four_octet_as, &mut shared);
+    written.map_err(|_| TooLong)?;
+    let framing = if body_next_hop.is_some() {
+        0
+    } else {
+        MP_REACH_LEN
+    };
     let room = usize::from(encoding.longest)
-        .checked_sub(FRAME_LEN + shared.path_attributes.len() + framing)
+        .checked_sub(FRAME_LEN + shared.len() + framing)
         .filter(|room| *room >= 17)
         .ok_or(TooLong)?;
-    chunks(prefixes, room)
-        .map(|chunk| {
-            let message = if in_body {
-                build(&body_entries(chunk), &[], &[], four_octet_as).map(|body| UpdateMessage {
-                    path_attributes: shared.path_attributes.clone(),
-                    ..body
-                })
-            } else {
-                // RFC 7606 §5.1: MP_REACH_NLRI is the first attribute.
-                let reach =
-                    PathAttribute::MpReachNlri(Box::new(mp_reach(family, attributes, chunk)));
-                build(&[], &[], &[reach], four_octet_as).map(|reach| UpdateMessage {
-                    path_attributes: [reach.path_attributes, shared.path_attributes.clone()]
-                        .concat()
-                        .into(),
-                    ..reach
-                })
-            };
-            message
-                .and_then(|message| finish(&message))
-                .map_err(|_| TooLong)
-        })
-        .collect()
+    let begin = out.len();
+    for chunk in chunks(prefixes, room) {
+        if body_next_hop.is_some() {
+            frame(&[&shared], nlri_len(chunk), out);
+            for prefix in chunk {
+                write_prefix(prefix, out);
+            }
+            continue;
+        }
+        let reach = PathAttribute::MpReachNlri(Box::new(mp_reach(family, attributes, chunk)));
+        let Ok(reach) = build(&[], &[], &[reach], encoding.four_octet_as) else {
+            out.truncate(begin);
+            return Err(TooLong);
+        };
+        // RFC 7606 §5.1: MP_REACH_NLRI is the first attribute.
+        frame(&[&reach.path_attributes, &shared], 0, out);
+    }
+    Ok(())
+}
+
+/// Writes an UPDATE without withdrawals, up to the prefixes of its body, which are to take this many octets.
+fn frame(attributes: &[&[u8]], body_len: usize, out: &mut BytesMut) {
+    let attributes_len: usize = attributes.iter().map(|part| part.len()).sum();
+    out.reserve(FRAME_LEN + attributes_len + body_len);
+    out.put_slice(&[0xff; 16]);
+    out.put_u16((FRAME_LEN + attributes_len + body_len) as u16);
+    out.put_u8(UPDATE);
+    out.put_u16(0);
+    out.put_u16(attributes_len as u16);
+    for part in attributes {
+        out.put_slice(part);
+    }
+}
+
+fn write_prefix(prefix: &IpNetwork, out: &mut BytesMut) {
+    out.put_u8(prefix.prefix());
+    let len = octets(prefix);
+    match prefix {
+        IpNetwork::V4(prefix) => out.put_slice(&prefix.network().octets()[..len]),
+        IpNetwork::V6(prefix) => out.put_slice(&prefix.network().octets()[..len]),
+    }
 }
 
 /// Encodes the withdrawal of prefixes of one family in as few messages as may be.
@@ -406,7 +428,7 @@ fn chunks(prefixes: &[IpNetwork], room: usize) -> impl Iterator<Item = &[IpNetwo
         let fitting = rest
             .iter()
             .take_while(|prefix| {
-                used += 1 + usize::from(prefix.prefix().div_ceil(8));
+                used += 1 + octets(prefix);
                 used <= room
             })
             .count();
@@ -414,6 +436,16 @@ fn chunks(prefixes: &[IpNetwork], room: usize) -> impl Iterator<Item = &[IpNetwo
         rest = after;
         (!chunk.is_empty()).then_some(chunk)
     })
+}
+
+/// How many octets a prefix takes after its length.
+fn octets(prefix: &IpNetwork) -> usize {
+    usize::from(prefix.prefix().div_ceil(8))
+}
+
+/// How many octets prefixes take.
+fn nlri_len(prefixes: &[IpNetwork]) -> usize {
+    prefixes.iter().map(|prefix| 1 + octets(prefix)).sum()
 }
 
 fn body_entries(prefixes: &[IpNetwork]) -> Vec<Ipv4NlriEntry> {
@@ -454,6 +486,24 @@ fn network_v4(entry: &Ipv4NlriEntry) -> Option<IpNetwork> {
     Ipv4Network::new(entry.prefix.addr, entry.prefix.len)
         .ok()
         .map(Into::into)
+}
+
+/// What [`write_announcements`] writes, message by message.
+#[cfg(test)]
+pub(crate) fn pack_announcements(
+    attributes: &Attributes,
+    family: Family,
+    prefixes: &[IpNetwork],
+    encoding: Encoding,
+) -> Result<Vec<Bytes>, TooLong> {
+    let mut all = BytesMut::new();
+    write_announcements(attributes, family, prefixes, encoding, &mut all)?;
+    let mut messages = Vec::new();
+    while let Ok(Some(length)) = super::message_length(&all, EXTENDED_MESSAGE_LEN) {
+        messages.push(all.split_to(length).freeze());
+    }
+    assert!(all.is_empty(), "half a message is left");
+    Ok(messages)
 }
 
 #[cfg(test)]

@@ -12,11 +12,8 @@ use std::net::Ipv4Addr;
 use rustbgpd_wire::{Ipv6ExtendedCommunity, PathAttribute, RawAttribute};
 use serde::{Deserialize, Serialize};
 
-use super::PARTIAL;
+use super::{OPTIONAL, PARTIAL, TRANSITIVE};
 
-/// Attribute flags (RFC 4271 §4.3).
-const OPTIONAL: u8 = 0x80;
-const TRANSITIVE: u8 = 0x40;
 /// The bit of an extended community's first octet that keeps it inside an AS (RFC 4360 §2, RFC 5701 §2).
 const NON_TRANSITIVE: u8 = 0x40;
 
