@@ -9,9 +9,9 @@
 //! # Why a codec of others
 //! It alone knows the RFC 7606 disposition of each attribute together with the right code,
 //! subcode and data. Its version is pinned exactly; `UpdateMessage::build` panics and is not
-//! used, `try_build` is. One thing is written without it: the attributes that nearly all paths have
-//! ([`Attributes`]), as a full table is some hundred thousand messages of them; a test holds what is written to what the
-//! codec writes.
+//! used, `try_build` is. What a full table has some hundred thousand of is written without it: the frame of
+//! an announcement, prefixes in its body, and the attributes that nearly all paths have ([`Attributes`]). Tests hold
+//! these attributes to what the codec writes, and whole messages to what it and another codec read.
 
 mod attributes;
 mod families;
