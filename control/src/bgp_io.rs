@@ -3,8 +3,8 @@
 //! ```text
 //!   BgpHandle --commands--> driver (owns the Speaker) <--arrivals-- listener, dial, reader, writer
 //!       ^                      |  |                                   (reader and writer: one
-//!       |  watch: learnt <-----'  '--bytes--> writer                   pair per connection)
-//!       '-- broadcast: events
+//!       |                      |  '--bytes--> writer                   pair per connection)
+//!       '-- learnt, events <-- publisher
 //! ```
 //!
 //! One driver is one virtual router; a node may run several. When its token is cancelled it closes
@@ -22,6 +22,7 @@ mod distance;
 mod driver;
 mod history;
 mod netstat;
+mod publisher;
 pub mod record;
 mod signature;
 mod socket;

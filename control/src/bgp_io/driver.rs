@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use fairlead_bgp::record::Input;
 use fairlead_bgp::{ConnectionId, ConnectionRequest, Event, Password, PeerConfig, Speaker, bfd};
 use futures::future::join_all;
-use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -18,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::bfd::Watch;
 use super::connection::{Arrival, Arrivals, Connection, Written};
-use super::history::History;
+use super::publisher::{Publisher, Turn};
 use super::record::Record;
 use super::signature::sign;
 use super::{BgpSnapshot, Command, LearntRoutes, Look, socket};
@@ -52,9 +51,7 @@ pub(super) struct Driver {
     closing: Vec<JoinHandle<()>>,
     /// When changes of learnt routes will be published.
     publish_at: Option<Instant>,
-    learnt: watch::Sender<Arc<LearntRoutes>>,
-    events: broadcast::Sender<Event>,
-    history: History,
+    publisher: Publisher,
     cancel: CancellationToken,
 }
 
@@ -95,9 +92,7 @@ impl Driver {
             connections: BTreeMap::new(),
             closing: Vec::new(),
             publish_at: None,
-            learnt,
-            events,
-            history: History::default(),
+            publisher: Publisher::start(learnt, events),
             cancel,
         }
     }
@@ -143,7 +138,10 @@ impl Driver {
     fn wake(&mut self) {
         let now = now();
         if self.publish_at.is_some_and(|at| at <= now) {
-            self.publish();
+            match self.publisher.turn() {
+                Some(turn) => self.publish(Some(turn)),
+                None => self.publish_at = Some(now + GATHER),
+            }
         }
         self.hear_silent(now);
         self.write(now, || Input::Timeout);
@@ -220,9 +218,7 @@ impl Driver {
                 let _ = answer.send(self.snapshot(now));
             }
             Command::Look(Look(question)) => question(&self.speaker, now),
-            Command::History(answer) => {
-                let _ = answer.send(self.history.all());
-            }
+            Command::History(answer) => self.publisher.history(answer),
             Command::Shutdown(text, answer) => {
                 self.write(now, || Input::Shutdown(text.clone()));
                 self.speaker.shutdown(&text, now);
@@ -447,36 +443,17 @@ impl Driver {
 
     fn tell(&mut self, event: Event) {
         log(&event);
-        self.history.remember(&event, Timestamp::now());
         if matches!(event, Event::EndOfRib { .. }) && self.speaker.has_changed_routes() {
             // Who hears that these were all routes must find them.
-            self.publish();
+            self.publish(None);
         }
-        // Without subscribers nobody wants to know.
-        let _ = self.events.send(event);
+        self.publisher.event(event);
     }
 
-    /// Applies the gathered changes in place; the table is copied only while a reader holds it.
-    fn publish(&mut self) {
+    fn publish(&mut self, turn: Option<Turn>) {
         self.publish_at = None;
         let changes = self.speaker.take_changed_routes();
-        debug!(prefixes = changes.len(), "routes changed");
-        let known = self.learnt.borrow().clone();
-        let is_known = |prefix: &_| known.contains_key(prefix);
-        self.history
-            .remember_routes(&changes, is_known, Timestamp::now());
-        // The table is copied while a reader holds it.
-        drop(known);
-        self.learnt.send_modify(|table| {
-            let table = Arc::make_mut(table);
-            for (prefix, paths) in changes {
-                if paths.is_empty() {
-                    table.remove(&prefix);
-                } else {
-                    table.insert(prefix, paths);
-                }
-            }
-        });
+        self.publisher.routes(changes, turn);
     }
 }
 
