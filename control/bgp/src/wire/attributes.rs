@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 pub use rare::{Aggregator, ExtendedCommunity, RareAttributes, UnknownAttribute};
 
 /// Attribute flags (RFC 4271 §4.3).
-const OPTIONAL: u8 = 0x80;
-const TRANSITIVE: u8 = 0x40;
+pub(super) const OPTIONAL: u8 = 0x80;
+pub(super) const TRANSITIVE: u8 = 0x40;
 /// Somebody on the way did not know the attribute.
 const PARTIAL: u8 = 0x20;
 /// Its length takes two octets.
-const EXTENDED_LENGTH: u8 = 0x10;
+pub(super) const EXTENDED_LENGTH: u8 = 0x10;
 
 /// Type of a segment whose ASes are in order (RFC 4271 §4.3).
-const AS_SEQUENCE: u8 = 2;
+pub(super) const AS_SEQUENCE: u8 = 2;
 
 /// The well-known communities of paths that are kept for a peer that is long away, and of those that shall not be (RFC
 /// 9494 §3.2, §3.3).

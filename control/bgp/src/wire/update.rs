@@ -1,5 +1,7 @@
 //! UPDATE: routes that come and go (RFC 4271 §4.3, RFC 4760, RFC 7606).
 
+mod plain;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -110,11 +112,16 @@ pub(crate) struct Reading<'a> {
 ///
 /// # Errors
 /// The NOTIFICATION to send when the routes themselves cannot be read (RFC 7606 §3 (j), §5).
+pub(crate) fn decode_update(raw: &RawUpdate, reading: Reading<'_>) -> Result<Update, Notification> {
+    plain::read(&raw.0, &reading).map_or_else(|| decode_any(raw, reading), Ok)
+}
+
+/// Reads any UPDATE by the codec.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "only the two multiprotocol attributes and NEXT_HOP carry routes"
 )]
-pub(crate) fn decode_update(raw: &RawUpdate, reading: Reading<'_>) -> Result<Update, Notification> {
+fn decode_any(raw: &RawUpdate, reading: Reading<'_>) -> Result<Update, Notification> {
     let Reading {
         four_octet_as,
         internal,

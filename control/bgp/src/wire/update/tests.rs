@@ -8,7 +8,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{MAX_MESSAGE_LEN, Message, decode, decode_update, message_length};
+use crate::wire::{
+    LargeCommunity, MAX_MESSAGE_LEN, Message, decode, decode_update, message_length,
+};
 
 fn attributes(next_hop: &str) -> Attributes {
     let mut attributes = Attributes::local(next_hop.parse().unwrap());
@@ -61,6 +63,34 @@ fn prefixes_with_the_same_attributes_share_messages_up_to_their_limit() {
         .flat_map(|message| read(message, true, false).reach.remove(0).prefixes)
         .collect();
     assert_eq!(back, prefixes);
+}
+
+#[test]
+fn what_tables_are_told_in_is_read_without_the_codec() {
+    let prefixes = networks(3000);
+    let mut usual = attributes("192.0.2.1");
+    usual.med = Some(7);
+    usual.communities = vec![0xFDE9_0001, 0xFFFF_FF01];
+    usual.large_communities = vec![LargeCommunity {
+        global: 65001,
+        local1: 1,
+        local2: 2,
+    }];
+    let said = pack_announcements(&usual, Family::Ipv4Unicast, &prefixes, Encoding::PLAIN);
+    for message in said.unwrap() {
+        let Ok(Message::Update(raw)) = decode(message) else {
+            panic!("not an UPDATE");
+        };
+        let reading = Reading {
+            four_octet_as: true,
+            internal: false,
+            families: &BTreeSet::from(Family::ALL),
+            add_path: &BTreeSet::new(),
+            on_link: false,
+        };
+        let update = plain::read(&raw.0, &reading).unwrap();
+        assert_eq!(*update.reach[0].attributes, usual);
+    }
 }
 
 #[test]
