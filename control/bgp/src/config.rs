@@ -4,10 +4,11 @@
 
 mod password;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
@@ -291,7 +292,9 @@ pub struct Announcement {
 }
 
 /// Everything that a speaker originates.
-pub type Announcements = BTreeMap<IpNetwork, Announcement>;
+///
+/// A copy costs nothing and shares what has not changed, so that a change of a few costs what a few cost.
+pub type Announcements = OrdMap<IpNetwork, Announcement>;
 
 #[cfg(test)]
 mod tests {

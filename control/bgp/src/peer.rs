@@ -70,7 +70,7 @@ pub(crate) struct Peer {
     /// Families that it is told again, and not yet that this is over.
     told_again: BTreeSet<Family>,
     /// Adj-RIB-Out of our own prefixes.
-    sent: Arc<Table>,
+    sent: Table,
     end_of_rib_sent: bool,
     without_next_hop: BTreeMap<Family, usize>,
     reach: Reach,
@@ -129,7 +129,7 @@ impl Peer {
             stale: BTreeMap::new(),
             confirming: BTreeMap::new(),
             told_again: BTreeSet::new(),
-            sent: Arc::default(),
+            sent: Table::default(),
             end_of_rib_sent: false,
             without_next_hop: BTreeMap::new(),
             reach: Reach::default(),

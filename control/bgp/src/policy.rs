@@ -2,7 +2,7 @@
 //!
 //! Not for what we announce: that is what the embedder originates, filtered by peer name alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -56,24 +56,29 @@ impl fmt::Display for Rejection {
 #[derive(Debug, Default)]
 pub(crate) struct OwnPrefixes {
     prefixes: BTreeSet<IpNetwork>,
-    lengths: BTreeSet<(Family, u8)>,
+    /// How many there are of each length.
+    lengths: BTreeMap<(Family, u8), usize>,
 }
 
 impl OwnPrefixes {
-    pub(crate) fn new(prefixes: BTreeSet<IpNetwork>) -> Self {
-        let lengths = prefixes
-            .iter()
-            .map(|prefix| (Family::of(prefix), prefix.prefix()))
-            .collect();
-        Self { prefixes, lengths }
+    pub(crate) fn insert(&mut self, prefix: IpNetwork) {
+        if self.prefixes.insert(prefix) {
+            let length = (Family::of(&prefix), prefix.prefix());
+            *self.lengths.entry(length).or_default() += 1;
+        }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.prefixes.iter()
-    }
-
-    pub(crate) fn contains(&self, prefix: &IpNetwork) -> bool {
-        self.prefixes.contains(prefix)
+    pub(crate) fn remove(&mut self, prefix: &IpNetwork) {
+        if !self.prefixes.remove(prefix) {
+            return;
+        }
+        let length = (Family::of(prefix), prefix.prefix());
+        if let Some(count) = self.lengths.get_mut(&length) {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length);
+            }
+        }
     }
 
     /// Whether a prefix is ours or inside one of ours. An own default route covers nothing.
@@ -84,7 +89,7 @@ impl OwnPrefixes {
         let family = Family::of(prefix);
         self.lengths
             .range((family, 1)..=(family, prefix.prefix()))
-            .any(|(_, length)| {
+            .any(|((_, length), _)| {
                 IpNetwork::new(prefix.ip(), *length)
                     .and_then(|wider| IpNetwork::new(wider.network(), *length))
                     .is_ok_and(|wider| self.prefixes.contains(&wider))
@@ -314,11 +319,10 @@ mod tests {
 
     #[test]
     fn own_prefixes_and_what_lies_inside_them_are_refused() {
-        let own = OwnPrefixes::new(BTreeSet::from([
-            net("10.1.0.0/24"),
-            net("2001:db8:1::/64"),
-            net("0.0.0.0/0"),
-        ]));
+        let mut own = OwnPrefixes::default();
+        for ours in [net("10.1.0.0/24"), net("2001:db8:1::/64"), net("0.0.0.0/0")] {
+            own.insert(ours);
+        }
         let judge = judge(&ImportPolicy::All, &own);
         for ours in [
             "10.1.0.0/24",

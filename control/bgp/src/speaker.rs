@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use imbl::ordmap::DiffItem;
 use ipnetwork::IpNetwork;
 
 use crate::bfd;
@@ -154,26 +155,30 @@ impl Speaker {
     /// be announced is known, even if that is nothing, so that a peer that keeps the routes of
     /// our predecessor does not drop them too early.
     pub fn set_announcements(&mut self, announcements: Announcements, now: Instant) {
-        let announcements: Announcements = announcements
-            .into_iter()
-            .filter_map(|(prefix, announcement)| Some((canonical(&prefix)?, announcement)))
-            .collect();
-        let own = OwnPrefixes::new(announcements.keys().copied().collect());
-        let differing: Vec<_> = own
-            .iter()
-            .filter(|prefix| !self.shared.own.contains(prefix))
-            .chain(
-                self.shared
-                    .own
-                    .iter()
-                    .filter(|prefix| !own.contains(prefix)),
-            )
-            .copied()
-            .collect();
-        self.shared.originated = Originated::new(&announcements);
+        let announcements = canonical_all(announcements);
+        let Shared {
+            announcements: before,
+            originated,
+            own,
+            ..
+        } = &mut self.shared;
+        originated.follow(before, &announcements);
+        let mut differing = Vec::new();
+        for change in before.diff(&announcements) {
+            match change {
+                DiffItem::Add(prefix, _) => {
+                    own.insert(*prefix);
+                    differing.push(*prefix);
+                }
+                DiffItem::Remove(prefix, _) => {
+                    own.remove(prefix);
+                    differing.push(*prefix);
+                }
+                DiffItem::Update { .. } => {}
+            }
+        }
         self.shared.announcements = announcements;
         self.shared.announcements_known = true;
-        self.shared.own = own;
         for peer in self.peers.values_mut() {
             for prefix in &differing {
                 peer.judge_again_within(prefix, &mut self.shared);
@@ -546,6 +551,17 @@ impl Speaker {
 }
 
 /// The prefix with its host bits cleared.
+/// The announcements, with host bits zero; they are the very same where that is so already.
+fn canonical_all(announcements: Announcements) -> Announcements {
+    let is_canonical = |prefix: &IpNetwork| canonical(prefix).as_ref() == Some(prefix);
+    if announcements.keys().all(is_canonical) {
+        return announcements;
+    }
+    let all = announcements.into_iter();
+    all.filter_map(|(prefix, announcement)| Some((canonical(&prefix)?, announcement)))
+        .collect()
+}
+
 fn canonical(prefix: &IpNetwork) -> Option<IpNetwork> {
     IpNetwork::new(prefix.network(), prefix.prefix()).ok()
 }

@@ -71,7 +71,7 @@ impl Paths {
             // A link that went down and came back has lost its neighbours, though every answer is as before.
             self.kept = None;
         }
-        let questions: Vec<IpAddr> = self.questions(desired).into_iter().collect();
+        let questions = self.questions(desired);
         match enquirer.ask(&questions) {
             Ok(answers) => {
                 let mtus = links.values().map(|link| (link.index, link.mtu)).collect();
@@ -136,12 +136,12 @@ impl Paths {
         })
     }
 
-    /// The addresses to ask for.
-    fn questions(&mut self, desired: &Arc<Desired>) -> BTreeSet<IpAddr> {
+    /// The addresses to ask for, in their order.
+    fn questions(&mut self, desired: &Arc<Desired>) -> Vec<IpAddr> {
         let before = std::mem::replace(&mut self.desired, Arc::clone(desired));
         let has_turn = std::mem::take(&mut self.has_turn);
         let is_stale = std::mem::take(&mut self.is_stale);
-        let mut asked = BTreeSet::new();
+        let mut asked = Vec::new();
         for change in before.services.diff(&desired.services) {
             match change {
                 DiffItem::Add(_, service) => {
@@ -158,9 +158,8 @@ impl Paths {
         }
         if is_stale || (has_turn && self.has_leavers) {
             let services = desired.services.values();
-            let all: BTreeSet<IpAddr> = services
-                .flat_map(|service| service.backends.keys().map(|at| at.addr))
-                .collect();
+            let all = services.flat_map(|service| service.backends.keys().map(|at| at.addr));
+            let all = once_each(all.collect());
             self.forget_all_but(&all);
             if is_stale {
                 return all;
@@ -170,14 +169,15 @@ impl Paths {
         if has_turn {
             asked.extend(self.in_turn());
         }
-        asked
+        once_each(asked)
     }
 
-    fn forget_all_but(&mut self, wanted: &BTreeSet<IpAddr>) {
+    /// `wanted` is in its order.
+    fn forget_all_but(&mut self, wanted: &[IpAddr]) {
         self.has_leavers = false;
         let known = self.reach.keys();
         let gone: Vec<_> = known
-            .filter(|addr| !wanted.contains(addr))
+            .filter(|addr| wanted.binary_search(addr).is_err())
             .copied()
             .collect();
         for address in gone {
@@ -255,6 +255,13 @@ impl Paths {
     }
 }
 
+/// A hundred thousand of them are sorted in a tenth of the time that a set of them takes.
+fn once_each(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
 #[cfg(test)]
 mod tests {
     use fairlead_common::addr::Proto;
@@ -297,7 +304,7 @@ mod tests {
     }
 
     /// Asks, and gets an answer each time.
-    fn look(paths: &mut Paths, desired: &Arc<Desired>) -> BTreeSet<IpAddr> {
+    fn look(paths: &mut Paths, desired: &Arc<Desired>) -> Vec<IpAddr> {
         let asked = paths.questions(desired);
         let answers = asked.iter().map(|at| (*at, plan::Reach::OnLink));
         paths.reach.extend(answers);

@@ -16,6 +16,7 @@ use fairlead_bgp::config::{
 };
 use fairlead_bgp::wire::Family;
 use fairlead_bgp::{Event, LearntPath};
+use imbl::ordmap::DiffItem;
 use ipnetwork::IpNetwork;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -27,7 +28,7 @@ use crate::bgp_io::bfd::Bfd;
 use crate::bgp_io::record::Recorder;
 use crate::bgp_io::{self, BgpHandle, LearntRoutes, Stopped};
 use crate::config::document::{Bgp, Import};
-use crate::desired::announce::{Announcement, Prefixes};
+use crate::desired::announce::Prefixes;
 use crate::desired::{
     self, Condition, Desired, Neighbor, NodeState, PathAttributes, VirtualRouter,
 };
@@ -343,36 +344,37 @@ impl Speakers {
             if running.told.is_some() && running.prefixes.ptr_eq(&all) {
                 continue;
             }
-            let announced: BTreeMap<_, _> = all
-                .iter()
-                .filter(|(_, announcement)| announcement.state.is_announced())
-                .collect();
             // Before the announcements, so that none is told without its attributes.
-            running.export = export(&announced);
+            running.export = export(&all);
             let (peers, ranges) = (running.peers.clone(), running.ranges.clone());
             // A speaker that has stopped is missed where it is asked.
             let _ = running.set_peers(peers, ranges).await;
-            let told: Announcements = announced
-                .into_iter()
-                .map(|(prefix, announcement)| {
-                    let peers = announcement.peers.keys().map(ToString::to_string);
-                    let told = Told {
-                        peers: Some(peers.collect()),
-                        ..Told::default()
-                    };
-                    (*prefix, told)
-                })
-                .collect();
-            if running.told.as_ref() == Some(&told) {
-                running.prefixes = all;
-                continue;
-            }
-            let before = running.told.take().unwrap_or_default();
-            for prefix in told.keys().filter(|prefix| !before.contains_key(prefix)) {
-                info!(instance, %prefix, "announced");
-            }
-            for prefix in before.keys().filter(|prefix| !told.contains_key(prefix)) {
-                info!(instance, %prefix, "withdrawn");
+            let mut told = running.told.clone().unwrap_or_default();
+            for change in running.prefixes.diff(&all) {
+                let (prefix, announcement) = match change {
+                    DiffItem::Add(prefix, now)
+                    | DiffItem::Update {
+                        new: (prefix, now), ..
+                    } => (prefix, Some(now)),
+                    DiffItem::Remove(prefix, _) => (prefix, None),
+                };
+                match announcement.filter(|now| now.state.is_announced()) {
+                    Some(announcement) => {
+                        let peers = announcement.peers.keys().map(ToString::to_string);
+                        let now = Told {
+                            peers: Some(peers.collect()),
+                            ..Told::default()
+                        };
+                        if told.insert(*prefix, now).is_none() {
+                            info!(instance, %prefix, "announced");
+                        }
+                    }
+                    None => {
+                        if told.remove(prefix).is_some() {
+                            info!(instance, %prefix, "withdrawn");
+                        }
+                    }
+                }
             }
             // A speaker that has stopped is missed where it is asked.
             if running.handle.set_announcements(told.clone()).await.is_ok() {
@@ -510,9 +512,10 @@ fn family(family: desired::Family) -> Family {
 }
 
 /// What announcements carry towards each peer, as one rule for all prefixes that carry the same.
-fn export(announced: &BTreeMap<&IpNetwork, &Announcement>) -> BTreeMap<IpAddr, Vec<ExportRule>> {
+fn export(all: &Prefixes) -> BTreeMap<IpAddr, Vec<ExportRule>> {
     let mut prefixes: BTreeMap<IpAddr, Vec<(&PathAttributes, BTreeSet<IpNetwork>)>> =
         BTreeMap::new();
+    let announced = all.iter().filter(|(_, one)| one.state.is_announced());
     for (prefix, announcement) in announced {
         for (peer, attributes) in &announcement.peers {
             if *attributes == PathAttributes::default() {
@@ -521,9 +524,9 @@ fn export(announced: &BTreeMap<&IpNetwork, &Announcement>) -> BTreeMap<IpAddr, V
             let alike = prefixes.entry(*peer).or_default();
             match alike.iter_mut().find(|(known, _)| *known == attributes) {
                 Some((_, prefixes)) => {
-                    prefixes.insert(**prefix);
+                    prefixes.insert(*prefix);
                 }
-                None => alike.push((attributes, BTreeSet::from([**prefix]))),
+                None => alike.push((attributes, BTreeSet::from([*prefix]))),
             }
         }
     }

@@ -3,7 +3,6 @@
 //! Not for what is said of either, and in which bytes: `originated` and `group` have that.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -103,7 +102,10 @@ impl Peer {
 
     /// Makes the peer be told everything of a family again.
     pub(super) fn forget_sent(&mut self, family: Family, shared: &mut Shared) {
-        Arc::make_mut(&mut self.sent).retain(|prefix, _| Family::of(prefix) != family);
+        let sent = std::mem::take(&mut self.sent).into_iter();
+        self.sent = sent
+            .filter(|(prefix, _)| Family::of(prefix) != family)
+            .collect();
         shared.groups.tell_again(self.id, family);
     }
 

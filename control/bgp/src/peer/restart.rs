@@ -1,9 +1,9 @@
 //! Keeping a peer's routes while it restarts (RFC 4724 §4.2, RFC 8538 §4.1), also for long (RFC 9494 §4.2), and letting go of them.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Established, Kept, Peer};
+use crate::originated::Table;
 use crate::session::Negotiated;
 use crate::speaker::{self, DownReason, Shared};
 use crate::wire::Family;
@@ -36,7 +36,7 @@ impl Peer {
         now: Instant,
         shared: &mut Shared,
     ) {
-        self.sent = Arc::default();
+        self.sent = Table::new();
         shared.groups.leave(self.id);
         self.end_of_rib_sent = false;
         self.end_of_rib.clear();

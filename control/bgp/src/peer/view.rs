@@ -150,7 +150,7 @@ impl Peer {
         }
         let told = |rule: &ExportRule| {
             let prefixes = rule.prefixes.iter();
-            prefixes.filter(|p| self.sent.contains_key(p)).count()
+            prefixes.filter(|p| self.sent.contains_key(*p)).count()
         };
         let export = self.config.export.iter();
         PolicySnapshot {

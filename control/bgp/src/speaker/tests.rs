@@ -208,7 +208,7 @@ fn an_announcement_carries_its_attributes_and_reaches_chosen_peers_only() {
         ..Announcement::default()
     };
     network.speaker(1).set_announcements(
-        BTreeMap::from([
+        Announcements::from_iter([
             (net("10.1.0.0/24"), announcement),
             (net("10.9.0.0/24"), hidden),
         ]),

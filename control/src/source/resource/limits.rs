@@ -10,19 +10,20 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::{Check, Wrong};
 use crate::source::located::FieldPath;
 
-fn address(path: FieldPath, text: &str) -> Result<IpAddr, Wrong> {
+/// Its path is asked for where something is wrong with it: clusters have many, and nearly all are right.
+fn address(path: impl FnOnce() -> FieldPath, text: &str) -> Result<IpAddr, Wrong> {
     text.parse().map_err(|_| Wrong {
-        path,
+        path: path(),
         why: format!("{text:?} is not an IP address"),
     })
 }
 
-fn port(path: FieldPath, number: i32) -> Result<(), Wrong> {
+fn port(path: impl FnOnce() -> FieldPath, number: i32) -> Result<(), Wrong> {
     if (1..=65535).contains(&number) {
         return Ok(());
     }
     Err(Wrong {
-        path,
+        path: path(),
         why: format!("{number} is not within 1 to 65535"),
     })
 }
@@ -65,7 +66,7 @@ impl Check for Node {
         for (index, entry) in addresses.flatten().enumerate() {
             if entry.type_ == "InternalIP" {
                 let path = FieldPath::default().key("status").key("addresses");
-                address(path.index(index).key("address"), &entry.address)?;
+                address(|| path.index(index).key("address"), &entry.address)?;
             }
         }
         Ok(())
@@ -81,26 +82,26 @@ impl Check for Service {
                 .as_deref()
                 .filter(|t| !t.is_empty())
             {
-                address(spec.clone().key("loadBalancerIP"), text)?;
+                address(|| spec.clone().key("loadBalancerIP"), text)?;
             }
             for (index, text) in service.external_ips.iter().flatten().enumerate() {
-                address(spec.clone().key("externalIPs").index(index), text)?;
+                address(|| spec.clone().key("externalIPs").index(index), text)?;
             }
             for (index, text) in service.cluster_ips.iter().flatten().enumerate() {
                 if text != "None" {
-                    address(spec.clone().key("clusterIPs").index(index), text)?;
+                    address(|| spec.clone().key("clusterIPs").index(index), text)?;
                 }
             }
             for (index, entry) in service.ports.iter().flatten().enumerate() {
-                let path = spec.clone().key("ports").index(index);
-                port(path.clone().key("port"), entry.port)?;
+                let path = || spec.clone().key("ports").index(index);
+                port(|| path().key("port"), entry.port)?;
                 // 0 is what the API server fills in.
                 if let Some(number) = entry.node_port.filter(|number| *number != 0) {
-                    port(path.key("nodePort"), number)?;
+                    port(|| path().key("nodePort"), number)?;
                 }
             }
             if let Some(number) = service.health_check_node_port.filter(|n| *n != 0) {
-                port(spec.clone().key("healthCheckNodePort"), number)?;
+                port(|| spec.clone().key("healthCheckNodePort"), number)?;
             }
             affinity(service, &spec)?;
             for (key, value, known) in [
@@ -140,7 +141,7 @@ impl Check for Service {
         for (index, entry) in ingress.enumerate() {
             if let Some(text) = &entry.ip {
                 let path = FieldPath::default().key("status").key("loadBalancer");
-                address(path.key("ingress").index(index).key("ip"), text)?;
+                address(|| path.key("ingress").index(index).key("ip"), text)?;
             }
         }
         Ok(())
@@ -155,7 +156,10 @@ impl Check for EndpointSlice {
         let root = FieldPath::default();
         for (index, entry) in self.ports.iter().flatten().enumerate() {
             if let Some(number) = entry.port {
-                port(root.clone().key("ports").index(index).key("port"), number)?;
+                port(
+                    || root.clone().key("ports").index(index).key("port"),
+                    number,
+                )?;
             }
         }
         let wants_v4 = match self.address_type.as_str() {
@@ -171,11 +175,13 @@ impl Check for EndpointSlice {
         };
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             for (place, text) in endpoint.addresses.iter().enumerate() {
-                let path = root.clone().key("endpoints").index(index);
-                let path = path.key("addresses").index(place);
-                if address(path.clone(), text)?.is_ipv4() != wants_v4 {
+                let path = || {
+                    let endpoint = root.clone().key("endpoints").index(index);
+                    endpoint.key("addresses").index(place)
+                };
+                if address(path, text)?.is_ipv4() != wants_v4 {
                     return Err(Wrong {
-                        path,
+                        path: path(),
                         why: format!(
                             "{text} is not of addressType {}; use a slice per family",
                             self.address_type

@@ -10,7 +10,7 @@ use fairlead_control::config::Document;
 use fairlead_control::dataplane::apply::{self, KernelStore};
 use fairlead_control::dataplane::load;
 use fairlead_control::dataplane::pins::Pins;
-use fairlead_control::desired::announce::{Programmed, announcements};
+use fairlead_control::desired::announce::{self, Programmed, announcements_since};
 use fairlead_control::desired::merge::{self, merge_since};
 use fairlead_control::desired::{BackendAddr, Desired};
 use fairlead_control::plan::maglev::{self, Sizes};
@@ -33,6 +33,7 @@ struct Node {
     document: Document,
     resources: Resources,
     merged: merge::Memory,
+    offered: announce::Memory,
     desired: Desired,
     reach: OrdMap<IpAddr, Reach>,
     ways: OrdMap<IpAddr, Way>,
@@ -114,7 +115,7 @@ impl Node {
             services: plan.programmed,
             attached: true,
         };
-        let announced = announcements(&self.desired, &programmed);
+        let announced = announcements_since(&mut self.offered, &self.desired, &programmed);
         ensure!(announced.len() == self.desired.routers.len());
         Ok(Took {
             merge,
@@ -153,6 +154,7 @@ pub fn rounds(size: Size, report: &mut Report) -> Result<()> {
             document: Document::default(),
             resources: Resources::default(),
             merged: merge::Memory::default(),
+            offered: announce::Memory::default(),
             desired: Desired::default(),
             reach: OrdMap::new(),
             ways: OrdMap::new(),

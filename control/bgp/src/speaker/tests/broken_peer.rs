@@ -405,14 +405,15 @@ fn long_updates_are_read_and_written_with_a_peer_that_offers_them() {
 fn what_was_told_and_fits_no_message_any_more_is_withdrawn() {
     let mut raw = Raw::established();
     let now = raw.now;
-    let mut announcements = announce(&["10.9.0.0/24"]);
+    let announcements = announce(&["10.9.0.0/24"]);
     raw.speaker.set_announcements(announcements.clone(), now);
     assert_eq!(raw.speaker.adj_rib_out("node2").len(), 1);
     raw.answers_all();
-    for announcement in announcements.values_mut() {
+    let too_much = announcements.into_iter().map(|(prefix, mut announcement)| {
         announcement.communities = (0..1250).collect();
-    }
-    raw.speaker.set_announcements(announcements, now);
+        (prefix, announcement)
+    });
+    raw.speaker.set_announcements(too_much.collect(), now);
     assert!(raw.speaker.adj_rib_out("node2").is_empty());
     let withdrawal = wire::pack_withdrawals(
         Family::Ipv4Unicast,

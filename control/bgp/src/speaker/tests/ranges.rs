@@ -9,10 +9,11 @@ fn hub(asns: &[u32], limit: usize) -> Network {
     network.add(1, Speaker::new(config(1, 65001), 1));
     let now = network.now();
     network.speaker(1).set_ranges(vec![range(asns, limit)], now);
-    let mut announced = announce(&["10.1.0.0/24"]);
-    for announcement in announced.values_mut() {
-        announcement.peers = Some(["pods".to_owned()].into());
-    }
+    let announced = Announcement {
+        peers: Some(["pods".to_owned()].into()),
+        ..Announcement::default()
+    };
+    let announced = Announcements::unit(net("10.1.0.0/24"), announced);
     network.speaker(1).set_announcements(announced, now);
     network
 }
