@@ -57,7 +57,7 @@ use crate::dataplane::load;
 use crate::dataplane::observe::{self, Translations};
 use crate::dataplane::pins::Pins;
 use crate::desired::drain::Drain;
-use crate::desired::{Condition, Desired, announce, merge};
+use crate::desired::{Condition, Desired, announce, merge, readiness};
 use crate::health::Prober;
 use crate::host::adverts::Adverts;
 use crate::host::reach::Enquirer;
@@ -111,6 +111,7 @@ struct Agent {
     resources: Resources,
     merged: merge::Memory,
     offered: announce::Memory,
+    checked: readiness::Checked,
     desired: Arc<Desired>,
     enquirer: Enquirer,
     paths: Paths,
@@ -203,6 +204,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         resources: Resources::default(),
         merged: merge::Memory::default(),
         offered: announce::Memory::default(),
+        checked: readiness::Checked::default(),
         desired: Arc::default(),
         enquirer: Enquirer::open()?,
         paths: Paths::default(),

@@ -80,7 +80,7 @@ impl Originated {
     /// what has changed.
     pub(crate) fn follow(&mut self, before: &Announcements, after: &Announcements) {
         self.steps.clear();
-        let changes: Vec<_> = before.diff(after).map(of_diff).collect();
+        let changes: Vec<_> = before.diff(after).map(|change| of_diff(&change)).collect();
         let gathered = self.audiences.len();
         for audience in changes
             .iter()
@@ -224,8 +224,10 @@ impl Key {
 }
 
 /// A row that differs, as it was and as it is.
-fn of_diff<'a, K, V>(change: DiffItem<'a, 'a, K, V>) -> (&'a K, Option<&'a V>, Option<&'a V>) {
-    match change {
+const fn of_diff<'a, K, V>(
+    change: &DiffItem<'a, 'a, K, V>,
+) -> (&'a K, Option<&'a V>, Option<&'a V>) {
+    match *change {
         DiffItem::Add(key, new) => (key, None, Some(new)),
         DiffItem::Remove(key, old) => (key, Some(old), None),
         DiffItem::Update {
@@ -239,7 +241,7 @@ impl Step {
     fn new(from: Table, to: Table, encoding: Encoding) -> Self {
         let mut gone: BTreeMap<Family, Vec<IpNetwork>> = BTreeMap::new();
         let mut new: BTreeMap<(&Arc<Attributes>, Family), Vec<IpNetwork>> = BTreeMap::new();
-        for (prefix, _, after) in from.diff(&to).map(of_diff) {
+        for (prefix, _, after) in from.diff(&to).map(|change| of_diff(&change)) {
             let family = Family::of(prefix);
             let alike = match after {
                 Some(attributes) => new.entry((attributes, family)).or_default(),
@@ -308,8 +310,8 @@ mod tests {
             proptest::option::of(0..3_u32),
         );
         let one = one.prop_map(|(peers, med)| Announcement {
-            peers,
             med,
+            peers,
             ..Announcement::default()
         });
         let all = proptest::collection::btree_map((0..8_u8).prop_map(prefix), one, 0..8);

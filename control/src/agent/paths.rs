@@ -101,7 +101,8 @@ impl Paths {
                     .filter(|one| one.is_resolved)
                     .filter_map(|one| Some(((one.device, one.addr), one.mac?)))
                     .collect();
-                if known != self.macs || !self.ways.ptr_eq(&before) {
+                // A way that was learnt has the addresses that were known then.
+                if known != self.macs {
                     // One that has gone may have been ours to keep.
                     if self.macs.keys().any(|one| !known.contains_key(one)) {
                         self.kept = None;

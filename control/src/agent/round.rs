@@ -151,7 +151,8 @@ impl Agent {
         now: Duration,
         conditions: &mut Vec<Condition>,
     ) -> Verdicts {
-        let targets = readiness::targets(desired);
+        self.checked.follow(desired);
+        let targets = self.checked.targets(desired);
         let is_known = targets.iter().all(|target| self.prober.knows(target));
         let in_use = if is_known {
             BTreeSet::new()
@@ -161,7 +162,7 @@ impl Agent {
         let mut presumed: BTreeMap<_, bool> =
             targets.into_iter().map(|target| (target, false)).collect();
         if !in_use.is_empty() {
-            for service in desired.services.values() {
+            for service in self.checked.services(desired) {
                 let Some(check) = &service.check else {
                     continue;
                 };
@@ -175,7 +176,13 @@ impl Agent {
         }
         conditions.extend(self.drains.condition());
         let verdicts = self.prober.verdicts();
-        readiness::judge(desired, &verdicts, self.drains.drains(), &self.desired);
+        readiness::judge(
+            desired,
+            &self.checked,
+            &verdicts,
+            self.drains.drains(),
+            &self.desired,
+        );
         verdicts
     }
 

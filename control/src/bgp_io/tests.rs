@@ -83,7 +83,12 @@ async fn learns(node: &Node, prefixes: &[&str]) {
 fn announce(prefixes: &[&str]) -> Announcements {
     prefixes
         .iter()
-        .map(|prefix| (prefix.parse().unwrap(), Announcement::default()))
+        .map(|prefix| {
+            (
+                prefix.parse::<IpNetwork>().unwrap(),
+                Announcement::default(),
+            )
+        })
         .collect()
 }
 

@@ -16,12 +16,58 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
 use super::check::Target;
 use super::drain::Drains;
-use super::{Backend, BackendAddr, Desired, Service};
+use super::{Backend, BackendAddr, Desired, Frontend, Service};
 
 /// Whether each checked target is taken to serve.
 pub type Verdicts = BTreeMap<Target, bool>;
+
+/// The services whose backends are checked, found again at the cost of what has changed. It may be lost.
+#[derive(Debug, Default)]
+pub struct Checked {
+    services: OrdMap<Frontend, Arc<Service>>,
+    checked: BTreeSet<Frontend>,
+}
+
+impl Checked {
+    /// Follows what is desired, before it is judged.
+    pub fn follow(&mut self, desired: &Desired) {
+        for change in self.services.diff(&desired.services) {
+            let (frontend, is_checked) = match change {
+                DiffItem::Add(frontend, service)
+                | DiffItem::Update {
+                    new: (frontend, service),
+                    ..
+                } => (frontend, service.check.is_some()),
+                DiffItem::Remove(frontend, _) => (frontend, false),
+            };
+            if is_checked {
+                self.checked.insert(*frontend);
+            } else {
+                self.checked.remove(frontend);
+            }
+        }
+        self.services = desired.services.clone();
+    }
+
+    /// Those of what was followed last.
+    pub fn services<'a>(&'a self, desired: &'a Desired) -> impl Iterator<Item = &'a Arc<Service>> {
+        let checked = self.checked.iter();
+        checked.filter_map(|frontend| desired.services.get(frontend))
+    }
+
+    /// Everyone whose health is asked for.
+    pub fn targets(&self, desired: &Desired) -> BTreeSet<Target> {
+        self.services(desired)
+            .filter_map(|service| Some((service.check.as_ref()?, &service.backends)))
+            .flat_map(|(check, backends)| backends.keys().map(|at| check.target(at)))
+            .collect()
+    }
+}
 
 /// How a backend stands, in the word that people are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,11 +131,23 @@ pub fn standing(
 
 /// Takes away what health checks and operators take away. A service that comes to what it was `before` is that
 /// value, by which plans know that nothing has changed.
-pub fn judge(desired: &mut Desired, verdicts: &Verdicts, drains: &Drains, before: &Desired) {
-    for (frontend, service) in &desired.services.clone() {
-        if service.check.is_none() && drains.is_empty() {
+pub fn judge(
+    desired: &mut Desired,
+    checked: &Checked,
+    verdicts: &Verdicts,
+    drains: &Drains,
+    before: &Desired,
+) {
+    let services = desired.services.clone();
+    let judged: Vec<&Frontend> = if drains.is_empty() {
+        checked.checked.iter().collect()
+    } else {
+        services.keys().collect()
+    };
+    for frontend in judged {
+        let Some(service) = services.get(frontend) else {
             continue;
-        }
+        };
         let mut judged = BTreeMap::new();
         for (at, backend) in &service.backends {
             let (ready, serving) = match standing(service, at, *backend, verdicts, drains) {
@@ -116,18 +174,9 @@ pub fn judge(desired: &mut Desired, verdicts: &Verdicts, drains: &Drains, before
     }
 }
 
-/// Everyone whose health is asked for.
-pub fn targets(desired: &Desired) -> BTreeSet<Target> {
-    let services = desired.services.values();
-    services
-        .filter_map(|service| Some((service.check.as_ref()?, &service.backends)))
-        .flat_map(|(check, backends)| backends.keys().map(|at| check.target(at)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, SocketAddr};
 
     use super::*;
     use crate::desired::drain::Drain;
@@ -174,9 +223,23 @@ mod tests {
             scope: crate::desired::Scope::Outside,
         };
         desired.services.insert(frontend, service.clone().into());
-        judge(&mut desired, &verdicts, drains, &Desired::default());
+        let mut checked = Checked::default();
+        checked.follow(&desired);
+        judge(
+            &mut desired,
+            &checked,
+            &verdicts,
+            drains,
+            &Desired::default(),
+        );
         let once = desired.clone();
-        judge(&mut desired, &verdicts, drains, &Desired::default());
+        judge(
+            &mut desired,
+            &checked,
+            &verdicts,
+            drains,
+            &Desired::default(),
+        );
         assert_eq!(desired, once, "judging twice says the same");
         let after = &desired.services[&frontend];
         for (at, backend) in &service.backends {
@@ -268,11 +331,21 @@ mod tests {
         desired.services.insert(frontend(2), asks.into());
         desired.services.insert(frontend(3), silent.into());
 
-        let found: Vec<_> = targets(&desired)
-            .into_iter()
-            .map(|target| target.at)
-            .collect();
+        let mut checked = Checked::default();
+        let mut found = |desired: &Desired| -> Vec<SocketAddr> {
+            checked.follow(desired);
+            let targets = checked.targets(desired).into_iter();
+            targets.map(|target| target.at).collect()
+        };
+        assert_eq!(found(&desired), ["10.0.0.1:80".parse().unwrap()]);
 
-        assert_eq!(found, ["10.0.0.1:80".parse().unwrap()]);
+        // Neither does one that asks no more, or is no more.
+        let silent = Service {
+            check: None,
+            ..service("web", &[(1, true, true)])
+        };
+        desired.services.insert(frontend(1), silent.into());
+        desired.services.remove(&frontend(2));
+        assert_eq!(found(&desired), []);
     }
 }

@@ -4,6 +4,7 @@
 //! it is for the host.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use fairlead_common::addr::Addr;
 use fairlead_common::served::{Sieve, flags};
@@ -12,7 +13,7 @@ use fairlead_common::tables::{Addresses, Table};
 use imbl::OrdMap;
 
 use super::{Actual, Step};
-use crate::desired::{AddressKind, Condition, Desired};
+use crate::desired::{self, AddressKind, Condition, Desired, Frontend};
 
 /// Plans `ADDRESSES` and `SIEVE` for these rows of services.
 pub(super) fn steps(
@@ -79,20 +80,29 @@ pub(super) fn steps(
 
 /// The node's addresses, and those that no service has but by its node port.
 fn hosts_own(desired: &Desired) -> BTreeSet<Addr> {
-    let node_only = BTreeSet::from([AddressKind::Node]);
-    let of = |wants: bool| -> BTreeSet<Addr> {
-        let services = desired.services.iter();
-        services
-            .filter(|(_, service)| (service.address_kinds == node_only) == wants)
-            .map(|(frontend, _)| Addr::from(frontend.addr))
-            .collect()
+    let is_node_only = |service: &desired::Service| {
+        let mut kinds = service.address_kinds.iter();
+        kinds.len() == 1 && kinds.all(|kind| *kind == AddressKind::Node)
     };
-    let node = desired.node.addresses.iter().copied().map(Addr::from);
-    of(true)
-        .difference(&of(false))
-        .copied()
-        .chain(node)
-        .collect()
+    let services = desired.services.iter();
+    // Few services are reached by node ports only, so those that share an address with one are looked for.
+    let by_node_port: BTreeSet<IpAddr> = services
+        .filter(|(_, service)| is_node_only(service))
+        .map(|(frontend, _)| frontend.addr)
+        .collect();
+    let all_at = |addr: IpAddr| {
+        let first = Frontend {
+            addr,
+            ..Frontend::FIRST
+        };
+        let services = desired.services.range(first..);
+        services.take_while(move |(frontend, _)| frontend.addr == addr)
+    };
+    let alone = by_node_port
+        .into_iter()
+        .filter(|addr| all_at(*addr).all(|(_, service)| is_node_only(service)));
+    let node = desired.node.addresses.iter().copied();
+    alone.chain(node).map(Addr::from).collect()
 }
 
 #[cfg(test)]

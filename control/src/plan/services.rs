@@ -295,7 +295,7 @@ fn members_of(
     let before = members.len();
     members.retain(|(at, _)| {
         let home = service.backends[at].home;
-        forwarding::is_possible(service.forwarding, home, reach(wanted, *at))
+        forwarding::is_possible(service.forwarding, home, || reach(wanted, *at))
     });
     if members.len() < before {
         say(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use fairlead_bgp::config::Announcements;
 use fairlead_bgp::{Event, GracefulRestart, Role};
 
 use super::*;
@@ -49,7 +50,7 @@ fn bird_and_we_exchange_messages_of_more_than_4096_octets() {
             communities: (0..1500).map(|n| 65001 << 16 | n).collect(),
             ..Announcement::default()
         };
-        let announcements = [(net("192.0.2.1/32"), announcement)].into();
+        let announcements = Announcements::unit(net("192.0.2.1/32"), announcement);
         ours.handle.set_announcements(announcements).await.unwrap();
         says(&bird, "show route 192.0.2.1/32 all", "(65001,1499)");
         ours.learns(&[("203.0.113.0/24", THEIR_V4.into())]).await;

@@ -22,6 +22,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::time::Duration;
 
+use fairlead_bgp::config::Announcements;
 use fairlead_bgp::{
     Announcement, ExportRule, Family, ImportPolicy, PeerConfig, SpeakerConfig, State,
 };
@@ -318,7 +319,7 @@ fn frr_reads_our_attributes_and_our_name() {
             ..Announcement::default()
         };
         ours.handle
-            .set_announcements([(net("192.0.2.1/32"), announcement)].into())
+            .set_announcements(Announcements::unit(net("192.0.2.1/32"), announcement))
             .await
             .unwrap();
         uses(&frr, "192.0.2.1/32", &["10.77.0.1"]);

@@ -39,15 +39,14 @@ impl Home {
     /// The slots that differ from what the ring's place holds; all of them in a place that no service
     /// uses, since what it holds is not known.
     pub(super) fn changed_slots(&self, actual: &Actual) -> Vec<(u32, Slot)> {
-        let known = actual
-            .rings
-            .get(&self.ring)
-            .filter(|k| k.len() == self.slots.len());
-        (0..)
-            .zip(&self.slots)
-            .filter(|(offset, slot)| known.is_none_or(|k| k[*offset as usize] != **slot))
-            .map(|(offset, slot)| (offset, *slot))
-            .collect()
+        let slots = (0..).zip(self.slots.iter().copied());
+        let known = actual.rings.get(&self.ring);
+        match known.filter(|known| known.len() == self.slots.len()) {
+            Some(known) => slots
+                .filter(|(offset, slot)| known[*offset as usize] != *slot)
+                .collect(),
+            None => slots.collect(),
+        }
     }
 }
 
@@ -79,7 +78,9 @@ pub(super) struct Homes<'a> {
     /// The backend id of each slot, by group.
     wants: BTreeMap<usize, Rc<[u32]>>,
     rings: BTreeMap<Frontend, (u32, u32)>,
-    pages: Pages,
+    /// What all services have of the places for rings; looked at where a place is sought.
+    all: &'a Actual,
+    pages: Option<Pages>,
 }
 
 impl<'a> Homes<'a> {
@@ -88,7 +89,7 @@ impl<'a> Homes<'a> {
         actual: &'a Actual,
         memory: &'a Memory,
         now: Duration,
-        all: &Actual,
+        all: &'a Actual,
     ) -> Self {
         Self {
             wanted,
@@ -102,8 +103,15 @@ impl<'a> Homes<'a> {
             waiting: BTreeSet::new(),
             wants: BTreeMap::new(),
             rings: BTreeMap::new(),
-            pages: Pages::of(all),
+            all,
+            pages: None,
         }
+    }
+
+    /// Takes a place for a ring.
+    fn take(&mut self, slots: usize) -> Option<u32> {
+        let pages = self.pages.get_or_insert_with(|| Pages::of(self.all));
+        pages.take(slots)
     }
 
     /// The ring of a service and how many slots it has, when it has one.
@@ -315,7 +323,7 @@ impl<'a> Homes<'a> {
             Some((base, held))
         });
         let Some((base, held)) = base else {
-            let Some(ring) = self.pages.take(want.len()) else {
+            let Some(ring) = self.take(want.len()) else {
                 return Err(draft);
             };
             return Ok(Home {
@@ -329,7 +337,7 @@ impl<'a> Homes<'a> {
         let mut course = self.course(base, held, &want, alive);
         let mut ring = Some(base).filter(|_| draft.stays && course.slots.len() == held.len());
         if ring.is_none() {
-            ring = self.pages.take(course.slots.len());
+            ring = self.take(course.slots.len());
         }
         if ring.is_none() && draft.stays {
             // Without a place of its size it goes on where it is.
