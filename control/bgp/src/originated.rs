@@ -1,5 +1,5 @@
 //! What the speaker originates, as peers are told it: worked out once, and written once, for all peers that are told
-//! the same.
+//! the same. When announcements change, what was worked out follows at the cost of what has changed.
 //!
 //! Not for who was told what: each peer remembers its own table, which it shares with those that know the same.
 
@@ -120,13 +120,10 @@ impl Originated {
         let audiences = self.audiences.keys();
         let heard: BTreeSet<_> = audiences.filter(|one| hearer.is_of(one)).cloned().collect();
         let is_alike = |key: &Key| {
-            let mut heard_there = key
-                .heard
-                .iter()
-                .filter(|one| self.audiences.contains_key(*one));
-            key.export == *hearer.export
-                && key.rules == hearer.rules
-                && heard_there.by_ref().eq(heard.iter())
+            // Those that nobody names any more count no more.
+            let known = key.heard.iter();
+            let known = known.filter(|one| self.audiences.contains_key(*one));
+            key.export == *hearer.export && key.rules == hearer.rules && known.eq(&heard)
         };
         if let Some((_, wanted)) = self.wanted.iter().find(|(key, _)| is_alike(key)) {
             return wanted.clone();

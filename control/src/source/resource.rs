@@ -15,6 +15,7 @@ mod limits;
 pub mod peer_config;
 pub mod peer_profile;
 pub mod peering_policy;
+mod plain;
 pub mod pod_pool;
 
 use std::collections::BTreeSet;
@@ -266,40 +267,19 @@ pub fn read(file: &str, text: &str) -> Result<Reading, Condition> {
 
 /// Reads one object that stands in no file, from the server or the file called `file`.
 pub fn read_value(file: &str, object: serde_json::Value) -> Reading {
-    if let Some(object) = read_plain(&object) {
-        let origin = Origin {
-            file: file.into(),
-            line: 0,
-        };
-        return Reading {
-            objects: vec![Sourced { object, origin }],
-            ..Reading::default()
-        };
-    }
-    let mut reader = Reader {
-        file: file.into(),
-        reading: Reading::default(),
+    let file: Arc<str> = file.into();
+    let origin = Origin {
+        file: Arc::clone(&file),
+        line: 0,
     };
+    let mut reading = Reading::default();
+    if let Some(object) = plain::read(&object) {
+        reading.objects.push(Sourced { object, origin });
+        return reading;
+    }
+    let mut reader = Reader { file, reading };
     reader.document(&object.into());
     reader.reading
-}
-
-/// Reads an object of the kinds that clusters have thousands of, when nothing is wrong with it. What is wrong, and
-/// where, is for the reader to say that knows paths, which costs several times as much. Fields that we do not know are
-/// a server's that is newer than we.
-fn read_plain(object: &serde_json::Value) -> Option<Resource> {
-    fn read<T: DeserializeOwned + Check>(object: &serde_json::Value) -> Option<Box<T>> {
-        let read = T::deserialize(object).ok()?;
-        read.check().ok()?;
-        Some(Box::new(read))
-    }
-    let resource = match (object["apiVersion"].as_str()?, object["kind"].as_str()?) {
-        ("v1", "Node") => Resource::Node(read(object)?),
-        ("v1", "Service") => Resource::Service(read(object)?),
-        ("discovery.k8s.io/v1", "EndpointSlice") => Resource::EndpointSlice(read(object)?),
-        _ => return None,
-    };
-    (!resource.name().name.is_empty()).then_some(resource)
 }
 
 /// Joins what several files held into the objects of the source. Of objects with the same kind and
