@@ -119,3 +119,52 @@ fn apply(table: &mut LearntRoutes, changes: Changes) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fairlead_bgp::Family;
+
+    use super::*;
+
+    fn route(paths: &[&str]) -> (IpNetwork, Arc<[LearntPath]>) {
+        let path = |hop: &&str| LearntPath {
+            next_hop: hop.parse().unwrap(),
+            link_local: None,
+            interface: None,
+            peer: "tor".to_owned(),
+        };
+        let prefix = "2001:db8::/32".parse().unwrap();
+        (prefix, paths.iter().map(path).collect())
+    }
+
+    #[tokio::test]
+    async fn one_turn_at_a_time_and_an_event_after_the_routes_before_it() {
+        let (learnt_in, learnt) = watch::channel(Arc::default());
+        let (events_in, mut events) = broadcast::channel(8);
+        let publisher = Publisher::start(learnt_in, events_in);
+        let all_told = || Event::EndOfRib {
+            peer: "tor".to_owned(),
+            family: Family::Ipv6Unicast,
+        };
+
+        let turn = publisher.turn();
+        assert!(turn.is_some() && publisher.turn().is_none());
+        publisher.routes(vec![route(&["2001:db8::1"])], turn);
+        publisher.event(all_told());
+        events.recv().await.unwrap();
+        assert_eq!(learnt.borrow().keys().collect::<Vec<_>>(), [route(&[]).0]);
+        assert!(publisher.turn().is_some(), "given back");
+
+        // Out of turn, and a withdrawal.
+        publisher.routes(vec![route(&[])], None);
+        publisher.event(all_told());
+        events.recv().await.unwrap();
+        assert_eq!(learnt.borrow().keys().count(), 0);
+
+        let (ask, answer) = oneshot::channel();
+        publisher.history(ask);
+        let happened: Vec<_> = answer.await.unwrap().into_iter().map(|h| h.what).collect();
+        let [all, lost] = ["all routes received", "route lost"];
+        assert_eq!(happened, ["route learnt", all, lost, all]);
+    }
+}
