@@ -104,7 +104,7 @@ impl Originated {
         }
         self.audiences.retain(|_, count| *count > 0);
         if !is_known {
-            // Whether its peers hear a new audience's is not known of answers.
+            // No answer says whether its peers are of an audience that nobody has named before.
             self.wanted.clear();
         }
         for (key, wanted) in &mut self.wanted {
@@ -221,7 +221,7 @@ impl Key {
 }
 
 /// A row that differs, as it was and as it is.
-const fn of_diff<'a, K, V>(
+pub(crate) const fn of_diff<'a, K, V>(
     change: &DiffItem<'a, 'a, K, V>,
 ) -> (&'a K, Option<&'a V>, Option<&'a V>) {
     match *change {

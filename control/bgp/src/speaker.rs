@@ -13,14 +13,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use imbl::ordmap::DiffItem;
 use ipnetwork::IpNetwork;
 
 use crate::bfd;
 use crate::config::{Announcements, PeerConfig, PeerRange, SpeakerConfig};
 use crate::group::{Groups, Outlet};
 use crate::jitter::Jitter;
-use crate::originated::Originated;
+use crate::originated::{Originated, of_diff};
 use crate::peer::{Peer, Range};
 use crate::policy::OwnPrefixes;
 use crate::rib::{Hop, PeerId, Ranked, Rib, Selection};
@@ -165,17 +164,13 @@ impl Speaker {
         originated.follow(before, &announcements);
         let mut differing = Vec::new();
         for change in before.diff(&announcements) {
-            match change {
-                DiffItem::Add(prefix, _) => {
-                    own.insert(*prefix);
-                    differing.push(*prefix);
-                }
-                DiffItem::Remove(prefix, _) => {
-                    own.remove(prefix);
-                    differing.push(*prefix);
-                }
-                DiffItem::Update { .. } => {}
+            let (prefix, old, new) = of_diff(&change);
+            match (old, new) {
+                (None, Some(_)) => own.insert(*prefix),
+                (Some(_), None) => own.remove(prefix),
+                (Some(_), Some(_)) | (None, None) => continue,
             }
+            differing.push(*prefix);
         }
         self.shared.announcements = announcements;
         self.shared.announcements_known = true;
@@ -550,7 +545,6 @@ impl Speaker {
     }
 }
 
-/// The prefix with its host bits cleared.
 /// The announcements, with host bits zero; they are the very same where that is so already.
 fn canonical_all(announcements: Announcements) -> Announcements {
     let is_canonical = |prefix: &IpNetwork| canonical(prefix).as_ref() == Some(prefix);
@@ -562,6 +556,7 @@ fn canonical_all(announcements: Announcements) -> Announcements {
         .collect()
 }
 
+/// The prefix with its host bits cleared.
 fn canonical(prefix: &IpNetwork) -> Option<IpNetwork> {
     IpNetwork::new(prefix.network(), prefix.prefix()).ok()
 }

@@ -16,7 +16,6 @@ use fairlead_bgp::config::{
 };
 use fairlead_bgp::wire::Family;
 use fairlead_bgp::{Event, LearntPath};
-use imbl::ordmap::DiffItem;
 use ipnetwork::IpNetwork;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -28,7 +27,7 @@ use crate::bgp_io::bfd::Bfd;
 use crate::bgp_io::record::Recorder;
 use crate::bgp_io::{self, BgpHandle, LearntRoutes, Stopped};
 use crate::config::document::{Bgp, Import};
-use crate::desired::announce::Prefixes;
+use crate::desired::announce::{Prefixes, of_diff};
 use crate::desired::{
     self, Condition, Desired, Neighbor, NodeState, PathAttributes, VirtualRouter,
 };
@@ -351,30 +350,28 @@ impl Speakers {
             let _ = running.set_peers(peers, ranges).await;
             let mut told = running.told.clone().unwrap_or_default();
             for change in running.prefixes.diff(&all) {
-                let (prefix, announcement) = match change {
-                    DiffItem::Add(prefix, now)
-                    | DiffItem::Update {
-                        new: (prefix, now), ..
-                    } => (prefix, Some(now)),
-                    DiffItem::Remove(prefix, _) => (prefix, None),
-                };
-                match announcement.filter(|now| now.state.is_announced()) {
+                let prefix = of_diff(&change);
+                match all.get(&prefix).filter(|now| now.state.is_announced()) {
                     Some(announcement) => {
                         let peers = announcement.peers.keys().map(ToString::to_string);
                         let now = Told {
                             peers: Some(peers.collect()),
                             ..Told::default()
                         };
-                        if told.insert(*prefix, now).is_none() {
+                        if told.insert(prefix, now).is_none() {
                             info!(instance, %prefix, "announced");
                         }
                     }
                     None => {
-                        if told.remove(prefix).is_some() {
+                        if told.remove(&prefix).is_some() {
                             info!(instance, %prefix, "withdrawn");
                         }
                     }
                 }
+            }
+            if running.told.as_ref() == Some(&told) {
+                running.prefixes = all;
+                continue;
             }
             // A speaker that has stopped is missed where it is asked.
             if running.handle.set_announcements(told.clone()).await.is_ok() {

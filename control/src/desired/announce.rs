@@ -184,7 +184,7 @@ pub fn announcements_since(
 }
 
 /// The key of a row that differs.
-const fn of_diff<K: Copy, V>(change: &DiffItem<'_, '_, K, V>) -> K {
+pub(crate) const fn of_diff<K: Copy, V>(change: &DiffItem<'_, '_, K, V>) -> K {
     match change {
         DiffItem::Add(key, _) | DiffItem::Remove(key, _) => **key,
         DiffItem::Update { old: (key, _), .. } => **key,

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
 
+use super::announce::of_diff;
 use super::check::Target;
 use super::drain::Drains;
 use super::{Backend, BackendAddr, Desired, Frontend, Service};
@@ -37,18 +37,12 @@ impl Checked {
     /// Follows what is desired, before it is judged.
     pub fn follow(&mut self, desired: &Desired) {
         for change in self.services.diff(&desired.services) {
-            let (frontend, is_checked) = match change {
-                DiffItem::Add(frontend, service)
-                | DiffItem::Update {
-                    new: (frontend, service),
-                    ..
-                } => (frontend, service.check.is_some()),
-                DiffItem::Remove(frontend, _) => (frontend, false),
-            };
-            if is_checked {
-                self.checked.insert(*frontend);
+            let frontend = of_diff(&change);
+            let service = desired.services.get(&frontend);
+            if service.is_some_and(|service| service.check.is_some()) {
+                self.checked.insert(frontend);
             } else {
-                self.checked.remove(frontend);
+                self.checked.remove(&frontend);
             }
         }
         self.services = desired.services.clone();
@@ -225,21 +219,11 @@ mod tests {
         desired.services.insert(frontend, service.clone().into());
         let mut checked = Checked::default();
         checked.follow(&desired);
-        judge(
-            &mut desired,
-            &checked,
-            &verdicts,
-            drains,
-            &Desired::default(),
-        );
+        let before = Desired::default();
+        let again = |desired: &mut Desired| judge(desired, &checked, &verdicts, drains, &before);
+        again(&mut desired);
         let once = desired.clone();
-        judge(
-            &mut desired,
-            &checked,
-            &verdicts,
-            drains,
-            &Desired::default(),
-        );
+        again(&mut desired);
         assert_eq!(desired, once, "judging twice says the same");
         let after = &desired.services[&frontend];
         for (at, backend) in &service.backends {

@@ -65,8 +65,8 @@ impl Check for Node {
         let addresses = self.status.iter().flat_map(|status| &status.addresses);
         for (index, entry) in addresses.flatten().enumerate() {
             if entry.type_ == "InternalIP" {
-                let path = FieldPath::default().key("status").key("addresses");
-                address(|| path.index(index).key("address"), &entry.address)?;
+                let path = || FieldPath::default().key("status").key("addresses");
+                address(|| path().index(index).key("address"), &entry.address)?;
             }
         }
         Ok(())
@@ -140,8 +140,8 @@ impl Check for Service {
             .flat_map(|balancer| balancer.ingress.iter().flatten());
         for (index, entry) in ingress.enumerate() {
             if let Some(text) = &entry.ip {
-                let path = FieldPath::default().key("status").key("loadBalancer");
-                address(|| path.key("ingress").index(index).key("ip"), text)?;
+                let path = || FieldPath::default().key("status").key("loadBalancer");
+                address(|| path().key("ingress").index(index).key("ip"), text)?;
             }
         }
         Ok(())
