@@ -140,8 +140,8 @@ pub struct Service {
     pub check: Option<check::Check>,
     /// Each node serves it by its own backends alone.
     pub only_local: bool,
-    /// Its backends.
-    pub backends: BTreeMap<BackendAddr, Backend>,
+    /// Its backends; the frontends of one port share them.
+    pub backends: Arc<BTreeMap<BackendAddr, Backend>>,
 }
 
 /// What `spec.healthCheckNodePort` answers: whether this node has backends of a service that is served by its

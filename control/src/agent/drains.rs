@@ -150,6 +150,7 @@ fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::sync::Arc;
 
     use super::*;
     use crate::desired::{Backend, BackendAddr, Frontend, Home, ObjectName, Scope, Service};
@@ -185,7 +186,7 @@ mod tests {
         };
         let service = Service {
             object: ObjectName::default(),
-            backends: backends.collect(),
+            backends: Arc::new(backends.collect()),
             ..Service::default()
         };
         desired.services.insert(frontend, service.into());

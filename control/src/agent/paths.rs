@@ -66,12 +66,14 @@ impl Paths {
         ports: &BTreeSet<u32>,
         conditions: &mut Vec<Condition>,
     ) {
-        let before = self.ways.clone();
         if self.is_stale {
             // A link that went down and came back has lost its neighbours, though every answer is as before.
             self.kept = None;
         }
         let questions: Vec<IpAddr> = self.questions(desired).into_iter().collect();
+        // Before the answers, so that each is learnt whole, and again where more is to be resolved.
+        self.look(netlink, conditions).await;
+        let before = self.ways.clone();
         match enquirer.ask(&questions) {
             Ok(answers) => {
                 let mtus = links.values().map(|link| (link.index, link.mtu)).collect();
@@ -93,7 +95,12 @@ impl Paths {
             if let Err(error) = kept {
                 conditions.push(super::round::trouble("host", "NeighbourRefused", &error));
             }
+            self.look(netlink, conditions).await;
         }
+    }
+
+    /// Learns the MAC addresses of neighbours.
+    async fn look(&mut self, netlink: &Netlink, conditions: &mut Vec<Condition>) {
         match netlink.neighbours().await {
             Ok(known) => {
                 let known: BTreeMap<_, _> = known
@@ -286,7 +293,7 @@ mod tests {
                 home: Home::Bare,
             };
             let service = Service {
-                backends: [(at, backend)].into(),
+                backends: Arc::new([(at, backend)].into()),
                 ..Service::default()
             };
             (frontend, Arc::new(service))

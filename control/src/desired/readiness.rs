@@ -143,7 +143,7 @@ pub fn judge(
             continue;
         };
         let mut judged = BTreeMap::new();
-        for (at, backend) in &service.backends {
+        for (at, backend) in service.backends.iter() {
             let (ready, serving) = match standing(service, at, *backend, verdicts, drains) {
                 Standing::Unhealthy => (false, false),
                 Standing::Drained => (false, backend.serving),
@@ -160,7 +160,7 @@ pub fn judge(
             continue;
         }
         let mut service = Service::clone(service);
-        service.backends.extend(judged);
+        Arc::make_mut(&mut service.backends).extend(judged);
         let known = before.services.get(frontend);
         let known = known.filter(|known| ***known == service);
         let service = known.map_or_else(|| Arc::new(service), Arc::clone);
@@ -199,7 +199,7 @@ mod tests {
                 name: name.to_owned(),
             },
             check: Some("tcp".parse().unwrap()),
-            backends: backends.collect(),
+            backends: Arc::new(backends.collect()),
             ..Service::default()
         }
     }
@@ -226,7 +226,7 @@ mod tests {
         again(&mut desired);
         assert_eq!(desired, once, "judging twice says the same");
         let after = &desired.services[&frontend];
-        for (at, backend) in &service.backends {
+        for (at, backend) in service.backends.iter() {
             assert_eq!(
                 standing(service, at, *backend, &verdicts, drains),
                 standing(after, at, after.backends[at], &verdicts, drains),

@@ -483,7 +483,7 @@ fn the_model_of_safety_sees_what_is_unsafe() {
         home: desired::Home::Bare,
     };
     let service = desired::Service {
-        backends: BTreeMap::from([(backend_at(2), backend)]),
+        backends: Arc::new([(backend_at(2), backend)].into()),
         ..desired::Service::default()
     };
     world.desired.services.insert(frontend(1), service.into());

@@ -115,6 +115,10 @@ impl Ledger {
         for service in &self.waiting {
             part.add(Place::Service(*service));
         }
+        if self.services.is_empty() {
+            self.add_tables(&mut part, memory);
+            return part.close();
+        }
         let reach = self
             .reach
             .diff(wanted.reach)
@@ -149,28 +153,22 @@ impl Ledger {
         for id in due(&memory.retiring) {
             part.add(Place::Id(id));
         }
-        if self.services.is_empty() {
-            // Nothing is known of what was wanted: everything in the tables is looked at.
-            self.tables
-                .services
-                .keys()
-                .for_each(|key| part.add(Place::Key(*key)));
-            self.tables
-                .rings
-                .keys()
-                .for_each(|ring| part.add(Place::Ring(*ring)));
-            self.tables
-                .backends
-                .keys()
-                .for_each(|id| part.add(Place::Id(*id)));
-            for ring in memory.transitions.keys() {
-                part.add(Place::Ring(*ring));
-            }
-            for id in memory.retiring.keys() {
-                part.add(Place::Id(*id));
-            }
-        }
         part.close()
+    }
+
+    /// Nothing is known of what was wanted: everything in the tables is looked at.
+    fn add_tables(&self, part: &mut Growing<'_>, memory: &Memory) {
+        for key in self.tables.services.keys() {
+            part.add(Place::Key(*key));
+        }
+        let rings = self.tables.rings.keys();
+        for ring in rings.chain(memory.transitions.keys()) {
+            part.add(Place::Ring(*ring));
+        }
+        let backends = self.tables.backends.keys();
+        for id in backends.chain(memory.retiring.keys()) {
+            part.add(Place::Id(*id));
+        }
     }
 
     /// What the tables hold of a part, for a plan of nothing else.
@@ -299,24 +297,21 @@ impl Ledger {
                 .services
                 .get(frontend)
                 .iter()
-                .flat_map(|known| &known.backends)
+                .flat_map(|known| known.backends.iter())
             {
                 self.wanting.remove(&(*at, *frontend));
             }
             self.programmed.remove(frontend);
             self.conditions.remove(frontend);
             self.waiting.remove(frontend);
-            match wanted.desired.services.get(frontend) {
-                Some(service) => {
-                    self.wanting
-                        .extend(service.backends.keys().map(|at| (*at, *frontend)));
-                    self.services.insert(*frontend, Arc::clone(service));
-                }
-                None => {
-                    self.services.remove(frontend);
-                }
+            if let Some(service) = wanted.desired.services.get(frontend) {
+                let backends = service.backends.keys();
+                self.wanting.extend(backends.map(|at| (*at, *frontend)));
             }
         }
+        // Whatever differs was in the part. A map of our own would share nothing with the next one that is wanted, and
+        // to find the difference every service would have to be looked at.
+        self.services = wanted.desired.services.clone();
         self.programmed.extend(planned.programmed);
         for (frontend, condition) in planned.conditions {
             self.conditions.entry(frontend).or_default().push(condition);

@@ -22,12 +22,15 @@ mod terms;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::resume_unwind;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use fairlead_common::addr::{Addr, Port};
 use fairlead_common::service::{self as rows, ServiceKey, flags, forward};
 use fairlead_common::tables::{Services, Table};
+use hashbrown::{HashMap, HashSet};
 
 use self::homes::Homes;
 use self::ids::Ids;
@@ -76,40 +79,28 @@ pub(super) fn plan(
     let mut conditions = Vec::new();
     let mut ids = Ids::new(actual, rest);
     let forwarding = forwarding::asked(wanted.desired, &mut conditions);
-    let mut members = BTreeMap::new();
-    let mut programmed = BTreeMap::new();
     // Sets of all backends need no ids: they are made beside.
-    let (alive, backend_homes, arriving) = thread::scope(|scope| {
+    let (members, (alive, backend_homes, arriving)) = thread::scope(|scope| {
         let sets = scope.spawn(|| {
             let homes = here::homes(wanted.desired);
-            let arriving = here::arriving(wanted, &homes).map(|(_, at)| at);
-            let arriving: BTreeSet<BackendAddr> = arriving.collect();
+            let arriving = here::arriving(wanted, &homes);
             (alive(wanted), homes, arriving)
         });
-        for (frontend, service) in &wanted.desired.services {
-            let list = members_of(frontend, service, wanted, &mut ids, &mut conditions);
-            let ready = list
-                .iter()
-                .filter(|(at, _)| {
-                    service
-                        .backends
-                        .get(at)
-                        .is_some_and(|backend| backend.ready)
-                })
-                .count();
-            programmed.insert(*frontend, ready as u32);
-            members.insert(*frontend, list);
-        }
+        let members = members(wanted, &mut ids, &mut conditions);
         let sets = sets.join();
-        sets.unwrap_or_else(|panic| resume_unwind(panic))
+        (members, sets.unwrap_or_else(|panic| resume_unwind(panic)))
     });
-    let arriving: BTreeSet<u32> = arriving
-        .into_iter()
-        .filter_map(|at| ids.assign(at))
+    let mut programmed: BTreeMap<Frontend, u32> = members
+        .iter()
+        .map(|(frontend, list)| (*frontend, list.ready))
+        .collect();
+    let arriving_ids: Vec<u32> = arriving
+        .iter()
+        .filter_map(|(_, at)| ids.assign(*at))
         .collect();
 
     let mut homes = Homes::new(wanted, actual, memory, now, &rest.ledger.tables);
-    homes.settle(&members, &ids, &ids.alive(&alive), &mut conditions);
+    homes.settle(&members, &ids, &alive, &mut conditions);
     programmed.retain(|frontend, _| homes.ring_of(frontend).is_some());
 
     let mut steps = Vec::new();
@@ -147,7 +138,7 @@ pub(super) fn plan(
             ids: &ids,
             forwarding: &forwarding,
             homes: &backend_homes,
-            named: in_rings.chain(arriving).collect(),
+            named: in_rings.chain(arriving_ids).collect(),
         },
         memory,
         now,
@@ -160,7 +151,7 @@ pub(super) fn plan(
     let node_flags = here::steps(
         wanted,
         actual,
-        &backend_homes,
+        &arriving,
         &services,
         &backends,
         |at| ids.id(at),
@@ -228,17 +219,57 @@ fn reach(wanted: &Wanted<'_>, at: BackendAddr) -> Reach {
 }
 
 /// The backends that answer and that packets get to.
-fn alive(wanted: &Wanted<'_>) -> BTreeSet<BackendAddr> {
-    wanted
-        .desired
-        .services
-        .values()
-        .flat_map(|service| &service.backends)
+fn alive(wanted: &Wanted<'_>) -> HashSet<BackendAddr> {
+    here::sets(wanted.desired)
+        .flat_map(|backends| backends.iter())
         .filter(|(at, backend)| {
             (backend.ready || backend.serving) && reach(wanted, **at) != Reach::Unreachable
         })
         .map(|(at, _)| *at)
         .collect()
+}
+
+/// Who is on a service's ring, and how many of them are ready.
+struct Members {
+    list: Rc<[Member]>,
+    ready: u32,
+}
+
+/// Who is on the ring of each service.
+fn members(
+    wanted: &Wanted<'_>,
+    ids: &mut Ids<'_>,
+    conditions: &mut Vec<(Frontend, Condition)>,
+) -> BTreeMap<Frontend, Members> {
+    let mut all = BTreeMap::<Frontend, Members>::new();
+    // The frontends of one port are neighbours, and have one set of backends.
+    let mut before: Option<(Frontend, &Service)> = None;
+    for (frontend, service) in &wanted.desired.services {
+        let twin = before.filter(|(_, before)| {
+            Arc::ptr_eq(&before.backends, &service.backends)
+                && before.forwarding == service.forwarding
+        });
+        let said = conditions.len();
+        let of_service = match twin.and_then(|(twin, _)| all.get(&twin)) {
+            Some(twin) => Members {
+                list: Rc::clone(&twin.list),
+                ready: twin.ready,
+            },
+            None => {
+                let list = members_of(frontend, service, wanted, ids, conditions);
+                let is_ready = |at| service.backends.get(at).is_some_and(|one| one.ready);
+                let ready = list.iter().filter(|(at, _)| is_ready(at)).count() as u32;
+                Members {
+                    list: list.into(),
+                    ready,
+                }
+            }
+        };
+        // Conditions are each frontend's own.
+        before = (conditions.len() == said).then_some((*frontend, service));
+        all.insert(*frontend, of_service);
+    }
+    all
 }
 
 /// Who is on the ring of a service: its ready backends, or, while none is ready, those that still serve,
@@ -398,13 +429,13 @@ fn service_steps(
 struct Backends<'a> {
     wanted: &'a Wanted<'a>,
     actual: &'a Actual,
-    alive: &'a BTreeSet<BackendAddr>,
+    alive: &'a HashSet<BackendAddr>,
     ids: &'a Ids<'a>,
     /// How packets get to those without an agent.
-    forwarding: &'a BTreeMap<BackendAddr, Forwarding>,
-    homes: &'a BTreeMap<BackendAddr, desired::Home>,
+    forwarding: &'a HashMap<BackendAddr, Forwarding>,
+    homes: &'a HashMap<BackendAddr, desired::Home>,
     /// The ids that slots or packets out of tunnels name once the plan is carried out.
-    named: BTreeSet<u32>,
+    named: HashSet<u32>,
 }
 
 impl Backends<'_> {

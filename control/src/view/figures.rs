@@ -32,7 +32,7 @@ impl View {
                 None => Traffic::default(),
             };
             let mut backends: BTreeMap<_, _> = BACKEND_STATES.map(|state| (state, 0)).into();
-            for (at, backend) in &service.backends {
+            for (at, backend) in service.backends.iter() {
                 let state = state_of(&state, service, at, *backend);
                 *backends.entry(state).or_default() += 1;
             }

@@ -71,7 +71,7 @@ fn desired() -> Desired {
         },
         labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
         address_kinds: BTreeSet::from([AddressKind::LoadBalancer]),
-        backends: BTreeMap::from([(
+        backends: Arc::new(BTreeMap::from([(
             BackendAddr {
                 addr: "10.1.1.10".parse().unwrap(),
                 port: 80,
@@ -82,7 +82,7 @@ fn desired() -> Desired {
                 weight: 1,
                 home: Home::Bare,
             },
-        )]),
+        )])),
         ..Service::default()
     };
     let told = vec![
@@ -176,10 +176,8 @@ fn an_address_for_clients_inside_and_an_address_of_the_node_are_not_announced() 
 fn a_backend_without_a_share_announces_nothing() {
     let mut desired = desired();
     let service = desired.services.get_mut(&frontend()).unwrap();
-    Arc::make_mut(service)
-        .backends
-        .values_mut()
-        .for_each(|one| one.weight = 0);
+    let backends = Arc::make_mut(&mut Arc::make_mut(service).backends);
+    backends.values_mut().for_each(|one| one.weight = 0);
 
     assert_eq!(
         state(&desired, &programmed(), "192.0.2.10/32"),
@@ -220,7 +218,7 @@ fn a_service_is_withheld_for_the_first_thing_that_is_missing() {
     );
     let unready = |d: &mut Desired, _: &mut Programmed| {
         let service = d.services.get_mut(&frontend()).unwrap();
-        let backends = Arc::make_mut(service).backends.values_mut();
+        let backends = Arc::make_mut(&mut Arc::make_mut(service).backends).values_mut();
         backends.for_each(|backend| backend.ready = false);
     };
     assert_eq!(service_state(unready), "withheld: no backend is ready");
@@ -269,7 +267,7 @@ fn selectors_see_the_labels_that_cilium_adds() {
 fn an_address_is_announced_while_one_of_its_ports_is_ready() {
     let mut desired = desired();
     let mut second = desired.services[&frontend()].clone();
-    Arc::make_mut(&mut second).backends.clear();
+    Arc::make_mut(&mut second).backends = Arc::default();
     let https = Frontend {
         port: 443,
         ..frontend()
@@ -408,7 +406,7 @@ fn what_a_node_has_of_a_pool_is_announced_to_the_peers_that_are_told_of_it() {
 fn an_aggregate_is_announced_in_place_of_its_addresses_and_needs_a_blackhole() {
     let mut desired = desired();
     let mut second = Service::clone(&desired.services[&frontend()]);
-    second.backends.clear();
+    second.backends = Arc::default();
     let other = Frontend {
         addr: "192.0.2.77".parse().unwrap(),
         ..frontend()

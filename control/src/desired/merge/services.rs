@@ -18,6 +18,7 @@ mod register;
 mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fairlead_common::addr::Proto;
 use k8s_openapi::api::core::v1 as core;
@@ -199,7 +200,7 @@ impl One<'_> {
         let local: BTreeSet<_> = found
             .iter()
             .filter(|(frontend, _)| frontend.scope == Scope::Outside)
-            .flat_map(|(_, service)| &service.backends)
+            .flat_map(|(_, service)| service.backends.iter())
             .filter(|(_, backend)| backend.ready)
             .map(|(at, _)| at.addr)
             .collect();
@@ -214,11 +215,11 @@ impl One<'_> {
 /// The backends of this node only, where a traffic policy wants that.
 fn only_here(
     is_local: bool,
-    backends: &BTreeMap<BackendAddr, Backend>,
-) -> BTreeMap<BackendAddr, Backend> {
-    backends
-        .iter()
-        .filter(|(_, backend)| !is_local || backend.home == Home::Here)
-        .map(|(at, backend)| (*at, *backend))
-        .collect()
+    backends: &Arc<BTreeMap<BackendAddr, Backend>>,
+) -> Arc<BTreeMap<BackendAddr, Backend>> {
+    if !is_local {
+        return Arc::clone(backends);
+    }
+    let here = backends.iter().filter(|(_, one)| one.home == Home::Here);
+    Arc::new(here.map(|(at, one)| (*at, *one)).collect())
 }

@@ -218,7 +218,7 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                         address_kinds: BTreeSet::from([kind]),
                         affinity,
                         source_ranges,
-                        backends,
+                        backends: Arc::new(backends),
                         ..desired::Service::default()
                     };
                     (frontend(number), Arc::new(service))
@@ -295,7 +295,7 @@ pub(super) fn busy_day() -> impl Strategy<Value = Vec<Event>> {
             })
             .collect();
         let service = desired::Service {
-            backends,
+            backends: Arc::new(backends),
             ..desired::Service::default()
         };
         let mut world = World {

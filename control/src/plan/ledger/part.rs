@@ -27,6 +27,9 @@ pub(in crate::plan) struct Part {
 impl Part {
     /// The services of a part that are wanted.
     pub(in crate::plan) fn wanted(&self, desired: &Desired) -> OrdMap<Frontend, Arc<Service>> {
+        if desired.services.keys().eq(&self.services) {
+            return desired.services.clone();
+        }
         let services = self.services.iter();
         let wanted = services.filter_map(|of| Some((*of, Arc::clone(desired.services.get(of)?))));
         wanted.collect()

@@ -3,9 +3,8 @@
 //! A backend's row is one for all services that have it, so services of one backend address and port must agree.
 //! Not here: backends that a node's agent translates for.
 
-use std::collections::BTreeMap;
-
 use fairlead_common::service::forward;
+use hashbrown::HashMap;
 
 use crate::desired::{BackendAddr, Condition, Desired, Forwarding, Frontend, Home, Service};
 use crate::plan::Reach;
@@ -14,8 +13,8 @@ use crate::plan::Reach;
 pub(super) fn asked(
     desired: &Desired,
     conditions: &mut Vec<(Frontend, Condition)>,
-) -> BTreeMap<BackendAddr, Forwarding> {
-    let mut asked = BTreeMap::<BackendAddr, &Service>::new();
+) -> HashMap<BackendAddr, Forwarding> {
+    let mut asked = HashMap::<BackendAddr, &Service>::new();
     for (frontend, service) in &desired.services {
         for (at, _) in service
             .backends
@@ -60,6 +59,8 @@ pub(super) fn is_possible(asked: Forwarding, home: Home, reach: impl FnOnce() ->
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use fairlead_common::addr::Proto;
 
     use super::*;
@@ -93,7 +94,7 @@ mod tests {
                     name: name.to_owned(),
                 },
                 forwarding,
-                backends: [(at(), backend)].into(),
+                backends: Arc::new([(at(), backend)].into()),
                 ..Service::default()
             };
             desired.services.insert(frontend, service.into());

@@ -4,21 +4,23 @@
 //! Not here: how packets of this node's own clients and uplinks get to a backend; its row says that.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fairlead_common::route;
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Service, ServiceKey, ServingKey, flags, forward,
 };
+use hashbrown::HashMap;
 
-use super::key;
-use crate::desired::{AddressKind, BackendAddr, Desired, Home};
+use super::{key, reach};
+use crate::desired::{self, AddressKind, BackendAddr, Desired, Home};
 use crate::plan::{Actual, Reach, Step, Wanted};
 
 /// Whose work the last step to each backend is. Where services disagree, the one that knows more counts.
-pub(super) fn homes(desired: &Desired) -> BTreeMap<BackendAddr, Home> {
-    let mut homes = BTreeMap::new();
-    for service in desired.services.values() {
-        for (at, backend) in &service.backends {
+pub(super) fn homes(desired: &Desired) -> HashMap<BackendAddr, Home> {
+    let mut homes = HashMap::new();
+    for backends in sets(desired) {
+        for (at, backend) in backends.iter() {
             let home = homes.entry(*at).or_insert(backend.home);
             if *home == Home::Bare || backend.home == Home::Here {
                 *home = backend.home;
@@ -36,7 +38,7 @@ pub(super) fn homes(desired: &Desired) -> BTreeMap<BackendAddr, Home> {
 pub(super) fn steps(
     wanted: &Wanted<'_>,
     actual: &Actual,
-    homes: &BTreeMap<BackendAddr, Home>,
+    here: &[(ServiceKey, BackendAddr)],
     services: &BTreeMap<ServiceKey, Service>,
     backends: &BTreeMap<u32, Backend>,
     id_of: impl Fn(BackendAddr) -> u32,
@@ -67,7 +69,7 @@ pub(super) fn steps(
         .map(|(frontend, _)| key(frontend))
         .collect();
     let mut arrivals = BTreeMap::new();
-    for (service_key, at) in arriving(wanted, homes) {
+    for &(service_key, at) in here {
         let id = id_of(at);
         if let Some(row) = services.get(&service_key).filter(|_| is_here(id)) {
             // Of two rows of one service, and of two ports of one address, the first counts.
@@ -126,16 +128,31 @@ pub(in crate::plan) const fn node_flags(row: &Backend) -> u32 {
 /// another node's before this one has heard, and the first packets of its flows would find nobody.
 pub(super) fn arriving(
     wanted: &Wanted<'_>,
-    homes: &BTreeMap<BackendAddr, Home>,
-) -> impl Iterator<Item = (ServiceKey, BackendAddr)> {
-    let (reach, services) = (wanted.reach, &wanted.desired.services);
-    services.iter().flat_map(move |(frontend, service)| {
-        let of = move |at: &BackendAddr| {
-            let reach = reach.get(&at.addr).copied().unwrap_or(Reach::Unreachable);
-            let is_here = reach == Reach::Local
-                || (reach != Reach::Unreachable && homes.get(at) == Some(&Home::Here));
-            is_here.then_some((key(frontend), *at))
-        };
-        service.backends.keys().filter_map(of)
-    })
+    homes: &HashMap<BackendAddr, Home>,
+) -> Vec<(ServiceKey, BackendAddr)> {
+    let is_here = |at: &BackendAddr| match reach(wanted, *at) {
+        Reach::Local => true,
+        Reach::Unreachable => false,
+        Reach::OnLink | Reach::ByStack | Reach::Routed => homes.get(at) == Some(&Home::Here),
+    };
+    let mut arriving = Vec::new();
+    let mut of_set: (Option<&Backends>, Vec<BackendAddr>) = (None, Vec::new());
+    for (frontend, service) in &wanted.desired.services {
+        let backends = &service.backends;
+        if !of_set.0.is_some_and(|last| Arc::ptr_eq(last, backends)) {
+            let here = backends.keys().filter(|at| is_here(at)).copied();
+            of_set = (Some(backends), here.collect());
+        }
+        arriving.extend(of_set.1.iter().map(|at| (key(frontend), *at)));
+    }
+    arriving
+}
+
+type Backends = Arc<BTreeMap<BackendAddr, desired::Backend>>;
+
+/// The backends of each service; a set that the one before has too only once.
+pub(super) fn sets(desired: &Desired) -> impl Iterator<Item = &Backends> {
+    let mut last: Option<&Backends> = None;
+    let sets = desired.services.values().map(|service| &service.backends);
+    sets.filter(move |set| !last.replace(set).is_some_and(|last| Arc::ptr_eq(last, set)))
 }

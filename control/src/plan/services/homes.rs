@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use fairlead_common::service::{SLOTS_PER_PAGE, ServiceKey, Slot};
 use fairlead_common::tables::RING_PAGES;
+use hashbrown::HashSet;
 
 use super::ids::Ids;
-use super::{Memory, key};
-use crate::desired::{Condition, Frontend};
+use super::{Members, Memory, key};
+use crate::desired::{BackendAddr, Condition, Frontend};
 use crate::plan::maglev::{self, Member};
 use crate::plan::{Actual, Wanted};
 
@@ -130,14 +131,16 @@ impl<'a> Homes<'a> {
     /// Finds a home for every service that has members.
     pub(super) fn settle(
         &mut self,
-        members: &BTreeMap<Frontend, Vec<Member>>,
+        members: &BTreeMap<Frontend, Members>,
         ids: &Ids<'_>,
-        alive: &BTreeSet<u32>,
+        alive: &HashSet<BackendAddr>,
         conditions: &mut Vec<(Frontend, Condition)>,
     ) {
         let mut groups = BTreeMap::<&[Member], BTreeSet<Frontend>>::new();
-        for (frontend, list) in members.iter().filter(|(_, list)| !list.is_empty()) {
-            groups.entry(list).or_default().insert(*frontend);
+        for (frontend, Members { list, .. }) in members {
+            if !list.is_empty() {
+                groups.entry(list).or_default().insert(*frontend);
+            }
         }
         let groups: Vec<_> = groups.into_iter().collect();
         self.want_all(&groups, ids);
@@ -313,9 +316,10 @@ impl<'a> Homes<'a> {
         draft: Draft,
         groups: &[(&[Member], BTreeSet<Frontend>)],
         ids: &Ids<'_>,
-        alive: &BTreeSet<u32>,
+        alive: &HashSet<BackendAddr>,
         conditions: &mut Vec<(Frontend, Condition)>,
     ) -> Result<Home, Draft> {
+        let is_alive = |id: u32| ids.is_among(id, alive);
         let members = groups[draft.group].0;
         let want = self.want(draft.group, members, ids);
         let base = draft.base.and_then(|base| {
@@ -334,7 +338,7 @@ impl<'a> Homes<'a> {
                 group: draft.group,
             });
         };
-        let mut course = self.course(base, held, &want, alive);
+        let mut course = self.course(base, held, &want, is_alive);
         let mut ring = Some(base).filter(|_| draft.stays && course.slots.len() == held.len());
         if ring.is_none() {
             ring = self.take(course.slots.len());
@@ -349,7 +353,7 @@ impl<'a> Homes<'a> {
                     ..self.wanted.ring_sizes
                 };
                 let coarse = named(&maglev::ring(members, sizes), members, ids);
-                course = self.course(base, held, &coarse, alive);
+                course = self.course(base, held, &coarse, is_alive);
                 self.no_room(
                     &draft,
                     want.len(),
@@ -377,7 +381,13 @@ impl<'a> Homes<'a> {
     }
 
     /// What becomes of the slots that are held when `want` is wanted.
-    fn course(&self, base: u32, held: &[Slot], want: &[u32], alive: &BTreeSet<u32>) -> Course {
+    fn course(
+        &self,
+        base: u32,
+        held: &[Slot],
+        want: &[u32],
+        is_alive: impl Fn(u32) -> bool,
+    ) -> Course {
         let began = self.memory.transitions.get(&base);
         let window = self.wanted.drain_window;
         let length = want.len().max(held.len());
@@ -387,7 +397,7 @@ impl<'a> Homes<'a> {
         let was_moving = began.is_some() || held.iter().any(|slot| slot.previous != 0);
         // A change at the very end of a window prolongs it: the flows that were remembered stay.
         let is_over = !changes && began.is_some_and(|until| *until <= self.now);
-        let serves = |id: u32| id != 0 && alive.contains(&id) && !window.is_zero() && !is_over;
+        let serves = |id: u32| id != 0 && !window.is_zero() && !is_over && is_alive(id);
         let slots: Vec<Slot> = pairs()
             .map(|(want, held)| {
                 let previous = if serves(held.previous) {

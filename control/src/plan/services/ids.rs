@@ -1,9 +1,10 @@
 //! Backend ids: found again in the table, or the lowest that nothing can name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use fairlead_common::service::forward;
 use fairlead_common::tables::{Backends, Table};
+use hashbrown::{HashMap, HashSet};
 
 use super::address;
 use crate::desired::BackendAddr;
@@ -11,7 +12,7 @@ use crate::plan::{Actual, Rest};
 
 /// Ids of backends by where they listen, and back.
 pub(super) struct Ids<'a> {
-    of: BTreeMap<BackendAddr, u32>,
+    of: HashMap<BackendAddr, u32>,
     addresses: BTreeMap<u32, BackendAddr>,
     rest: &'a Rest<'a>,
     /// The lowest id that may be free.
@@ -21,7 +22,7 @@ pub(super) struct Ids<'a> {
 impl<'a> Ids<'a> {
     pub(super) fn new(actual: &Actual, rest: &'a Rest<'a>) -> Self {
         let mut ids = Self {
-            of: BTreeMap::new(),
+            of: HashMap::new(),
             addresses: BTreeMap::new(),
             rest,
             next: 1,
@@ -64,12 +65,9 @@ impl<'a> Ids<'a> {
         &self.addresses
     }
 
-    /// The ids of these backends.
-    pub(super) fn alive(&self, alive: &BTreeSet<BackendAddr>) -> BTreeSet<u32> {
-        self.addresses
-            .iter()
-            .filter(|(_, at)| alive.contains(at))
-            .map(|(id, _)| *id)
-            .collect()
+    /// Whether an id is one of these backends'.
+    pub(super) fn is_among(&self, id: u32, backends: &HashSet<BackendAddr>) -> bool {
+        let at = self.addresses.get(&id);
+        at.is_some_and(|at| backends.contains(at))
     }
 }

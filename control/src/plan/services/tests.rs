@@ -87,10 +87,12 @@ impl Node {
                 namespace: "default".to_owned(),
                 name: format!("s{service}"),
             },
-            backends: backends
-                .iter()
-                .map(|(n, backend)| (at(*n), *backend))
-                .collect(),
+            backends: Arc::new(
+                backends
+                    .iter()
+                    .map(|(n, backend)| (at(*n), *backend))
+                    .collect(),
+            ),
             ..Service::default()
         };
         self.desired

@@ -5,12 +5,16 @@
 //!
 //! Not here: what follows from what is heard (`replica`).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::api::{Api, DynamicObject};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, ApiResource};
+use kube::core::DynamicResourceScope;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{interval, sleep, timeout};
@@ -70,7 +74,7 @@ pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
         look.reset();
         let backoff = Backoff { next: RETRY[0] };
         let resource = kind.resource(version);
-        let api: Api<DynamicObject> = match &id.name {
+        let api: Api<Told> = match &id.name {
             Some(name) if !name.namespace.is_empty() => {
                 Api::namespaced_with(client.clone(), &name.namespace, &resource)
             }
@@ -223,36 +227,94 @@ fn no_contact(error: &kube::Error) -> Heard {
     Heard::NoContact(text)
 }
 
-fn name(object: &DynamicObject) -> ObjectName {
+/// An object as the server tells it: `kube`'s own type for objects of any kind reads each of them twice.
+#[derive(Clone, Debug)]
+struct Told {
+    /// What watches ask for: the object's name, and its version.
+    metadata: ObjectMeta,
+    object: Value,
+}
+
+impl<'de> Deserialize<'de> for Told {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let object = Value::deserialize(from)?;
+        let text = |key: &str| object["metadata"][key].as_str().map(str::to_owned);
+        let metadata = ObjectMeta {
+            name: text("name"),
+            namespace: text("namespace"),
+            resource_version: text("resourceVersion"),
+            ..ObjectMeta::default()
+        };
+        Ok(Self { metadata, object })
+    }
+}
+
+impl kube::Resource for Told {
+    type DynamicType = ApiResource;
+    type Scope = DynamicResourceScope;
+
+    fn kind(resource: &ApiResource) -> Cow<'_, str> {
+        resource.kind.as_str().into()
+    }
+
+    fn group(resource: &ApiResource) -> Cow<'_, str> {
+        resource.group.as_str().into()
+    }
+
+    fn version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.version.as_str().into()
+    }
+
+    fn api_version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.api_version.as_str().into()
+    }
+
+    fn plural(resource: &ApiResource) -> Cow<'_, str> {
+        resource.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+fn name(told: &Told) -> ObjectName {
     ObjectName {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
+        namespace: told.metadata.namespace.clone().unwrap_or_default(),
+        name: told.metadata.name.clone().unwrap_or_default(),
     }
 }
 
 /// The object as a manifest would have it, without what the server alone cares for.
-fn value(id: &WatchId, object: DynamicObject) -> Value {
+fn value(id: &WatchId, told: Told) -> Value {
     let kind = &KINDS[id.kind];
-    let mut metadata = object.metadata;
-    metadata.managed_fields = None;
-    metadata.resource_version = None;
-    metadata.generation = None;
-    metadata.uid = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    }
-    let mut value = object.data;
+    let mut value = told.object;
     if let Value::Object(fields) = &mut value {
         fields.insert("apiVersion".to_owned(), kind.api_version().into());
         fields.insert("kind".to_owned(), kind.name.into());
-        fields.insert(
-            "metadata".to_owned(),
-            serde_json::to_value(metadata).unwrap_or_default(),
-        );
+    }
+    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+        metadata.retain(|key, _| METADATA.contains(&key.as_str()));
+    }
+    if let Some(Value::Object(annotations)) = value.pointer_mut("/metadata/annotations") {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
     (kind.trim)(&mut value);
     value
 }
+
+/// What anybody here asks of an object's metadata.
+const METADATA: [&str; 5] = [
+    "annotations",
+    "creationTimestamp",
+    "labels",
+    "name",
+    "namespace",
+];
 
 /// Twice as long each time, with a part that differs between nodes: a server that returns is not asked by all
 /// at once.

@@ -24,7 +24,7 @@ fn variant(state: u8) -> Arc<Service> {
     service.object.name = format!("s{}", state % 3);
     service.only_local = state & 4 != 0;
     if state & 8 != 0 {
-        service.backends.clear();
+        service.backends = Arc::default();
     }
     if state & 16 != 0 {
         service.labels.clear();

@@ -22,7 +22,7 @@ fn a_service_has_the_backends_of_its_slices_with_kubernetes_defaults() {
         home: Home::Bare,
     };
     assert_eq!(
-        service.backends,
+        *service.backends,
         BTreeMap::from([
             (backend("10.1.1.10"), state(true, true)),
             (backend("10.1.2.10"), state(false, true)),
