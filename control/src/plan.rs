@@ -353,6 +353,40 @@ pub struct Actual {
     pub source_ranges: OrdSet<SourceRange>,
 }
 
+/// Slots of a ring to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotWrites {
+    /// All of them, of a ring that is new.
+    All(Arc<Vec<Slot>>),
+    /// (offset within the ring, slot), ascending.
+    Some(Vec<(u32, Slot)>),
+}
+
+impl SlotWrites {
+    /// (offset within the ring, slot), ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Slot)> {
+        let (all, some) = match self {
+            Self::All(all) => (&all[..], &[][..]),
+            Self::Some(some) => (&[][..], &some[..]),
+        };
+        let all = (0..).zip(all.iter().copied());
+        all.chain(some.iter().copied())
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::All(all) => all.len(),
+            Self::Some(some) => some.len(),
+        }
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// One change of the kernel's tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -374,8 +408,8 @@ pub enum Step {
     PutSlots {
         /// First slot of the ring.
         ring: u32,
-        /// Offsets within the ring, ascending, and their slots.
-        slots: Vec<(u32, Slot)>,
+        /// Which, and what they say.
+        slots: SlotWrites,
     },
     /// Lets sources in.
     PutSourceRange(SourceRange),

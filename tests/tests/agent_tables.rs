@@ -19,7 +19,7 @@ use fairlead_control::dataplane::observe::{self, Counters, Translations};
 use fairlead_control::dataplane::pins::{Lock, Pins};
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::dataplane::{dump, load};
-use fairlead_control::plan::{Step, Store as _};
+use fairlead_control::plan::{SlotWrites, Step, Store as _};
 use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::kernel::flow;
 use fairlead_tests::root::is_root;
@@ -77,7 +77,7 @@ fn steps() -> Vec<Step> {
         Step::PutBackend(2, backend("10.0.0.2")),
         Step::PutSlots {
             ring: 510,
-            slots: vec![(0, slot(1)), (1, slot(2)), (2, slot(1)), (3, slot(2))],
+            slots: SlotWrites::Some(vec![(0, slot(1)), (1, slot(2)), (2, slot(1)), (3, slot(2))]),
         },
         Step::PutService(
             service(),
@@ -155,7 +155,7 @@ fn a_ring_beyond_the_table_is_refused_whole_and_its_service_left_out() {
         &[
             Step::PutSlots {
                 ring,
-                slots: vec![(0, slot), (1, slot)],
+                slots: SlotWrites::Some(vec![(0, slot), (1, slot)]),
             },
             Step::PutService(service(), row),
         ],

@@ -110,7 +110,7 @@ impl Node {
             self.ways.insert(at.addr, way);
         }
         let service_of = Service {
-            backends,
+            backends: Arc::new(backends),
             ..Service::default()
         };
         self.desired

@@ -27,7 +27,7 @@ use fairlead_control::dataplane::load::{self, Loaded};
 use fairlead_control::dataplane::pins::{Lock, Pins};
 use fairlead_control::dataplane::rehearse::Rehearsal;
 use fairlead_control::dataplane::table::Pinned;
-use fairlead_control::plan::{Step, Store as _};
+use fairlead_control::plan::{SlotWrites, Step, Store as _};
 use fairlead_control::view::State;
 use fairlead_control::view::trace::Tracer;
 use fairlead_tests::bpffs::BpfFs;
@@ -199,7 +199,7 @@ fn fill(pins: &Pins) {
         let ring = u32::from(number) * 512;
         steps.push(Step::PutSlots {
             ring,
-            slots: slots.collect(),
+            slots: SlotWrites::Some(slots.collect()),
         });
         let row = Service {
             id: u32::from(number) + 100,

@@ -24,7 +24,7 @@ use super::mapped::Access;
 use super::pins::Pins;
 use super::serving::Listeners;
 use super::table::{self, Pinned, Slots};
-use crate::plan::{Actual, Step, Store};
+use crate::plan::{Actual, SlotWrites, Step, Store};
 
 mod describe;
 
@@ -93,20 +93,18 @@ impl KernelStore {
         })
     }
 
-    fn put_slots(&mut self, ring: u32, slots: &[(u32, Slot)]) -> Result<(), Error> {
+    fn put_slots(&mut self, ring: u32, slots: &SlotWrites) -> Result<(), Error> {
         let capacity = self.slots.len();
         let place = |offset: u32| u64::from(ring) + u64::from(offset);
         // Checked first: a ring is written whole or not at all.
-        if let Some(&(offset, _)) = slots
-            .iter()
-            .find(|&&(offset, _)| place(offset) >= u64::from(capacity))
-        {
+        let is_out = |(offset, _): &(u32, Slot)| place(*offset) >= u64::from(capacity);
+        if let Some((offset, _)) = slots.iter().find(is_out) {
             return Err(Error::OutOfRings {
                 slot: place(offset),
                 capacity,
             });
         }
-        for &(offset, slot) in slots {
+        for (offset, slot) in slots.iter() {
             if !self.slots.set(ring + offset, slot) {
                 return Err(Error::OutOfRings {
                     slot: place(offset),
@@ -506,7 +504,7 @@ mod tests {
         };
         Step::PutSlots {
             ring,
-            slots: vec![(0, slot)],
+            slots: SlotWrites::Some(vec![(0, slot)]),
         }
     }
 

@@ -250,7 +250,7 @@ impl Story {
                 Step::PutSlots { ring, slots } => {
                     prop_assert!(!slots.is_empty());
                     for (offset, slot) in slots.iter().filter(|_| used.contains(ring)) {
-                        prop_assert_ne!(tables.slots.get(&(ring + offset)), Some(slot));
+                        prop_assert_ne!(tables.slots.get(&(ring + offset)), Some(&slot));
                     }
                     format!("ring {ring}")
                 }

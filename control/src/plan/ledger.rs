@@ -210,6 +210,11 @@ impl Ledger {
             .collect()
     }
 
+    /// Whether addresses connect anything, and rows are found by them.
+    fn knows_addresses(&self) -> bool {
+        !(self.services.is_empty() && self.ids.is_empty())
+    }
+
     fn serving_of(&self, part: &Part) -> OrdSet<ServingKey> {
         if self.services.is_empty() {
             return self.tables.serving.clone();

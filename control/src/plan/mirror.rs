@@ -8,7 +8,7 @@ use std::sync::Arc;
 use fairlead_common::route::DEVICE_MASK;
 use fairlead_common::service::Slot;
 
-use super::{Actual, Step};
+use super::{Actual, SlotWrites, Step};
 
 impl Actual {
     /// Whether two values are one, without looking at their rows.
@@ -49,8 +49,15 @@ impl Actual {
                 self.backends.remove(id);
             }
             Step::PutSlots { ring, slots } => {
+                let some = match slots {
+                    SlotWrites::All(all) => {
+                        self.rings.insert(*ring, Arc::clone(all));
+                        return;
+                    }
+                    SlotWrites::Some(some) => some,
+                };
                 let held = Arc::make_mut(self.rings.entry(*ring).or_default());
-                for &(offset, slot) in slots {
+                for &(offset, slot) in some {
                     let offset = offset as usize;
                     if held.len() <= offset {
                         held.resize(offset + 1, Slot::default());

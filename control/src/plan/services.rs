@@ -35,7 +35,7 @@ use hashbrown::{HashMap, HashSet};
 use self::homes::Homes;
 use self::ids::Ids;
 use self::next_hops::NextHops;
-use super::ledger::{Ledger, named};
+use super::ledger::Ledger;
 use super::maglev::Member;
 use super::{Actual, Reach, Rest, Step, Wanted};
 use crate::desired::{self, BackendAddr, Condition, Forwarding, Frontend, Scope, Service};
@@ -129,7 +129,12 @@ pub(super) fn plan(
     };
     let mut forgotten = BTreeSet::new();
     let mut next_hops = NextHops::new(rest, wanted.host);
-    let in_rings = homes.settled.iter().flat_map(|home| named(&home.slots));
+    let mut named = Named::default();
+    for slot in homes.settled.iter().flat_map(|home| home.slots.iter()) {
+        named.insert(slot.current);
+        named.insert(slot.previous);
+    }
+    arriving_ids.iter().for_each(|id| named.insert(*id));
     let backends = backend_steps(
         &Backends {
             wanted,
@@ -138,7 +143,7 @@ pub(super) fn plan(
             ids: &ids,
             forwarding: &forwarding,
             homes: &backend_homes,
-            named: in_rings.chain(arriving_ids).collect(),
+            named,
         },
         memory,
         now,
@@ -426,6 +431,24 @@ fn service_steps(
     wanted_rows
 }
 
+/// Ids that are named; 0 is nobody's.
+#[derive(Debug, Default)]
+struct Named(Vec<bool>);
+
+impl Named {
+    fn insert(&mut self, id: u32) {
+        let place = id as usize;
+        if self.0.len() <= place {
+            self.0.resize(place + 1, false);
+        }
+        self.0[place] = true;
+    }
+
+    fn contains(&self, id: u32) -> bool {
+        id != 0 && self.0.get(id as usize).is_some_and(|is_named| *is_named)
+    }
+}
+
 struct Backends<'a> {
     wanted: &'a Wanted<'a>,
     actual: &'a Actual,
@@ -435,7 +458,7 @@ struct Backends<'a> {
     forwarding: &'a HashMap<BackendAddr, Forwarding>,
     homes: &'a HashMap<BackendAddr, desired::Home>,
     /// The ids that slots or packets out of tunnels name once the plan is carried out.
-    named: HashSet<u32>,
+    named: Named,
 }
 
 impl Backends<'_> {
@@ -493,8 +516,8 @@ fn backend_steps(
     retiring: &mut BTreeMap<u32, Duration>,
     forgotten: &mut BTreeSet<u32>,
     steps: &mut Vec<Step>,
-) -> BTreeMap<u32, rows::Backend> {
-    let mut all = BTreeMap::new();
+) -> HashMap<u32, rows::Backend> {
+    let mut all = HashMap::new();
     let mut put = |id: u32, at: BackendAddr| {
         let row = backends.row(id, at, next_hops);
         all.insert(id, row);
@@ -503,7 +526,7 @@ fn backend_steps(
         }
     };
     for (&id, &at) in backends.ids.addresses() {
-        if backends.named.contains(&id) {
+        if backends.named.contains(id) {
             put(id, at);
         }
     }
@@ -514,7 +537,7 @@ fn backend_steps(
         .chain(memory.retiring.keys());
     let left: BTreeSet<u32> = known
         .copied()
-        .filter(|id| !backends.named.contains(id))
+        .filter(|id| !backends.named.contains(*id))
         .collect();
     let mut removed = Vec::new();
     for id in left {

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_common::addr::{Addr, Port, Proto};
@@ -453,7 +454,7 @@ fn desired(world: &World) -> Desired {
             .collect();
         let service = Service {
             affinity: (number == 2).then_some(Duration::from_hours(3)),
-            backends,
+            backends: Arc::new(backends),
             ..Service::default()
         };
         (frontend(number), service)

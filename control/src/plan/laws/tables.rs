@@ -68,11 +68,8 @@ impl Store for Tables {
                 self.backends.remove(&id);
             }
             Step::PutSlots { ring, slots } => {
-                self.slots.extend(
-                    slots
-                        .into_iter()
-                        .map(|(offset, slot)| (ring + offset, slot)),
-                );
+                self.slots
+                    .extend(slots.iter().map(|(offset, slot)| (ring + offset, slot)));
             }
             Step::PutSourceRange(range) => {
                 self.source_ranges.insert(range);

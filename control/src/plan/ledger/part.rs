@@ -90,7 +90,8 @@ impl Growing<'_> {
                 Place::Service(of) => {
                     let before = ledger.services.get(&of);
                     let now = self.wanted.services.get(&of);
-                    for service in before.into_iter().chain(now) {
+                    let sides = before.into_iter().chain(now);
+                    for service in sides.filter(|_| ledger.knows_addresses()) {
                         for at in service.backends.keys() {
                             self.add(Place::Address(*at));
                         }

@@ -40,7 +40,7 @@ pub(super) fn steps(
     actual: &Actual,
     here: &[(ServiceKey, BackendAddr)],
     services: &BTreeMap<ServiceKey, Service>,
-    backends: &BTreeMap<u32, Backend>,
+    backends: &HashMap<u32, Backend>,
     id_of: impl Fn(BackendAddr) -> u32,
     steps: &mut Vec<Step>,
 ) -> u32 {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use super::ids::Ids;
 use super::{Members, Memory, key};
 use crate::desired::{BackendAddr, Condition, Frontend};
 use crate::plan::maglev::{self, Member};
-use crate::plan::{Actual, Wanted};
+use crate::plan::{Actual, SlotWrites, Wanted};
 
 /// So many rings are worth threads of their own: of 512 slots they take 0.4 ms (`cargo xtask bench plan`).
 const MANY: usize = 64;
@@ -29,7 +30,7 @@ const MANY: usize = 64;
 pub(super) struct Home {
     pub(super) ring: u32,
     services: BTreeSet<Frontend>,
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Arc<Vec<Slot>>,
     /// When its transition ends.
     until: Option<Duration>,
     /// Index of its members.
@@ -39,15 +40,15 @@ pub(super) struct Home {
 impl Home {
     /// The slots that differ from what the ring's place holds; all of them in a place that no service
     /// uses, since what it holds is not known.
-    pub(super) fn changed_slots(&self, actual: &Actual) -> Vec<(u32, Slot)> {
+    pub(super) fn changed_slots(&self, actual: &Actual) -> SlotWrites {
+        let Some(known) = actual.rings.get(&self.ring) else {
+            return SlotWrites::All(Arc::clone(&self.slots));
+        };
         let slots = (0..).zip(self.slots.iter().copied());
-        let known = actual.rings.get(&self.ring);
-        match known.filter(|known| known.len() == self.slots.len()) {
-            Some(known) => slots
-                .filter(|(offset, slot)| known[*offset as usize] != *slot)
-                .collect(),
-            None => slots.collect(),
-        }
+        let is_other_ring = known.len() != self.slots.len();
+        let changed =
+            slots.filter(|(offset, slot)| is_other_ring || known[*offset as usize] != *slot);
+        SlotWrites::Some(changed.collect())
     }
 }
 
@@ -333,7 +334,7 @@ impl<'a> Homes<'a> {
             return Ok(Home {
                 ring,
                 services: draft.services,
-                slots: want.iter().copied().map(steady).collect(),
+                slots: Arc::new(want.iter().copied().map(steady).collect()),
                 until: None,
                 group: draft.group,
             });
@@ -374,7 +375,7 @@ impl<'a> Homes<'a> {
         Ok(Home {
             ring,
             services: draft.services,
-            slots: course.slots,
+            slots: Arc::new(course.slots),
             until: course.until,
             group: draft.group,
         })

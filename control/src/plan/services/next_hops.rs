@@ -18,6 +18,8 @@ pub(super) struct NextHops<'a> {
     of: BTreeMap<Name, u32>,
     rows: BTreeMap<u32, NextHop>,
     next: u32,
+    /// The way that was assigned last: neighbours in the table are often behind one router.
+    last: Option<(Way, u32)>,
 }
 
 impl<'a> NextHops<'a> {
@@ -38,11 +40,15 @@ impl<'a> NextHops<'a> {
             of,
             rows: BTreeMap::new(),
             next: 1,
+            last: None,
         }
     }
 
     /// The id of a next hop; 0 when the table is full, and packets ask the kernel.
     pub(super) fn assign(&mut self, way: &Way) -> u32 {
+        if let Some((_, id)) = self.last.filter(|(last, _)| last == way) {
+            return id;
+        }
         let name = (way.device, Addr::new(way.neighbour), way.mtu);
         let id = match self.of.get(&name) {
             Some(id) => *id,
@@ -53,6 +59,7 @@ impl<'a> NextHops<'a> {
         };
         self.of.insert(name, id);
         self.rows.insert(id, self.row(way));
+        self.last = Some((*way, id));
         id
     }
 

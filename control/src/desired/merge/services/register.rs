@@ -10,7 +10,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -24,6 +27,9 @@ use crate::desired::{
     Condition, Frontend, HealthCheck, NodeState, ObjectName, Scope, Service, VirtualRouter,
 };
 use crate::source::resource::{Objects, Resources, Sourced};
+
+/// So many services are worth threads of their own: what one asks for is found in some 10 µs.
+const MANY: usize = 256;
 
 /// Who comes first: the older service, then the one whose name comes first.
 type Rank = (bool, Option<Time>, ObjectName);
@@ -58,6 +64,14 @@ struct Entry {
     health_check: Option<u16>,
 }
 
+/// What a service asks for.
+struct Asked {
+    rank: Arc<Rank>,
+    found: Vec<(Frontend, Service)>,
+    health_check: Option<(u16, HealthCheck)>,
+    conditions: Vec<Condition>,
+}
+
 #[derive(Debug)]
 struct Claim {
     rank: Arc<Rank>,
@@ -79,10 +93,14 @@ impl Register {
             self.config.clone_from(around.config);
             changed.extend(self.sources.keys().cloned());
         }
+        let changed: Vec<ObjectName> = changed.into_iter().collect();
+        let asked = self.ask_all(&changed, around);
         let mut touched = BTreeSet::new();
-        for name in changed {
-            touched.extend(self.leave(&name));
-            touched.extend(self.enter(&name, around));
+        for (name, asked) in changed.iter().zip(asked) {
+            touched.extend(self.leave(name));
+            if let Some(asked) = asked {
+                touched.extend(self.enter(name, asked));
+            }
         }
         // Once all have had their say: a service that has a frontend before and after is not another in between.
         for frontend in touched {
@@ -164,14 +182,32 @@ impl Register {
         entry.frontends
     }
 
-    /// Puts down what a service asks for; says which frontends.
-    fn enter(&mut self, name: &ObjectName, around: &Around<'_>) -> Vec<Frontend> {
-        let Some(sourced) = self.sources.get(name) else {
-            return Vec::new();
+    /// What services ask for. Each is looked at for itself, so every core takes a share of many.
+    fn ask_all(&self, names: &[ObjectName], around: &Around<'_>) -> Vec<Option<Asked>> {
+        let ask = |names: &[ObjectName]| -> Vec<Option<Asked>> {
+            names.iter().map(|name| self.ask(name, around)).collect()
         };
-        let Some(spec) = ours(sourced) else {
-            return Vec::new();
-        };
+        if names.len() < MANY {
+            return ask(names);
+        }
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        thread::scope(|scope| {
+            let shares: Vec<_> = names
+                .chunks(names.len().div_ceil(cores))
+                .map(|share| scope.spawn(move || ask(share)))
+                .collect();
+            let asked = shares.into_iter().flat_map(|share| {
+                let asked = share.join();
+                asked.unwrap_or_else(|panic| resume_unwind(panic))
+            });
+            asked.collect()
+        })
+    }
+
+    /// What a service asks for, when it is ours.
+    fn ask(&self, name: &ObjectName, around: &Around<'_>) -> Option<Asked> {
+        let sourced = self.sources.get(name)?;
+        let spec = ours(sourced)?;
         let slices = self.slices_of.get(name).into_iter().flatten();
         let slices: Vec<_> = slices
             .filter_map(|slice| Some((slice, &**self.slices.get(slice)?)))
@@ -186,11 +222,26 @@ impl Register {
         let mut conditions = Conditions(Vec::new());
         let found = one.frontends(&mut conditions);
         let health_check = one.health_check(&found);
-        if !conditions.0.is_empty() {
-            self.conditions.insert(name.clone(), conditions.0);
-        }
         let created = sourced.object.metadata.creation_timestamp.clone();
-        let rank = Arc::new((created.is_none(), created, name.clone()));
+        Some(Asked {
+            rank: Arc::new((created.is_none(), created, name.clone())),
+            found,
+            health_check,
+            conditions: conditions.0,
+        })
+    }
+
+    /// Puts down what a service asks for; says which frontends.
+    fn enter(&mut self, name: &ObjectName, asked: Asked) -> Vec<Frontend> {
+        let Asked {
+            rank,
+            found,
+            health_check,
+            conditions,
+        } = asked;
+        if !conditions.is_empty() {
+            self.conditions.insert(name.clone(), conditions);
+        }
         let mut frontends = Vec::with_capacity(found.len());
         for (frontend, service) in found {
             let claims = self.claims.entry(frontend).or_default();
