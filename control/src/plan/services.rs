@@ -130,11 +130,11 @@ pub(super) fn plan(
     let mut forgotten = BTreeSet::new();
     let mut next_hops = NextHops::new(rest, wanted.host);
     let mut named = Named::default();
-    for slot in homes.settled.iter().flat_map(|home| home.slots.iter()) {
-        named.insert(slot.current);
-        named.insert(slot.previous);
+    let slots = homes.settled.iter().flat_map(|home| home.slots.iter());
+    let in_rings = slots.flat_map(|slot| [slot.current, slot.previous]);
+    for id in in_rings.chain(arriving_ids) {
+        named.insert(id);
     }
-    arriving_ids.iter().for_each(|id| named.insert(*id));
     let backends = backend_steps(
         &Backends {
             wanted,

@@ -177,7 +177,9 @@ fn a_backend_without_a_share_announces_nothing() {
     let mut desired = desired();
     let service = desired.services.get_mut(&frontend()).unwrap();
     let backends = Arc::make_mut(&mut Arc::make_mut(service).backends);
-    backends.values_mut().for_each(|one| one.weight = 0);
+    for backend in backends.values_mut() {
+        backend.weight = 0;
+    }
 
     assert_eq!(
         state(&desired, &programmed(), "192.0.2.10/32"),
