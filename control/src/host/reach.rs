@@ -111,19 +111,27 @@ impl Enquirer {
         if addresses.len() < MANY {
             return self.ask_alone(addresses);
         }
-        // The kernel answers within the call that asks: the work is the asking thread's, and two share it.
-        let (mine, others) = addresses.split_at(addresses.len() / 2);
+        // The kernel answers within the call that asks: the work is the asking thread's, and two share it. They take
+        // turns, because addresses of one family, which stand together, take longer than those of the other.
+        let turn = |first: usize| -> Vec<IpAddr> {
+            let turn = addresses.iter().skip(first).step_by(2);
+            turn.copied().collect()
+        };
+        let (mine, others) = (turn(0), turn(1));
         let mut other = Self::open()?;
-        let (mut answers, rest) = thread::scope(|scope| {
-            let rest = scope.spawn(|| other.ask_alone(others));
-            let answers = self.ask_alone(mine);
+        let (answers, rest) = thread::scope(|scope| {
+            let rest = scope.spawn(|| other.ask_alone(&others));
+            let answers = self.ask_alone(&mine);
             let rest = rest.join();
             (answers, rest.unwrap_or_else(|panic| resume_unwind(panic)))
         });
-        if let Ok(answers) = &mut answers {
-            answers.append(&mut rest?);
-        }
-        answers
+        let (mut answers, mut rest) = (answers?.into_iter(), rest?.into_iter());
+        let turns = addresses.len();
+        let in_turn = (0..turns).filter_map(|turn| match turn % 2 {
+            0 => answers.next(),
+            _ => rest.next(),
+        });
+        Ok(in_turn.collect())
     }
 
     fn ask_alone(&mut self, addresses: &[IpAddr]) -> Result<Vec<Reach>, Error> {

@@ -6,6 +6,7 @@ use fairlead_common::route::node_flags;
 use fairlead_common::service::{SLOTS_PER_PAGE, Slot};
 
 mod limits;
+mod sets;
 
 use imbl::OrdMap;
 

@@ -339,3 +339,57 @@ impl kube::runtime::utils::Backoff for Backoff {
         self.next = RETRY[0];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::Resource as _;
+    use serde_json::json;
+
+    use super::*;
+
+    fn services() -> WatchId {
+        let kind = KINDS.iter().position(|kind| kind.name == "Service");
+        WatchId {
+            kind: kind.unwrap(),
+            name: None,
+        }
+    }
+
+    #[test]
+    fn an_object_is_as_a_manifest_would_have_it() {
+        let id = services();
+        let told: Told = serde_json::from_value(json!({
+            // Items of a list do not say what they are.
+            "metadata": {
+                "name": "a", "namespace": "b", "uid": "1", "resourceVersion": "7", "generation": 2,
+                "managedFields": [{"manager": "kubectl"}], "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {"app": "web"},
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "own": "x"},
+            },
+            "spec": {"type": "LoadBalancer"},
+        }))
+        .unwrap();
+
+        assert_eq!(told.meta().resource_version.as_deref(), Some("7"));
+        assert_eq!(name(&told).to_string(), "b/a");
+        let expected = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": "a", "namespace": "b", "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {"app": "web"}, "annotations": {"own": "x"},
+            },
+            "spec": {"type": "LoadBalancer"},
+        });
+        assert_eq!(value(&id, told), expected);
+    }
+
+    #[test]
+    fn an_object_that_is_none_ends_no_list() {
+        let id = services();
+        for object in [json!(null), json!([1]), json!({"metadata": "x"}), json!({})] {
+            let told: Told = serde_json::from_value(object).unwrap();
+            assert_eq!(name(&told), ObjectName::default());
+            let _ = value(&id, told);
+        }
+    }
+}

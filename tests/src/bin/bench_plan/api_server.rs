@@ -1,6 +1,7 @@
 //! The few words of an API server that an agent needs: lists, and watches that are told of changes.
 //!
-//! It holds its answers back until it is released, so that the agent is ready when they come.
+//! It holds its answers back until it is released, so that the agent is ready when they come. Lists come in pages as
+//! large as they are asked for, as a real server's do.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -17,8 +18,8 @@ pub struct Server {
 
 #[derive(Default)]
 struct Shared {
-    /// The whole answer to a list, by the plural of its kind.
-    lists: BTreeMap<&'static str, String>,
+    /// Each object as JSON, by the plural of its kind.
+    objects: BTreeMap<&'static str, Vec<String>>,
     state: Mutex<State>,
     released: Condvar,
 }
@@ -32,16 +33,9 @@ struct State {
 impl Server {
     /// Serves these objects, each as JSON, by the plurals of their kinds, at a listener.
     pub fn start(listener: TcpListener, objects: BTreeMap<&'static str, Vec<String>>) -> Self {
-        let list = |objects: Vec<String>| {
-            format!(
-                r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"1"}},"items":[{}]}}"#,
-                objects.join(",")
-            )
-        };
-        let lists = objects.into_iter().map(|(kind, all)| (kind, list(all)));
         let server = Self {
             shared: Arc::new(Shared {
-                lists: lists.collect(),
+                objects,
                 ..Shared::default()
             }),
         };
@@ -107,7 +101,7 @@ impl Shared {
                 )?;
                 continue;
             }
-            let Some(list) = self.lists.get(kind) else {
+            let Some(objects) = self.objects.get(kind) else {
                 answer(
                     &mut stream,
                     "404 Not Found",
@@ -130,9 +124,33 @@ impl Shared {
                 state = waited.unwrap_or_else(PoisonError::into_inner);
             }
             drop(state);
-            answer(&mut stream, "200 OK", list)?;
+            answer(&mut stream, "200 OK", &page(objects, query))?;
         }
     }
+}
+
+/// The part of a list that is asked for: `limit` objects at most, from where `continue` says.
+fn page(objects: &[String], query: &str) -> String {
+    let number = |key: &str| {
+        let mut words = query.split('&').filter_map(|word| word.split_once('='));
+        let (_, value) = words.find(|(word, _)| *word == key)?;
+        value.parse::<usize>().ok()
+    };
+    let from = number("continue").unwrap_or(0).min(objects.len());
+    let end = from.saturating_add(number("limit").unwrap_or(usize::MAX));
+    let end = end.min(objects.len());
+    let next = if end < objects.len() {
+        format!(
+            r#","continue":"{end}","remainingItemCount":{}"#,
+            objects.len() - end
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"1"{next}}},"items":[{}]}}"#,
+        objects[from..end].join(",")
+    )
 }
 
 fn answer(stream: &mut TcpStream, status: &str, body: &str) -> Result<()> {
