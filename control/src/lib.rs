@@ -31,6 +31,7 @@ pub mod cleanup;
 pub mod cni;
 pub mod command;
 pub mod config;
+mod cores;
 pub mod dataplane;
 pub mod desired;
 pub mod dpctl;

@@ -72,7 +72,7 @@ impl Paths {
         }
         let questions: Vec<IpAddr> = self.questions(desired).into_iter().collect();
         // Before the answers, so that each is learnt whole, and again where more is to be resolved.
-        self.look(netlink, conditions).await;
+        let mut unreadable = self.look(netlink).await;
         let before = self.ways.clone();
         match enquirer.ask(&questions) {
             Ok(answers) => {
@@ -95,12 +95,13 @@ impl Paths {
             if let Err(error) = kept {
                 conditions.push(super::round::trouble("host", "NeighbourRefused", &error));
             }
-            self.look(netlink, conditions).await;
+            unreadable = self.look(netlink).await;
         }
+        conditions.extend(unreadable);
     }
 
-    /// Learns the MAC addresses of neighbours.
-    async fn look(&mut self, netlink: &Netlink, conditions: &mut Vec<Condition>) {
+    /// Learns the MAC addresses of neighbours; says why they cannot be read.
+    async fn look(&mut self, netlink: &Netlink) -> Option<Condition> {
         match netlink.neighbours().await {
             Ok(known) => {
                 let known: BTreeMap<_, _> = known
@@ -117,16 +118,14 @@ impl Paths {
                     self.macs = known;
                     self.resolve();
                 }
+                None
             }
             // Unresolved: the kernel is asked for the way of each packet.
             Err(error) => {
-                conditions.push(super::round::trouble(
-                    "host",
-                    "NeighboursUnreadable",
-                    &error,
-                ));
                 self.macs.clear();
                 self.resolve();
+                let trouble = super::round::trouble("host", "NeighboursUnreadable", &error);
+                Some(trouble)
             }
         }
     }

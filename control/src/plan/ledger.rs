@@ -499,7 +499,7 @@ impl Ledger {
 }
 
 /// Every id that slots name, ascending.
-pub(super) fn named(slots: &[Slot]) -> Vec<u32> {
+fn named(slots: &[Slot]) -> Vec<u32> {
     let mut named: Vec<u32> = slots.iter().map(|slot| slot.current).collect();
     named.extend(slots.iter().map(|slot| slot.previous).filter(|id| *id != 0));
     named.sort_unstable();

@@ -48,14 +48,16 @@ impl Actual {
             Step::RemoveBackend(id) => {
                 self.backends.remove(id);
             }
-            Step::PutSlots { ring, slots } => {
-                let some = match slots {
-                    SlotWrites::All(all) => {
-                        self.rings.insert(*ring, Arc::clone(all));
-                        return;
-                    }
-                    SlotWrites::Some(some) => some,
-                };
+            Step::PutSlots {
+                ring,
+                slots: SlotWrites::All(all),
+            } => {
+                self.rings.insert(*ring, Arc::clone(all));
+            }
+            Step::PutSlots {
+                ring,
+                slots: SlotWrites::Some(some),
+            } => {
                 let held = Arc::make_mut(self.rings.entry(*ring).or_default());
                 for &(offset, slot) in some {
                     let offset = offset as usize;

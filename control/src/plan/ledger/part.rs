@@ -90,10 +90,11 @@ impl Growing<'_> {
                 Place::Service(of) => {
                     let before = ledger.services.get(&of);
                     let now = self.wanted.services.get(&of);
-                    let sides = before.into_iter().chain(now);
-                    for service in sides.filter(|_| ledger.knows_addresses()) {
-                        for at in service.backends.keys() {
-                            self.add(Place::Address(*at));
+                    if ledger.knows_addresses() {
+                        for service in before.into_iter().chain(now) {
+                            for at in service.backends.keys() {
+                                self.add(Place::Address(*at));
+                            }
                         }
                     }
                     self.add(Place::Key(key(&of)));

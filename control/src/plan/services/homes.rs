@@ -6,11 +6,8 @@
 //! ended, which moves no flow, and gets a smaller place then.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZero;
-use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use fairlead_common::service::{SLOTS_PER_PAGE, ServiceKey, Slot};
@@ -19,6 +16,7 @@ use hashbrown::HashSet;
 
 use super::ids::Ids;
 use super::{Members, Memory, key};
+use crate::cores;
 use crate::desired::{BackendAddr, Condition, Frontend};
 use crate::plan::maglev::{self, Member};
 use crate::plan::{Actual, SlotWrites, Wanted};
@@ -284,24 +282,10 @@ impl<'a> Homes<'a> {
             return;
         }
         let sizes = self.wanted.ring_sizes;
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let share = groups.len().div_ceil(cores);
-        let ring = |members: &[Member]| named(&maglev::ring(members, sizes), members, ids);
-        self.wants = thread::scope(|scope| {
-            let shares: Vec<_> = groups
-                .chunks(share)
-                .map(|share| {
-                    scope.spawn(move || -> Vec<Vec<u32>> {
-                        share.iter().map(|(members, _)| ring(members)).collect()
-                    })
-                })
-                .collect();
-            let done = shares.into_iter().flat_map(|share| {
-                let done = share.join();
-                done.unwrap_or_else(|panic| resume_unwind(panic))
-            });
-            done.map(Rc::from).enumerate().collect()
+        let rings = cores::each(groups, MANY, |(members, _)| {
+            named(&maglev::ring(members, sizes), members, ids)
         });
+        self.wants = rings.into_iter().map(Rc::from).enumerate().collect();
     }
 
     /// The backend id of each slot.

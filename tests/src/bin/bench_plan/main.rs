@@ -54,7 +54,7 @@ const LOSSES: u32 = 40;
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (out, done) = match words.as_slice() {
-        [out] => (out, bench()),
+        [out] if !out.as_encoded_bytes().starts_with(b"-") => (out, bench()),
         [out, netns, kubeconfig] => (out, real::bench(netns, Path::new(kubeconfig))),
         _ => {
             eprintln!(
