@@ -38,6 +38,14 @@ pub struct Node {
     pub namespace: u64,
 }
 
+impl Node {
+    /// Whether an address is one that the node wraps packets from.
+    #[inline(always)]
+    pub fn is_at(&self, addr: Addr) -> bool {
+        addr == self.tunnel_v4 || addr == self.tunnel_v6
+    }
+}
+
 /// Bits of [`Node::flags`].
 pub mod node_flags {
     /// The egress address is one of this node's own (masquerade): what comes to it without a

@@ -2,15 +2,15 @@
 //! routed on.
 //!
 //! ```text
-//!   SIEVE     [bit of the address]  0: no service's address. 1: perhaps one's
+//!   SIEVE     [bit of the address]  0: no service has it, whoever reaches it. 1: perhaps one
 //!   ADDRESSES {addr}              -> flags
 //! ```
 //!
 //! # Why
 //! Most packets that are no service's are to none of their addresses either. They pay one read of a small array
-//! where a hash table would cost ten times as much.
+//! where each hash table, of services and of their addresses, would cost several times as much.
 //!
-//! Not for addresses that the host has for itself (node ports): there everything else is the host's.
+//! Addresses that the host has for itself (node ports) are in the sieve only: there everything else is the host's.
 
 use core::fmt;
 
@@ -23,8 +23,8 @@ use crate::hash;
 pub mod flags {
     /// Some service there has a backend.
     pub const SERVED: u32 = 1;
-    /// Not a service's address but another node's, where its sockets' clients reach node ports. The sieve does not
-    /// let it through.
+    /// Not a service's address but another node's, where its sockets' clients reach node ports. The sieve lets it
+    /// through by chance only.
     pub const NODE: u32 = 2;
 }
 

@@ -192,8 +192,8 @@ tables! {
     Detours = "DETOURS" v 1 ProgramArray<u32, u32>[8],
     /// The addresses of services, and whether anybody serves there; and those of other nodes.
     Addresses = "ADDRESSES" v 1 Hash<Addr, u32>[65536],
-    /// Which addresses may stand in ADDRESSES, by bit.
-    SieveTable = "SIEVE" v 1 Array<u32, Sieve>[1],
+    /// Which addresses services in SERVICES may have, by bit.
+    SieveTable = "SIEVE" v 2 Array<u32, Sieve>[1],
     /// Sources that services with `loadBalancerSourceRanges` let in, by service id and prefix.
     SourceRanges = "SOURCE_RANGES" v 1 LpmTrie<SourceRange, u32>[65536],
     /// Packets dropped, by service id and reason; a service that drops nothing has no row.

@@ -25,6 +25,7 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
     let transport = parse::transport(frame, &network);
     if let Ok(transport) = &transport
         && transport.kind == Kind::Ports
+        && maps::may_be_services(network.dst)
         && let Some(service) = maps::service(&transport.service(&network))
     {
         return lb::balance(frame, &network, transport, scope::OUTSIDE, service, true);
@@ -62,12 +63,13 @@ fn unserved(
     network: &Network,
     transport: Result<Transport, Reason>,
 ) -> Result<Sent, Reason> {
-    if maps::service_address(network.dst).is_some() {
+    let node = maps::node().filter(|_| !network.dst.is_none());
+    // No service has them for itself alone.
+    let is_nodes = node.is_some_and(|node| node.is_at(network.dst));
+    if !is_nodes && maps::service_address(network.dst).is_some() {
         return Err(Reason::ServiceOdd);
     }
-    if let Some(node) = maps::node()
-        && !network.dst.is_none()
-    {
+    if let Some(node) = node {
         if node.flags & node_flags::ANSWERS_RETURN != 0
             && let Ok(transport) = &transport
             && relay::may_answer(node, network, transport)
@@ -78,7 +80,7 @@ fn unserved(
             return snat::back(frame, node, network, transport);
         }
         // What asking for the way would say, at a tenth of the price.
-        if network.dst == node.tunnel_v4 || network.dst == node.tunnel_v6 {
+        if is_nodes {
             return Err(transport.map_or_else(|reason| reason, |_| Reason::Local));
         }
     }
@@ -109,7 +111,9 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
         if let Some(asked) = lb::asked(&network, &transport) {
             return lb::answer(frame, &network, &transport, &asked);
         }
-        if let Some(service) = maps::service(&transport.service(&network).inside()) {
+        if maps::may_be_services(network.dst)
+            && let Some(service) = maps::service(&transport.service(&network).inside())
+        {
             return lb::balance(frame, &network, &transport, scope::INSIDE, service, true);
         }
     }

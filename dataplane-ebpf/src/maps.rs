@@ -162,14 +162,26 @@ pub fn enter(detour: Detour, context: &impl EbpfContext) {
     unsafe { rows.tail_call(context, detour.row) };
 }
 
+/// Whether a service may have this address; what it lets through by chance costs a read of a hash table more.
+#[inline(always)]
+pub fn may_be_services(addr: Addr) -> bool {
+    let (word, bit) = Sieve::place(addr);
+    let Some(row) = SIEVE.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: `place` answers ten bits, and the mask shows it to the verifier.
+    let bits = unsafe {
+        row.cast::<u64>()
+            .add(word & (served::SIEVE_WORDS - 1))
+            .read_volatile()
+    };
+    bits & bit != 0
+}
+
 /// The flags of a service's address ([`served::flags`]); none for any other address.
 #[inline(always)]
 pub fn service_address(addr: Addr) -> Option<u32> {
-    let (word, bit) = Sieve::place(addr);
-    let row = SIEVE.get_ptr(0)?.cast::<u64>();
-    // SAFETY: `place` answers ten bits, and the mask shows it to the verifier.
-    let bits = unsafe { row.add(word & (served::SIEVE_WORDS - 1)).read_volatile() };
-    if bits & bit == 0 {
+    if !may_be_services(addr) {
         return None;
     }
     // SAFETY: a word, valid alone.

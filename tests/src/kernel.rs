@@ -302,6 +302,11 @@ impl Node {
     fn own(&mut self, addr: Addr, flags: u32) {
         let held = self.get::<Addresses>(&addr).unwrap_or_default();
         self.set::<Addresses>(&addr, &(held | flags));
+        self.lets_through(addr);
+    }
+
+    /// Has the sieve let an address through.
+    pub fn lets_through(&mut self, addr: Addr) {
         self.addresses.insert(addr);
         let sieve = self.addresses.iter().copied().collect();
         self.set::<SieveTable>(&0, &sieve);

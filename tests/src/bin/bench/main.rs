@@ -244,6 +244,7 @@ fn furnish(node: &mut Node) {
     let row = row.expect("a row that was written");
     for key in [key(SERVICE_V4, Proto::UDP), key(SERVICE_V6, Proto::TCP)] {
         node.set::<Services>(&key, &row);
+        node.lets_through(key.addr);
     }
     let asking = node.backend("10.50.1.1", forward::ENCAPSULATE);
     let slot = Slot {
