@@ -25,7 +25,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use fairlead_common::addr::Addr;
 use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
-use fairlead_ebpf::forward::Hop;
+use fairlead_ebpf::forward::{self, Hop};
 use fairlead_ebpf::packet::{Frame, Resize, Skb, Xdp, view, view_mut};
 use fairlead_ebpf::parse;
 use fairlead_ebpf::rewrite::{self, Tunnel, Wrap};
@@ -246,14 +246,14 @@ pub fn generate(context: XdpContext) -> u32 {
     send(word(8) as u32)
 }
 
-/// Answers a TCP frame over IPv4 as its receiver would: to whom it came from, by the device that it came by. The
-/// sum of the words is the same, and so are the checksums.
-#[xdp]
-pub fn reflect(context: XdpContext) -> u32 {
-    let mut frame = Xdp::new(context);
+/// Answers a TCP segment over IPv4 as its receiver would: to whom it came from, by the device that it came by. At a TC
+/// hook, because a pod takes and sends socket buffers. The sum of the words is the same, and so are the checksums.
+#[classifier]
+pub fn reflect(context: TcContext) -> i32 {
+    let mut frame = Skb::new(context);
     let device = frame.ifindex();
     let Ok(mut header) = view_mut::<46>(&mut frame, 0) else {
-        return XDP_ABORTED;
+        return TC_ACT_SHOT;
     };
     let (to, to_end) = (header.get::<u32, 0>(), header.get::<u16, 4>());
     let (from, from_end) = (header.get::<u32, 6>(), header.get::<u16, 10>());
@@ -270,7 +270,7 @@ pub fn reflect(context: XdpContext) -> u32 {
     let (sequence, acknowledged) = (header.get::<u32, 38>(), header.get::<u32, 42>());
     header.set::<u32, 38>(acknowledged);
     header.set::<u32, 42>(sequence);
-    send(device)
+    forward::redirect(device)
 }
 
 /// Counts a frame and drops it.

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
-use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{
+    Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunAttrs, TestRunOptions,
+    Xdp, XdpMode,
+};
 use fairlead_common::addr::Proto;
 use fairlead_common::service::{Slot, forward};
 use fairlead_tests::kernel::{BACKEND1, Node, ROUTER, UP0, UP1, bare_place};
@@ -67,7 +70,7 @@ pub fn measure(node: &mut Node, frames: &mut Frames<'_>, report: &mut Report) ->
     let home = here()?;
     furnish(node);
     let mut stages = vec![Stage::new(OURS, UP0_FAR, SERVICE_V4)?];
-    frames.attach_sink()?;
+    frames.attach_sinks()?;
     for (name, device, destination, rules) in [
         (FLOOR, UP1.ifindex, SERVICE_V4, None),
         (FORWARDING, UP0_FAR, "10.60.0.1", None),
@@ -86,14 +89,13 @@ pub fn measure(node: &mut Node, frames: &mut Frames<'_>, report: &mut Report) ->
         (IPTABLES, UP0_FAR, SERVICE_V4, Some(iptables())),
     ] {
         bare_place();
-        // Frames of a device without a program are received in batches only with GRO.
-        run("ethtool", &["-K", UP0.name, "gro", "on"], None)?;
+        receives_in_batches(UP0.name)?;
         match rules {
             Some(Rules::Nftables(text)) => run("nft", &["-f", "-"], Some(&text))?,
             Some(Rules::Iptables(text)) => run("iptables-restore", &[], Some(&text))?,
             None => {}
         }
-        frames.attach_sink()?;
+        frames.attach_sinks()?;
         stages.push(Stage::new(name, device, destination)?);
     }
     take_turns(frames, &mut stages)?;
@@ -250,25 +252,40 @@ impl<'a> Frames<'a> {
         })
     }
 
-    fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+    fn program<'p, P: 'p>(&'p mut self, name: &str) -> Result<&'p mut P>
+    where
+        &'p mut P: TryFrom<&'p mut Program, Error = ProgramError>,
+    {
         let program = self.object.program_mut(name);
         Ok(program.with_context(|| format!("no {name}"))?.try_into()?)
     }
 
     /// At the far ends of both uplinks, in the namespace of this thread.
-    fn attach_sink(&mut self) -> Result<()> {
-        self.attach("sink", "up0-far")?;
-        self.attach("sink", "up1-far")
+    fn attach_sinks(&mut self) -> Result<()> {
+        self.attach_sink("up0-far")?;
+        self.attach_sink("up1-far")
     }
 
-    /// Attaches a program to a device of the namespace of this thread.
+    /// Has what arrives at a device of the namespace of this thread counted and dropped.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn attach(&mut self, program: &str, device: &str) -> Result<()> {
-        self.program(program)?
+    pub fn attach_sink(&mut self, device: &str) -> Result<()> {
+        self.program::<Xdp>("sink")?
             .attach(device, XdpMode::Driver)
-            .with_context(|| format!("attaching {program} to {device}"))?;
+            .with_context(|| format!("attaching sink to {device}"))?;
+        Ok(())
+    }
+
+    /// Has what arrives at a device of the namespace of this thread answered, as a pod's end of a link.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach_peer(&mut self, device: &str) -> Result<()> {
+        receives_in_batches(device)?;
+        self.program::<SchedClassifier>("reflect")?
+            .attach(device, TcAttachType::Ingress)
+            .with_context(|| format!("attaching reflect to {device}"))?;
         Ok(())
     }
 
@@ -283,7 +300,7 @@ impl<'a> Frames<'a> {
         self.generate.set(0, words, 0)?;
         self.sunk.set(0, 0, 0)?;
         let began = now();
-        self.program("generate")?
+        self.program::<Xdp>("generate")?
             .test_run(TestRunOptions {
                 data_in: Some(&frame),
                 repeat: frames,
@@ -315,6 +332,14 @@ impl<'a> Frames<'a> {
         }
         Ok((last - began).as_secs_f64() * 1e9 / f64::from(frames))
     }
+}
+
+/// A veth takes frames, and in batches, only with an XDP program or with GRO.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn receives_in_batches(device: &str) -> Result<()> {
+    run("ethtool", &["-K", device, "gro", "on"], None)
 }
 
 /// The namespace of this thread.

@@ -7,6 +7,9 @@
 //! A frame is a request and its answer: two packets of the node. The floor, which all are compared above, is the
 //! same generator and sink with `reflect` at the far end of one link: what a frame costs without a node between.
 //! The kernel's own forwarding, there and back and without translation, stands beside.
+//!
+//! As with pods, `reflect` takes and sends socket buffers, and of its link the pod's end has GRO, which the agent
+//! switches on, the node's end has none.
 
 use anyhow::{Context, Result};
 use fairlead_common::addr::{Port, Proto};
@@ -17,7 +20,7 @@ use fairlead_tests::report::{Goal, Report};
 use nix::sched::{CloneFlags, setns};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::live::{self, Frames, Stage, UP0_FAR, here, run};
+use crate::live::{self, Frames, Stage, UP0_FAR, here, receives_in_batches, run};
 
 /// The service, and the pod behind it.
 pub const SERVICE: &str = "192.0.2.82";
@@ -69,15 +72,14 @@ pub fn furnish(node: &mut Node) -> Result<()> {
 pub fn measure(node: &mut Node, frames: &mut Frames<'_>, report: &mut Report) -> Result<()> {
     let home = here()?;
     node.attach_tc("tc_ingress", POD0);
-    receives_in_batches()?;
-    frames.attach("reflect", "pod0-far")?;
+    frames.attach_peer("pod0-far")?;
     let service = SERVICE.parse().context("the service")?;
     let pod = POD_ADDR.parse().context("the pod")?;
     let mut stages = vec![Stage::new(OURS, UP0_FAR, SERVICE)?.answered_by(service)];
 
     bare_place();
-    frames.attach("reflect", "up1-far")?;
-    frames.attach("sink", UP1.name)?;
+    frames.attach_peer("up1-far")?;
+    frames.attach_sink(UP1.name)?;
     stages.push(Stage::new(FLOOR, UP1.ifindex, SERVICE)?.answered_by(service));
 
     for (name, destination, from, rules) in [
@@ -85,12 +87,12 @@ pub fn measure(node: &mut Node, frames: &mut Frames<'_>, report: &mut Report) ->
         (NFTABLES, SERVICE, service, Some(nftables())),
     ] {
         bare_place();
-        receives_in_batches()?;
+        receives_in_batches(UP0.name)?;
         if let Some(rules) = rules {
             run("nft", &["-f", "-"], Some(&rules))?;
         }
-        frames.attach("sink", "up0-far")?;
-        frames.attach("reflect", "pod0-far")?;
+        frames.attach_sink("up0-far")?;
+        frames.attach_peer("pod0-far")?;
         stages.push(Stage::new(name, UP0_FAR, destination)?.answered_by(from));
     }
     live::take_turns(frames, &mut stages)?;
@@ -104,14 +106,6 @@ pub fn measure(node: &mut Node, frames: &mut Frames<'_>, report: &mut Report) ->
         ratio,
         Goal::AtLeast(3.0),
     );
-    Ok(())
-}
-
-/// Frames of a device without an XDP program are received in batches only with GRO.
-fn receives_in_batches() -> Result<()> {
-    for device in [UP0.name, POD0.name] {
-        run("ethtool", &["-K", device, "gro", "on"], None)?;
-    }
     Ok(())
 }
 
