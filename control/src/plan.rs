@@ -459,6 +459,12 @@ pub trait Store {
     /// Carries out one step.
     fn apply(&mut self, step: &Step) -> Result<(), Self::Error>;
 
+    /// Carries out the first of these steps where several are cheaper together; how many were. At the first that
+    /// fails it ends, and [`Self::apply`] says why.
+    fn apply_some(&mut self, _steps: &[Step]) -> usize {
+        0
+    }
+
     /// Reads everything back.
     fn observe(&self) -> Result<Actual, Self::Error>;
 }

@@ -172,6 +172,36 @@ fn a_ring_beyond_the_table_is_refused_whole_and_its_service_left_out() {
 }
 
 #[test]
+fn of_many_rows_those_after_one_that_is_refused_are_written_too() {
+    if !is_root() {
+        return;
+    }
+    let tables = tables();
+    let mut store = KernelStore::open(&tables.pins).unwrap();
+    let beyond = tables::Backends::CAPACITY;
+    let ids = (1..=5000).chain([beyond]).chain(5001..=9000);
+    let row = |id: u32| Backend {
+        addr: addr("10.0.0.1"),
+        port: Port::new(id as u16),
+        forward: forward::L2,
+        flags: flags::ALIVE,
+        next_hop: 0,
+    };
+    let steps: Vec<Step> = ids.map(|id| Step::PutBackend(id, row(id))).collect();
+
+    let outcome = apply::run(&steps, &mut store);
+
+    assert_eq!(outcome.done, 9000);
+    let [refused] = &outcome.obstacles[..] else {
+        panic!("{:?}", outcome.obstacles);
+    };
+    assert!(!refused.left_out && refused.step.contains(&beyond.to_string()));
+    let written = store.observe().unwrap().backends;
+    let expected = (1..=9000).map(|id| (id, row(id)));
+    assert!(written.into_iter().eq(expected));
+}
+
+#[test]
 fn only_the_flows_of_the_services_named_are_forgotten() {
     if !is_root() {
         return;

@@ -27,6 +27,7 @@ use super::table::{self, Pinned, Slots};
 use crate::plan::{Actual, SlotWrites, Step, Store};
 
 mod describe;
+mod together;
 
 pub use self::describe::describe;
 
@@ -210,6 +211,10 @@ impl Store for KernelStore {
         Ok(())
     }
 
+    fn apply_some(&mut self, steps: &[Step]) -> usize {
+        together::apply(self, steps)
+    }
+
     fn observe(&self) -> Result<Actual, Error> {
         let mut actual = Actual::default();
         for row in self.services.rows() {
@@ -295,10 +300,20 @@ pub struct Obstacle {
 }
 
 /// Carries steps out in their order.
-pub fn run<'a, S: Store>(steps: impl IntoIterator<Item = &'a Step>, store: &mut S) -> Outcome {
+pub fn run<S: Store>(steps: &[Step], store: &mut S) -> Outcome {
     let mut outcome = Outcome::default();
     let mut failed = Failed::default();
-    for step in steps {
+    let mut left = steps;
+    while let [step, after @ ..] = left {
+        if !failed.any {
+            let done = store.apply_some(left);
+            if done > 0 {
+                outcome.done += done;
+                left = &left[done..];
+                continue;
+            }
+        }
+        left = after;
         let (why, left_out) = match failed.blocks(step) {
             Some(why) => (why.to_owned(), true),
             None => match store.apply(step) {

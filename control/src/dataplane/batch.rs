@@ -1,4 +1,5 @@
-//! Reads many rows of a map with one system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+//! Reads and writes many rows of a map with one system call (`BPF_MAP_LOOKUP_BATCH`, `BPF_MAP_UPDATE_BATCH`, Linux
+//! 5.6).
 //!
 //! # Why
 //! A walk by `BPF_MAP_GET_NEXT_KEY` costs two system calls a row and starts again from the beginning
@@ -15,6 +16,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// `BPF_MAP_LOOKUP_BATCH` in `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// `BPF_MAP_UPDATE_BATCH`.
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// Room for the kernel's place in a map: a bucket number for hashes, a key for arrays.
 const PLACE_BYTES: usize = 64;
 
@@ -86,15 +89,7 @@ pub fn lookup(
         };
         // SAFETY: the kernel writes at most `count` keys and values of the map's own sizes and one
         // place; the callers pass the map's sizes and the buffers above hold that much and live on.
-        let outcome = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_LOOKUP_BATCH,
-                &raw mut attributes,
-                size_of::<Attributes>(),
-            )
-        };
-        let error = (outcome != 0).then(io::Error::last_os_error);
+        let error = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attributes) }.err();
         let read = attributes.count as usize;
         let complete = match error.as_ref().and_then(io::Error::raw_os_error) {
             None if error.is_none() => false,
@@ -115,5 +110,41 @@ pub fn lookup(
             count: read,
             next: (!complete).then_some(Place { kernel: Some(next) }),
         });
+    }
+}
+
+/// Writes `count` rows in their order: keys and values, one after another, of the map's own sizes. How many were written
+/// before the first that could not be.
+pub fn update(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usize) -> usize {
+    let mut attributes = Attributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: count as u32,
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys and values of the map's own sizes, which the callers pass.
+    let outcome = unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attributes) };
+    // Where a call ends before its first row, the kernel leaves the count as it was.
+    match outcome {
+        Ok(()) => count,
+        Err(_) if attributes.count as usize == count => 0,
+        Err(_) => attributes.count as usize,
+    }
+}
+
+/// # Safety
+/// The addresses and sizes in `attributes` are those of memory that the command may use.
+unsafe fn call(command: libc::c_long, attributes: &mut Attributes) -> io::Result<()> {
+    let size = size_of::<Attributes>();
+    // SAFETY: as the caller says.
+    let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size) };
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }

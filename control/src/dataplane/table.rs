@@ -243,6 +243,24 @@ impl<T: Table> Pinned<T> {
         }
     }
 
+    /// Writes the first of these rows with one system call. How many were written: fewer than there are at the first
+    /// that could not be, and none when there is one only.
+    pub fn set_together(&mut self, rows: impl Iterator<Item = (T::Key, T::Value)>) -> usize {
+        if !matches!(self.handle, Handle::Array(_) | Handle::Hash(_)) {
+            return 0;
+        }
+        let (mut keys, mut values, mut count) = (Vec::new(), Vec::new(), 0);
+        for (key, value) in rows.take(BATCH_ROWS) {
+            keys.extend_from_slice(bytemuck::bytes_of(&key));
+            values.extend_from_slice(bytemuck::bytes_of(&value));
+            count += 1;
+        }
+        if count < 2 {
+            return 0;
+        }
+        batch::update(self.fd(), &keys, &values, count)
+    }
+
     /// Removes the row of a key, or empties it in an array. `false` when there was none.
     pub fn remove(&mut self, key: &T::Key) -> Result<bool, Error> {
         let outcome = match &mut self.handle {

@@ -1,10 +1,10 @@
 //! The API server, watched: the same objects as from manifests, changed one by one.
 //!
 //! ```text
-//!   API server ──(watch: a task per kind)──> Heard ──> Replica ──> Resources
-//!                                                        │ ▲
-//!                                         every few      ▼ │  at the start
-//!                                         seconds     snapshot
+//!   API server ──(watch: a task per kind)──> Read ──> Replica ──> Resources
+//!                                                       │ ▲
+//!                                        every few      ▼ │  at the start
+//!                                        seconds     snapshot
 //! ```
 //! [`Replica`] is the pure half: what was heard in, what changed out. [`Kubernetes`] is the edge that watches.
 //!
@@ -16,6 +16,7 @@
 //! Not here: what the objects mean (`desired::merge`).
 
 pub mod kinds;
+mod read;
 mod replica;
 mod snapshot;
 mod watch;
@@ -75,6 +76,7 @@ pub enum Unusable {
 /// A cluster that is watched.
 pub struct Kubernetes {
     client: kube::Client,
+    server: Arc<str>,
     snapshot: PathBuf,
     replica: Replica,
     watches: BTreeMap<WatchId, AbortHandle>,
@@ -109,7 +111,7 @@ impl Kubernetes {
         let server: Arc<str> = way.cluster_url.to_string().trim_end_matches('/').into();
         let client = kube::Client::try_from(way)?;
         let (tell, heard) = mpsc::channel(BACKLOG);
-        let mut replica = Replica::new(server, secrets, node);
+        let mut replica = Replica::new(Arc::clone(&server), secrets, node);
         let mut patience = None;
         let file = snapshot::file(state);
         match snapshot::load(&file) {
@@ -123,6 +125,7 @@ impl Kubernetes {
         }
         let mut kubernetes = Self {
             client,
+            server,
             snapshot: file,
             replica,
             watches: BTreeMap::new(),
@@ -211,7 +214,8 @@ impl Kubernetes {
 
     fn watch(&mut self, id: WatchId) {
         self.replica.expect(&id);
-        let task = watch::follow(self.client.clone(), id.clone(), self.tell.clone());
+        let server = Arc::clone(&self.server);
+        let task = watch::follow(self.client.clone(), server, id.clone(), self.tell.clone());
         self.watches.insert(id, tokio::spawn(task).abort_handle());
     }
 

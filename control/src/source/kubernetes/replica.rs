@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::Value;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 use super::kinds::{CILIUM_NODE, KINDS, SECRET, WatchId};
+use super::read::Read;
 use super::snapshot::Snapshot;
 use super::watch::Heard;
 use crate::object::{Condition, ObjectName};
-use crate::source::resource::{self, Resources};
+use crate::source::resource::Resources;
 
 type Key = (usize, ObjectName);
 
@@ -81,7 +81,8 @@ impl Replica {
                 object["apiVersion"] == kind.api_version() && object["kind"] == kind.name
             });
             if let Some(kind) = kind {
-                self.object(kind, object, resources);
+                let read = Read::of(&self.server, kind, object);
+                self.object(kind, read, resources);
             }
         }
         self.find_named(resources);
@@ -128,7 +129,7 @@ impl Replica {
             Heard::Object(id, object) => {
                 let kind = id.kind;
                 if let Some(listing) = &mut self.watch(id).listing {
-                    listing.insert(name_of(&object));
+                    listing.insert(object.name.clone());
                 }
                 let changed = self.object(kind, *object, resources);
                 self.heard_from() | changed
@@ -198,21 +199,18 @@ impl Replica {
         changed
     }
 
-    fn object(&mut self, kind: usize, object: Value, resources: &mut Resources) -> bool {
-        let key = (kind, name_of(&object));
-        let Ok(text) = to_raw_value(&object) else {
-            unreachable!("a value from JSON is JSON")
-        };
+    fn object(&mut self, kind: usize, read: Read, resources: &mut Resources) -> bool {
+        let Read {
+            name,
+            text,
+            mut reading,
+        } = read;
+        let key = (kind, name);
         let before = self.objects.get(&key);
         if before.is_some_and(|before| before.get() == text.get()) && !self.wrong.contains_key(&key)
         {
             return false;
         }
-        let mut reading = resource::read_value(&self.server, object);
-        // A server newer than our types has fields for others; in Cilium's kinds what we lack is what we do not do.
-        reading
-            .conditions
-            .retain(|c| KINDS[kind].is_custom || c.reason != "UnknownField");
         if reading.objects.is_empty() && before.is_some() {
             for condition in &mut reading.conditions {
                 condition
@@ -225,7 +223,7 @@ impl Replica {
             resources.replace(object);
         }
         if is_read {
-            self.objects.insert(key.clone(), text.into());
+            self.objects.insert(key.clone(), text);
         }
         let before = if reading.conditions.is_empty() {
             self.wrong.remove(&key)
@@ -338,19 +336,6 @@ impl Replica {
             ));
         }
         resources.conditions = conditions;
-    }
-}
-
-fn name_of(object: &Value) -> ObjectName {
-    let text = |key: &str| {
-        object["metadata"][key]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    ObjectName {
-        namespace: text("namespace"),
-        name: text("name"),
     }
 }
 

@@ -6,6 +6,7 @@
 //! Not here: what follows from what is heard (`replica`).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{interval, sleep, timeout};
 
 use super::kinds::{KINDS, Kind, WatchId};
+use super::read::Read;
 use crate::object::ObjectName;
 
 /// How long an answer may take.
@@ -36,12 +38,12 @@ const RETRY_REFUSED: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_mins(1);
 
 /// What a watch heard.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Heard {
     /// All objects follow, and then that they were all.
     Listing(WatchId),
     /// An object as it is.
-    Object(WatchId, Box<Value>),
+    Object(WatchId, Box<Read>),
     /// An object is no more.
     Gone(WatchId, ObjectName),
     /// That were all.
@@ -58,8 +60,8 @@ pub enum Heard {
     NoContact(String),
 }
 
-/// Watches until it is aborted, or nobody listens.
-pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
+/// Watches until it is aborted, or nobody listens. Conditions name the `server`.
+pub async fn follow(client: kube::Client, server: Arc<str>, id: WatchId, tell: Sender<Heard>) {
     let kind = &KINDS[id.kind];
     let mut version = kind.version;
     let mut config = watcher::Config::default();
@@ -98,7 +100,8 @@ pub async fn follow(client: kube::Client, id: WatchId, tell: Sender<Heard>) {
                 None => return,
                 Some(Ok(Event::Init)) => Heard::Listing(id.clone()),
                 Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
-                    Heard::Object(id.clone(), Box::new(value(&id, object)))
+                    let read = Read::of(&server, id.kind, value(&id, object));
+                    Heard::Object(id.clone(), Box::new(read))
                 }
                 Some(Ok(Event::Delete(object))) => Heard::Gone(id.clone(), name(&object)),
                 Some(Ok(Event::InitDone)) => Heard::Listed(id.clone()),

@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::snapshot;
 use super::*;
@@ -10,12 +10,17 @@ fn id(kind: usize) -> WatchId {
     WatchId { kind, name: None }
 }
 
+fn heard(id: WatchId, object: Value) -> Heard {
+    let read = Read::of("https://api", id.kind, object);
+    Heard::Object(id, Box::new(read))
+}
+
 fn service(name: &str, port: impl Into<Value>) -> Heard {
     let object = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
         "spec": {"ports": [{"port": port.into()}]},
     });
-    Heard::Object(id(SERVICES), Box::new(object))
+    heard(id(SERVICES), object)
 }
 
 fn policy(secret: Option<&str>) -> Heard {
@@ -24,7 +29,7 @@ fn policy(secret: Option<&str>) -> Heard {
         "spec": {"virtualRouters": [{"localASN": 65001, "neighbors": [
             {"peerAddress": "10.0.0.1/32", "peerASN": 65000, "authSecretRef": secret}]}]},
     });
-    Heard::Object(id(POLICIES), Box::new(object))
+    heard(id(POLICIES), object)
 }
 
 struct Told {
@@ -205,7 +210,7 @@ fn a_secret_is_watched_while_a_policy_names_it() {
     let object = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": "kube-system", "name": "password"},
     });
-    told.hear(Heard::Object(secret.clone(), Box::new(object)));
+    told.hear(heard(secret.clone(), object));
     assert_eq!(told.resources.secrets.len(), 1);
 
     told.hear(policy(None));
@@ -260,7 +265,7 @@ fn this_nodes_share_of_pools_is_watched_while_something_announces_it() {
             "apiVersion": "cilium.io/v2", "kind": "CiliumBGPAdvertisement", "metadata": {"name": "a"},
             "spec": {"advertisements": [{"advertisementType": of}]},
         });
-        Heard::Object(id(ADVERTISEMENTS), Box::new(object))
+        heard(id(ADVERTISEMENTS), object)
     };
     let own = WatchId {
         kind: CILIUM_NODE,
@@ -295,7 +300,7 @@ fn this_nodes_share_of_pools_is_watched_while_something_announces_it() {
     let spec =
         json!({"ipam": {"pools": {"allocated": [{"pool": "blue", "cidrs": ["10.20.1.0/24"]}]}}});
     assert_eq!((&node["spec"], &node["status"]), (&spec, &Value::Null));
-    told.hear(Heard::Object(own.clone(), Box::new(node)));
+    told.hear(heard(own.clone(), node));
     assert_eq!(told.resources.cilium_nodes.len(), 1);
 
     let mut pool = json!({
@@ -307,7 +312,7 @@ fn this_nodes_share_of_pools_is_watched_while_something_announces_it() {
         (&pool["spec"], &pool["status"]),
         (&Value::Null, &Value::Null)
     );
-    told.hear(Heard::Object(id(POOLS), Box::new(pool)));
+    told.hear(heard(id(POOLS), pool));
     assert_eq!(told.resources.pod_pools.len(), 1);
     told.hear(advertisement("PodCIDR"));
     assert!(!told.replica.named().contains(&own));
