@@ -43,8 +43,9 @@ pub use self::snapshot::{file as snapshot_file, read as read_snapshot};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a changed state is written down.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(5);
-/// How much is heard before a watch has to wait; and how much makes one change at most.
-const BACKLOG: usize = 1024;
+/// How often is told before a watch has to wait, up to [`watch::AT_ONCE`] each time; and how much of it makes one change
+/// at most.
+const BACKLOG: usize = 16;
 
 /// Why there is nothing to watch.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +82,8 @@ pub struct Kubernetes {
     replica: Replica,
     watches: BTreeMap<WatchId, AbortHandle>,
     contact: Option<AbortHandle>,
-    tell: mpsc::Sender<Heard>,
-    heard: mpsc::Receiver<Heard>,
+    tell: mpsc::Sender<Vec<Heard>>,
+    heard: mpsc::Receiver<Vec<Heard>>,
     /// Until when the first answer is held back though the server is silent; never, without a snapshot.
     patience: Option<Instant>,
     /// Whether the first answer has been given.
@@ -248,9 +249,12 @@ impl Drop for Kubernetes {
 }
 
 /// What was heard first and what has been heard since; what is over stays for the next time.
-fn burst(first: Option<Heard>, heard: &mut mpsc::Receiver<Heard>) -> impl Iterator<Item = Heard> {
+fn burst(
+    first: Option<Vec<Heard>>,
+    heard: &mut mpsc::Receiver<Vec<Heard>>,
+) -> impl Iterator<Item = Heard> {
     let since = std::iter::from_fn(|| heard.try_recv().ok());
-    first.into_iter().chain(since).take(BACKLOG)
+    first.into_iter().chain(since).take(BACKLOG).flatten()
 }
 
 async fn until(moment: Option<Instant>) {
@@ -292,11 +296,11 @@ mod tests {
     fn a_burst_longer_than_one_change_loses_nothing() {
         let (tell, mut heard) = mpsc::channel(2 * BACKLOG);
         for _ in 0..BACKLOG + 5 {
-            tell.try_send(Heard::Contact).unwrap();
+            tell.try_send(vec![Heard::Contact, Heard::Contact]).unwrap();
         }
 
         let first = heard.try_recv().ok();
-        assert_eq!(burst(first, &mut heard).count(), BACKLOG);
-        assert_eq!(burst(None, &mut heard).count(), 5);
+        assert_eq!(burst(first, &mut heard).count(), 2 * BACKLOG);
+        assert_eq!(burst(None, &mut heard).count(), 10);
     }
 }

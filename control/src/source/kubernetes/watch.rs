@@ -37,6 +37,9 @@ const RETRY_REFUSED: Duration = Duration::from_secs(15);
 /// renewed without a word to their watches.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// How much a watch tells at once at most: whoever keeps it would be woken for each.
+pub const AT_ONCE: usize = 64;
+
 /// What a watch heard.
 #[derive(Clone, Debug)]
 pub enum Heard {
@@ -61,7 +64,7 @@ pub enum Heard {
 }
 
 /// Watches until it is aborted, or nobody listens. Conditions name the `server`.
-pub async fn follow(client: kube::Client, server: Arc<str>, id: WatchId, tell: Sender<Heard>) {
+pub async fn follow(client: kube::Client, server: Arc<str>, id: WatchId, tell: Sender<Vec<Heard>>) {
     let kind = &KINDS[id.kind];
     let mut version = kind.version;
     let mut config = watcher::Config::default();
@@ -84,10 +87,11 @@ pub async fn follow(client: kube::Client, server: Arc<str>, id: WatchId, tell: S
         };
         let mut events = watcher::watcher(api, config.clone())
             .backoff(backoff)
+            .ready_chunks(AT_ONCE)
             .boxed();
         let refusal = loop {
-            let event = tokio::select! {
-                event = events.next() => event,
+            let events = tokio::select! {
+                events = events.next() => events,
                 _ = look.tick(), if version != kind.version => {
                     if let Some(better) = better(&client, kind, version).await {
                         version = better;
@@ -96,22 +100,22 @@ pub async fn follow(client: kube::Client, server: Arc<str>, id: WatchId, tell: S
                     continue;
                 }
             };
-            let heard = match event {
-                None => return,
-                Some(Ok(Event::Init)) => Heard::Listing(id.clone()),
-                Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
-                    let read = Read::of(&server, id.kind, value(&id, object));
-                    Heard::Object(id.clone(), Box::new(read))
-                }
-                Some(Ok(Event::Delete(object))) => Heard::Gone(id.clone(), name(&object)),
-                Some(Ok(Event::InitDone)) => Heard::Listed(id.clone()),
-                Some(Err(error)) => failed(&id, &error),
-            };
-            if matches!(heard, Heard::NotInstalled(_) | Heard::Forbidden(..)) {
-                break heard;
-            }
-            if tell.send(heard).await.is_err() {
+            let Some(events) = events else {
                 return;
+            };
+            let mut heard: Vec<_> = events
+                .into_iter()
+                .map(|event| hear(&server, &id, event))
+                .collect();
+            let is_refusal =
+                |one: &Heard| matches!(one, Heard::NotInstalled(_) | Heard::Forbidden(..));
+            let refused = heard.iter().position(is_refusal);
+            let refusal = refused.and_then(|at| heard.drain(at..).next());
+            if !heard.is_empty() && tell.send(heard).await.is_err() {
+                return;
+            }
+            if let Some(refusal) = refusal {
+                break refusal;
             }
         };
         let refusal = if let Heard::NotInstalled(id) = refusal {
@@ -131,11 +135,24 @@ pub async fn follow(client: kube::Client, server: Arc<str>, id: WatchId, tell: S
             refusal
         };
         version = kind.version;
-        if tell.send(refusal).await.is_err() {
+        if tell.send(vec![refusal]).await.is_err() {
             return;
         }
         // Lists anew, so that the end of a refusal is heard though nothing has changed.
         sleep(RETRY_REFUSED).await;
+    }
+}
+
+fn hear(server: &str, id: &WatchId, event: watcher::Result<Event<Told>>) -> Heard {
+    match event {
+        Ok(Event::Init) => Heard::Listing(id.clone()),
+        Ok(Event::InitApply(object) | Event::Apply(object)) => {
+            let read = Read::of(server, id.kind, value(id, object));
+            Heard::Object(id.clone(), Box::new(read))
+        }
+        Ok(Event::Delete(object)) => Heard::Gone(id.clone(), name(&object)),
+        Ok(Event::InitDone) => Heard::Listed(id.clone()),
+        Err(error) => failed(id, &error),
     }
 }
 
@@ -175,7 +192,7 @@ async fn serves(client: &kube::Client, kind: &Kind, version: &str) -> bool {
 }
 
 /// Asks now and then whether the server is there: a watch alone cannot tell silence from absence.
-pub async fn contact(client: kube::Client, tell: Sender<Heard>) {
+pub async fn contact(client: kube::Client, tell: Sender<Vec<Heard>>) {
     loop {
         let (heard, pause) = match timeout(ANSWER, client.apiserver_version()).await {
             Ok(Ok(_)) => (Heard::Contact, ASK),
@@ -185,7 +202,7 @@ pub async fn contact(client: kube::Client, tell: Sender<Heard>) {
                 ASK_AGAIN,
             ),
         };
-        if tell.send(heard).await.is_err() {
+        if tell.send(vec![heard]).await.is_err() {
             return;
         }
         sleep(pause).await;
