@@ -64,7 +64,7 @@ fn unserved(
     transport: Result<Transport, Reason>,
 ) -> Result<Sent, Reason> {
     let node = maps::node().filter(|_| !network.dst.is_none());
-    // No service has them for itself alone.
+    // Services at the node's own addresses have no row in `ADDRESSES`: what else comes there is the host's.
     let is_nodes = node.is_some_and(|node| node.is_at(network.dst));
     if !is_nodes && maps::service_address(network.dst).is_some() {
         return Err(Reason::ServiceOdd);

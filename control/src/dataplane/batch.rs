@@ -23,6 +23,7 @@ const PLACE_BYTES: usize = 64;
 
 /// The `batch` member of `union bpf_attr` (include/uapi/linux/bpf.h).
 #[repr(C)]
+#[derive(Default)]
 struct Attributes {
     in_batch: u64,
     out_batch: u64,
@@ -84,8 +85,7 @@ pub fn lookup(
             values: values.as_mut_ptr() as u64,
             count: wanted as u32,
             map_fd: map.as_raw_fd().cast_unsigned(),
-            elem_flags: 0,
-            flags: 0,
+            ..Attributes::default()
         };
         // SAFETY: the kernel writes at most `count` keys and values of the map's own sizes and one
         // place; the callers pass the map's sizes and the buffers above hold that much and live on.
@@ -117,14 +117,11 @@ pub fn lookup(
 /// before the first that could not be.
 pub fn update(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usize) -> usize {
     let mut attributes = Attributes {
-        in_batch: 0,
-        out_batch: 0,
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
         count: count as u32,
         map_fd: map.as_raw_fd().cast_unsigned(),
-        elem_flags: 0,
-        flags: 0,
+        ..Attributes::default()
     };
     // SAFETY: the kernel reads `count` keys and values of the map's own sizes, which the callers pass.
     let outcome = unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attributes) };
