@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::bpffs::BpfFs;
 use crate::lab::binary;
-use crate::netns::{Netns, wait_for};
+use crate::netns::{Netns, STARTS, wait_for};
 use crate::process::Process;
 use crate::root;
 
@@ -130,7 +130,7 @@ impl Host {
     pub fn agent(&self) -> Process {
         let log = self.dir.path().join("agent.log");
         let agent = Process::start(&mut self.command("fairlead run --device eth0"), &log).unwrap();
-        wait_for("the agent", 20, || {
+        wait_for("the agent", STARTS, || {
             Ok(std::os::unix::net::UnixStream::connect(self.socket()).ok())
         })
         .unwrap();

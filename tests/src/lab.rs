@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::netns::{Netns, run, veth, wait_for};
+use crate::netns::{Netns, STARTS, run, veth, wait_for};
 use crate::peer::Frr;
 use crate::process::Process;
 
@@ -199,7 +199,17 @@ impl Lab {
         for node in &mut self.nodes {
             node.start_agent()?;
         }
-        self.wait_for_next_hops(&[1, 2], 20)
+        let reached = self.wait_for_next_hops(&[1, 2], STARTS);
+        reached.with_context(|| {
+            let said = self.nodes.iter().map(|node| {
+                let log = node
+                    .agent
+                    .as_ref()
+                    .map_or_else(String::new, Process::printed);
+                format!("{}'s agent printed:\n{log}", node.plan.name())
+            });
+            said.collect::<Vec<_>>().join("\n")
+        })
     }
 
     /// Waits until the router uses exactly these nodes for the service, in both families.
@@ -226,7 +236,7 @@ impl Lab {
     /// Waits until both nodes have learnt the way to each other's pods, to the client and to outside,
     /// and balance to both backends in both families.
     pub fn wait_until_settled(&self) -> Result<()> {
-        wait_for("both nodes to settle", 20, || {
+        wait_for("both nodes to settle", STARTS, || {
             for node in &self.nodes {
                 node.has_settled().with_context(|| node.plan.name())?;
             }
@@ -359,7 +369,7 @@ impl Node {
             self.log().display()
         );
         let agent = self.agent.as_mut().context("just started")?;
-        wait_for(&what, 20, || {
+        wait_for(&what, STARTS, || {
             if let Some(status) = agent.ended()? {
                 return Ok(Some(Err(anyhow!(
                     "it ended with {status}: {}",

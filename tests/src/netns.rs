@@ -198,6 +198,10 @@ pub fn run(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).context("output that is not UTF-8")
 }
 
+/// Seconds within which what is started has to have begun its work: agents whose programs the verifier walks
+/// through, on a machine where other tests do the same.
+pub const STARTS: u64 = 60;
+
 /// Repeats a question until it is answered with `Some`, for at most `seconds`.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use fairlead_tests::lab::echo::{Echo, at};
 use fairlead_tests::lab::steady::Steady;
 use fairlead_tests::lab::traffic::fetch_many;
 use fairlead_tests::lab::{CLIENT, Lab, Node, SERVICE, SERVICE_PORT};
-use fairlead_tests::netns::{Netns, wait_for};
+use fairlead_tests::netns::{Netns, STARTS, wait_for};
 use fairlead_tests::root;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -266,7 +266,7 @@ fn a_restart_of_the_agent_takes_no_healthy_backend_off_the_ring() {
     })
     .unwrap();
     node.start_agent().unwrap();
-    wait_for("the agent to have done a round", 20, || {
+    wait_for("the agent to have done a round", STARTS, || {
         let services = node.ask(&["services"])?;
         Ok((services != serde_json::json!([])).then_some(()))
     })

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use fairlead_tests::lab::Lab;
-use fairlead_tests::netns::wait_for;
+use fairlead_tests::netns::{STARTS, wait_for};
 use fairlead_tests::root;
 
 /// Node 1's instance with one peer, which is found in this way.
@@ -129,7 +129,7 @@ fn the_default_gateway_is_a_peer_and_another_one_takes_its_place() {
     let by_gateway = documents("{ mode: DefaultGateway, defaultGateway: { addressFamily: ipv4 } }");
     node.put("bgp.yaml", &by_gateway).unwrap();
     let peers = |expected: &[&str]| {
-        wait_for(&format!("peers {expected:?}"), 20, || {
+        wait_for(&format!("peers {expected:?}"), STARTS, || {
             let peers = node.ask(&["bgp", "peers"])?;
             let all = peers.as_array().map_or(&[][..], Vec::as_slice);
             let found: Vec<_> = all
@@ -147,7 +147,7 @@ fn the_default_gateway_is_a_peer_and_another_one_takes_its_place() {
 
     node.netns.ip("route add default via 10.0.1.1").unwrap();
     peers(&["10.0.1.1"]);
-    wait_for("the router to have the pods", 20, || {
+    wait_for("the router to have the pods", STARTS, || {
         let route = lab.frr.json("show bgp ipv4 unicast 10.1.1.0/24")?;
         let ours = route["paths"].to_string();
         ensure!(ours.contains("10.0.1.2"), "{route}");

@@ -17,7 +17,7 @@ use fairlead_control::dataplane::table::{Pinned, Slots};
 use fairlead_tests::lab::echo::{Echo, at};
 use fairlead_tests::lab::steady::{Account, Steady};
 use fairlead_tests::lab::{Lab, Node, OUTSIDE, Plan, SERVICE};
-use fairlead_tests::netns::wait_for;
+use fairlead_tests::netns::{STARTS, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root;
 
@@ -107,10 +107,10 @@ fn traffic_does_not_notice(prefix: &str, end: impl Fn(Process)) {
     for node in &mut lab.nodes {
         node.start_agent().unwrap();
     }
-    lab.wait_for_next_hops(&[1, 2], 20).unwrap();
+    lab.wait_for_next_hops(&[1, 2], STARTS).unwrap();
     lab.wait_until_settled().unwrap();
     for node in &lab.nodes {
-        wait_for("the session", 20, || {
+        wait_for("the session", STARTS, || {
             let status = node.ask(&["status"])?;
             let peers = &status["peers"];
             Ok((peers["good"] == 1 && peers["all"] == 1 && status["inSync"] == true).then_some(()))

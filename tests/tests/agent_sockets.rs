@@ -25,7 +25,7 @@ use fairlead_control::plan::Actual;
 use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::lab::binary;
-use fairlead_tests::netns::{Netns, veth, wait_for};
+use fairlead_tests::netns::{Netns, STARTS, veth, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root::is_root;
 use nix::sched::{CloneFlags, unshare};
@@ -339,7 +339,7 @@ fn a_process_reaches_a_cluster_address_as_long_as_the_documents_say_so_whatever_
     while agent.ended().unwrap().is_none() {}
     assert_eq!(peer("10.96.0.1:80").unwrap(), "10.96.0.1:80");
     agent = start();
-    wait_for("the next agent to tell of the sockets", 20, || {
+    wait_for("the next agent to tell of the sockets", STARTS, || {
         peer("10.96.0.1:80")?;
         Ok(status().contains("  sockets").then_some(()))
     })

@@ -6,7 +6,7 @@
 
 use anyhow::ensure;
 use fairlead_tests::lab::{Lab, Node};
-use fairlead_tests::netns::wait_for;
+use fairlead_tests::netns::{STARTS, wait_for};
 use fairlead_tests::root;
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ fn an_operator_sees_how_the_session_with_frr_stands_what_went_over_it_and_what_e
         .start_agent_with(&["--record", &recording])
         .unwrap();
     lab.nodes[1].start_agent().unwrap();
-    lab.wait_for_next_hops(&[1, 2], 20).unwrap();
+    lab.wait_for_next_hops(&[1, 2], STARTS).unwrap();
     lab.wait_until_settled().unwrap();
     let node = &lab.nodes[0];
 

@@ -9,7 +9,7 @@ use fairlead_common::tables;
 use fairlead_control::dataplane::load::OBJECT;
 use fairlead_tests::host::{BAD_CONFIG, ERROR, NO, YES, host};
 use fairlead_tests::lab::binary;
-use fairlead_tests::netns::{Netns, wait_for};
+use fairlead_tests::netns::{Netns, STARTS, wait_for};
 use fairlead_tests::process::Process;
 
 /// Copies a program by another process: a child that another test starts meanwhile would hold a file that this one
@@ -233,7 +233,7 @@ fn an_agent_that_waits_for_its_api_server_stops_when_it_is_told_to() {
     let log = host.dir.path().join("agent.log");
     let mut command = host.command("fairlead run --config DIR/config.yaml");
     let mut agent = Process::start(&mut command, &log).unwrap();
-    wait_for("the agent", 20, || {
+    wait_for("the agent", STARTS, || {
         Ok(std::os::unix::net::UnixStream::connect(host.socket()).ok())
     })
     .unwrap();

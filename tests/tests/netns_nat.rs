@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use fairlead_tests::lab::echo::Echo;
 use fairlead_tests::lab::steady::{Account, Steady};
 use fairlead_tests::lab::{Lab, OUTSIDE, Plan};
-use fairlead_tests::netns::{Netns, wait_for};
+use fairlead_tests::netns::{Netns, STARTS, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root;
 
@@ -97,7 +97,7 @@ fn lab(prefix: &str) -> (Lab, Echo) {
     for address in HOST {
         echo.listen(&lab.outside, "bare", at(address)).unwrap();
     }
-    wait_for("the services", 20, || {
+    wait_for("the services", STARTS, || {
         for node in &lab.nodes {
             let services = node.ask(&["services"])?;
             let all = services.as_array().into_iter().flatten();
@@ -177,7 +177,7 @@ fn restart(lab: &mut Lab, end: impl Fn(Process)) {
     for node in &mut lab.nodes {
         node.start_agent().unwrap();
     }
-    lab.wait_for_next_hops(&[1, 2], 20).unwrap();
+    lab.wait_for_next_hops(&[1, 2], STARTS).unwrap();
     lab.wait_until_settled().unwrap();
     sleep(WHILE);
 }

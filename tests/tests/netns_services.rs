@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use fairlead_tests::lab::traffic::{self, fetch, fetch_many};
 use fairlead_tests::lab::{Lab, Node, Plan, SERVICE};
-use fairlead_tests::netns::wait_for;
+use fairlead_tests::netns::{STARTS, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root;
 
@@ -73,7 +73,7 @@ fn lab(prefix: &str) -> Result<(Lab, Vec<Process>)> {
         node.put("services.yaml", &services)?;
     }
     lab.wait_until_settled()?;
-    wait_for("the rings of all services", 20, || {
+    wait_for("the rings of all services", STARTS, || {
         for node in &lab.nodes {
             for (port, backends) in [(AFFINITY, 2), (RANGES, 2), (GUE, 2)] {
                 let ready = rows(node, port)?.iter().all(|service| {

@@ -37,9 +37,13 @@ use fairlead_common::tables::{
 
 use super::pins::{Lock, Pins};
 use super::table::{self, Pinned};
+use crate::cores;
 
 /// The datapath, as built from `dataplane-ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.o"));
+
+/// The program that the verifier takes longest for (`tests/tests/budget.rs`).
+const LONGEST: &str = "xdp_here";
 
 /// What a pin is called until everything beside it is ready.
 const NEW: &str = "-new";
@@ -277,8 +281,8 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
     let programs = ebpf
         .programs_mut()
         .filter(|(name, _)| part.has_program(name))
-        .map(|(name, program)| load_program(name, program))
-        .collect::<Result<_, _>>()?;
+        .collect();
+    let programs = load_programs(programs)?;
     // From here on, until all is in its place, the pins are of no one object.
     if let Ok(mut layout) = Pinned::<Layout>::open(pins) {
         set_object(&mut layout, 0)?;
@@ -463,6 +467,15 @@ fn create(path: &Path, declared: &Declaration) -> Result<(), Error> {
         name: declared.name.to_owned(),
         source,
     })
+}
+
+/// Loads programs beside each other: the verifier walks through one on one core, and it takes seconds for all.
+/// A refusal is told when the others are done.
+fn load_programs(mut programs: Vec<(&str, &mut Program)>) -> Result<Vec<LoadedProgram>, Error> {
+    programs.sort_by_key(|(name, _)| *name != LONGEST);
+    cores::whenever_free(programs, |(name, program)| load_program(name, program))
+        .into_iter()
+        .collect()
 }
 
 #[expect(

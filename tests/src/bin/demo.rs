@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use fairlead_tests::lab::traffic::{self, fetch, fetch_many};
 use fairlead_tests::lab::{self, CLIENT, Lab, OUTSIDE, Plan, SERVICE, SERVICE_PORT};
-use fairlead_tests::netns::wait_for;
+use fairlead_tests::netns::{STARTS, wait_for};
 
 /// The lab's name: its namespaces are `fairlead-router` and so on.
 const PREFIX: &str = "fairlead";
@@ -317,7 +317,7 @@ fn walk(report: &Report, lab: &mut Lab, keep: bool) -> Result<()> {
     })?;
     report.step("the agent is back, on the same tables", || {
         lab.nodes[1].start_agent()?;
-        lab.wait_for_next_hops(&[1, 2], 20)
+        lab.wait_for_next_hops(&[1, 2], STARTS)
     })?;
     let (_, withdrawn) = report.step(
         "fairlead cleanup on node2 withdraws and removes all it left",
