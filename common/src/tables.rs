@@ -27,6 +27,9 @@ pub enum Kind {
     Array,
     /// `BPF_MAP_TYPE_ARRAY` with `BPF_F_MMAPABLE`: userspace writes by store, not by syscall.
     MappedArray,
+    /// `BPF_MAP_TYPE_ARRAY` of one row, a global variable of the programs: they reach it by its address
+    /// (`BPF_PSEUDO_MAP_VALUE`), without a lookup.
+    Global,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
     PerCpuArray,
     /// `BPF_MAP_TYPE_HASH`, preallocated.
@@ -52,6 +55,7 @@ impl Kind {
         match self {
             Self::Array => "array",
             Self::MappedArray => "array (mapped)",
+            Self::Global => "array (global)",
             Self::PerCpuArray => "percpu_array",
             Self::Hash => "hash",
             Self::PerCpuHash => "percpu_hash",
@@ -68,6 +72,8 @@ impl Kind {
 pub trait Table {
     /// Its name: the eBPF static's, the pin's, `dpctl`'s. At most 15 bytes, as the kernel keeps.
     const NAME: &'static str;
+    /// What the object calls it: as [`Self::NAME`], but the row of a [`Kind::Global`] is a section.
+    const IN_OBJECT: &'static str;
     /// How many rows it holds at most.
     const CAPACITY: u32;
     /// What kind of map it is.
@@ -88,6 +94,8 @@ pub trait Table {
 pub struct Declaration {
     /// [`Table::NAME`].
     pub name: &'static str,
+    /// [`Table::IN_OBJECT`].
+    pub in_object: &'static str,
     /// [`Table::CAPACITY`].
     pub capacity: u32,
     /// [`Table::KIND`].
@@ -107,6 +115,7 @@ impl Declaration {
     pub const fn of<T: Table>() -> Self {
         Self {
             name: T::NAME,
+            in_object: T::IN_OBJECT,
             capacity: T::CAPACITY,
             kind: T::KIND,
             version: T::VERSION,
@@ -127,6 +136,10 @@ macro_rules! tables {
 
             impl Table for $table {
                 const NAME: &'static str = $name;
+                const IN_OBJECT: &'static str = match Kind::$kind {
+                    Kind::Global => concat!(".data.", $name),
+                    _ => $name,
+                };
                 const CAPACITY: u32 = $capacity;
                 const KIND: Kind = Kind::$kind;
                 const VERSION: u32 = $version;
@@ -153,7 +166,7 @@ pub const OBJECT_ROWS: [u32; 2] = [Layout::CAPACITY - 2, Layout::CAPACITY - 1];
 
 tables! {
     /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
-    NodeTable = "NODE" v 3 Array<u32, Node>[1],
+    NodeTable = "NODE" v 3 Global<u32, Node>[1],
     /// The devices that packets arrive on, by ifindex modulo the capacity.
     Devices = "DEVICES" v 2 Array<u32, Device>[DEVICE_MASK + 1],
     /// The devices that XDP may redirect to, by ifindex.
@@ -193,7 +206,7 @@ tables! {
     /// The addresses of services, and whether anybody serves there; and those of other nodes.
     Addresses = "ADDRESSES" v 1 Hash<Addr, u32>[65536],
     /// Which addresses services in SERVICES may have, by bit.
-    SieveTable = "SIEVE" v 2 Array<u32, Sieve>[1],
+    SieveTable = "SIEVE" v 2 Global<u32, Sieve>[1],
     /// Sources that services with `loadBalancerSourceRanges` let in, by service id and prefix.
     SourceRanges = "SOURCE_RANGES" v 1 LpmTrie<SourceRange, u32>[65536],
     /// Packets dropped, by service id and reason; a service that drops nothing has no row.
@@ -215,7 +228,7 @@ tables! {
     /// The ways of answers of flows in NAT_FLOWS, whose rows name them.
     NatWays = "NAT_WAYS" v 2 Array<u32, NatWay>[nat::WAYS],
     /// In which epoch ways are: what was learnt in another one holds no longer. 0: nothing is learnt.
-    WayEpoch = "WAY_EPOCH" v 1 Array<u32, u32>[1],
+    WayEpoch = "WAY_EPOCH" v 1 Global<u32, u32>[1],
 }
 
 /// Pages of slots, 64 MiB: rings of ten thousand services with ten backends each take 40, those of five

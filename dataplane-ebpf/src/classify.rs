@@ -63,13 +63,15 @@ fn unserved(
     network: &Network,
     transport: Result<Transport, Reason>,
 ) -> Result<Sent, Reason> {
-    let node = maps::node().filter(|_| !network.dst.is_none());
+    let node = maps::node();
+    // Addresses that the node has not are zero in its row.
+    let is_somewhere = !network.dst.is_none();
     // Services at the node's own addresses have no row in `ADDRESSES`: what else comes there is the host's.
-    let is_nodes = node.is_some_and(|node| node.is_at(network.dst));
+    let is_nodes = is_somewhere && node.is_at(network.dst);
     if !is_nodes && maps::service_address(network.dst).is_some() {
         return Err(Reason::ServiceOdd);
     }
-    if let Some(node) = node {
+    if is_somewhere {
         if node.flags & node_flags::ANSWERS_RETURN != 0
             && let Ok(transport) = &transport
             && relay::may_answer(node, network, transport)
@@ -128,7 +130,7 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
 #[inline(always)]
 pub fn to_wire(frame: &mut Skb) -> Result<(), Reason> {
     let network = parse::network(frame)?;
-    let node = maps::node().ok_or(Reason::NotFromPod)?;
+    let node = maps::node();
     if node.flags & node_flags::ANSWERS_LEAVE != 0 {
         answer_of_host(frame, &network)?;
     }
@@ -154,9 +156,8 @@ pub fn to_wire(frame: &mut Skb) -> Result<(), Reason> {
 /// [`Reason::ServiceAnsweredByStack`] when it was one; why it is dropped.
 #[inline(always)]
 pub fn to_pod(frame: &mut Skb) -> Result<(), Reason> {
-    match maps::node() {
-        Some(node) if node.flags & node_flags::ANSWERS_LEAVE != 0 => {}
-        _ => return Ok(()),
+    if maps::node().flags & node_flags::ANSWERS_LEAVE == 0 {
+        return Ok(());
     }
     match parse::network(frame) {
         Ok(network) => answer_of_host(frame, &network),

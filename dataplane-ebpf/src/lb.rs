@@ -208,7 +208,7 @@ fn by_tunnel(
 
 #[inline(always)]
 fn tunnel(backend: &Backend, hash: u32, wrap: Wrap) -> Result<Tunnel, Reason> {
-    let node = maps::node().ok_or(Reason::ServiceNoRoute)?;
+    let node = maps::node();
     let dst = backend.addr;
     let src = if dst.is_v4() {
         node.tunnel_v4

@@ -7,6 +7,9 @@
     reason = "a row is shared memory that other CPUs and userspace write while it is read"
 )]
 
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
@@ -38,8 +41,43 @@ mod translated;
 
 pub use translated::*;
 
-#[map]
-static NODE: Array<Node> = Array::with_max_entries(tables::NodeTable::CAPACITY, 0);
+/// A table of one row that programs reach by its address, which stands in their instructions ([`Kind::Global`]).
+///
+/// A lookup would cost each packet some 4 ns for the same address.
+///
+/// It is declared in a section of its own, of which the loader makes a map ([`Table::IN_OBJECT`]).
+///
+/// [`Kind::Global`]: tables::Kind::Global
+#[repr(transparent)]
+struct Global<T>(UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: a row is memory that userspace and all CPUs share, and is only reached by pointer.
+unsafe impl<T> Sync for Global<T> {}
+
+impl<T> Global<T> {
+    const fn zero() -> Self {
+        Self(UnsafeCell::new(MaybeUninit::zeroed()))
+    }
+
+    #[inline(always)]
+    fn row(&'static self) -> *const T {
+        let mut row = self.0.get().cast_const().cast::<T>();
+        // The compiler sees nobody write, and would take the row for what it is in the object.
+        // SAFETY: no instruction.
+        unsafe {
+            core::arch::asm!(
+                "/* {row} */",
+                row = inout(reg) row,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        row
+    }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.NODE")]
+static NODE: Global<Node> = Global::zero();
 #[map]
 static DEVICES: Array<Device> = Array::with_max_entries(tables::Devices::CAPACITY, 0);
 #[map]
@@ -85,8 +123,9 @@ static AFFINITY: LruHashMap<Client, Flow> =
 static DETOURS: ProgramArray = ProgramArray::with_max_entries(tables::Detours::CAPACITY, 0);
 #[map]
 static ADDRESSES: HashMap<Addr, u32> = HashMap::with_max_entries(tables::Addresses::CAPACITY, 0);
-#[map]
-static SIEVE: Array<Sieve> = Array::with_max_entries(tables::SieveTable::CAPACITY, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.SIEVE")]
+static SIEVE: Global<Sieve> = Global::zero();
 // Five words behind the length: a type with the address's alignment would have a gap there.
 #[map]
 static SOURCE_RANGES: LpmTrie<[u32; 5], u32> =
@@ -99,8 +138,9 @@ static NAT_FLOWS: Array<NatFlow> =
     Array::with_max_entries(tables::NatFlows::CAPACITY, BPF_F_MMAPABLE);
 #[map]
 static NAT_WAYS: Array<NatWay> = Array::with_max_entries(tables::NatWays::CAPACITY, 0);
-#[map]
-static WAY_EPOCH: Array<u32> = Array::with_max_entries(tables::WayEpoch::CAPACITY, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.WAY_EPOCH")]
+static WAY_EPOCH: Global<u32> = Global::zero();
 #[map]
 static NAT_RECENT: LruHashMap<FlowKey, Binding> =
     LruHashMap::with_max_entries(tables::NatRecent::CAPACITY, 0);
@@ -117,10 +157,11 @@ static FRAGMENTS: LruHashMap<FragmentKey, Ports> =
 #[map]
 static POD_DETOURS: ProgramArray = ProgramArray::with_max_entries(tables::PodDetours::CAPACITY, 0);
 
-/// What this node is.
+/// What this node is; all zero until the agent has said it.
 #[inline(always)]
-pub fn node() -> Option<&'static Node> {
-    NODE.get(0)
+pub fn node() -> &'static Node {
+    // SAFETY: userspace may replace the row while it is read; each of its words is valid alone.
+    unsafe { &*NODE.row() }
 }
 
 /// The device with this index, when packets are received on it.
@@ -166,12 +207,11 @@ pub fn enter(detour: Detour, context: &impl EbpfContext) {
 #[inline(always)]
 pub fn may_be_services(addr: Addr) -> bool {
     let (word, bit) = Sieve::place(addr);
-    let Some(row) = SIEVE.get_ptr(0) else {
-        return false;
-    };
     // SAFETY: `place` answers ten bits, and the mask shows it to the verifier.
     let bits = unsafe {
-        row.cast::<u64>()
+        SIEVE
+            .row()
+            .cast::<u64>()
             .add(word & (served::SIEVE_WORDS - 1))
             .read_volatile()
     };

@@ -54,7 +54,7 @@ const fn own(node: &Node, network: &Network) -> Addr {
 pub fn ask(frame: &mut impl Frame) -> Result<Sent, Reason> {
     let network = parse::network(frame)?;
     let transport = parse::transport(frame, &network)?;
-    let node = maps::node().ok_or(Reason::ServiceNoRoute)?;
+    let node = maps::node();
     let outside = Outside {
         addr: own(node, &network),
         node,
@@ -94,12 +94,11 @@ pub fn answer(frame: &mut impl Frame) -> Result<Sent, Reason> {
     let outside = transport.flow(network).reversed();
     let Some((client, client_port)) = snat::client(&outside, transport.tcp_flags) else {
         // The node's own connection to a backend, or a pod's under the node's address.
-        return match maps::node() {
-            Some(node) if network.dst == node.egress => {
-                snat::back(frame, node, network, Ok(*transport))
-            }
-            _ => Err(Reason::Local),
-        };
+        let node = maps::node();
+        if network.dst == node.egress {
+            return snat::back(frame, node, network, Ok(*transport));
+        }
+        return Err(Reason::Local);
     };
     let answer = FlowKey::new(
         network.src,

@@ -129,7 +129,7 @@ fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
         return None;
     }
     let addr = address.addr();
-    if addr.is_loopback() && maps::node()?.namespace != address.namespace() {
+    if addr.is_loopback() && maps::node().namespace != address.namespace() {
         return None;
     }
     let mut key = ServiceKey::new(addr, address.port(), proto).inside();
@@ -147,7 +147,7 @@ fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
             maps::service(&key)?
         }
     };
-    if has_ranges(service) && maps::node()?.namespace != address.namespace() {
+    if has_ranges(service) && maps::node().namespace != address.namespace() {
         return None;
     }
     Some(service)
@@ -157,7 +157,8 @@ fn service(address: &impl Address, proto: Proto) -> Option<&'static Service> {
 #[inline(always)]
 fn is_node_port(port: Port) -> bool {
     let number = port.number();
-    maps::node().is_some_and(|node| number >= node.node_ports[0] && number <= node.node_ports[1])
+    let [first, last] = maps::node().node_ports;
+    number >= first && number <= last
 }
 
 #[inline(always)]
@@ -171,14 +172,13 @@ fn lets_host_in(service: &Service, is_v4: bool) -> bool {
     if !has_ranges(service) {
         return true;
     }
-    maps::node().is_some_and(|node| {
-        let own = if is_v4 {
-            node.tunnel_v4
-        } else {
-            node.tunnel_v6
-        };
-        maps::admits(service.id, own)
-    })
+    let node = maps::node();
+    let own = if is_v4 {
+        node.tunnel_v4
+    } else {
+        node.tunnel_v6
+    };
+    maps::admits(service.id, own)
 }
 
 /// The backend of a new connection.

@@ -199,16 +199,12 @@ impl Lab {
         for node in &mut self.nodes {
             node.start_agent()?;
         }
-        let reached = self.wait_for_next_hops(&[1, 2], STARTS);
-        reached.with_context(|| {
-            let said = self.nodes.iter().map(|node| {
-                let log = node
-                    .agent
-                    .as_ref()
-                    .map_or_else(String::new, Process::printed);
-                format!("{}'s agent printed:\n{log}", node.plan.name())
-            });
-            said.collect::<Vec<_>>().join("\n")
+        self.wait_for_next_hops(&[1, 2], STARTS).with_context(|| {
+            let printed = |node: &Node| node.agent.as_ref().map(Process::printed);
+            format!(
+                "the agents printed {:?}",
+                self.nodes.each_ref().map(printed)
+            )
         })
     }
 

@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use aya::programs::ProgramInfo;
+use bytemuck::Zeroable as _;
 use fairlead_common::addr::{Addr, Port, Proto};
-use fairlead_common::route::TxPort;
+use fairlead_common::route::{Node, TxPort};
 use fairlead_common::service::{Backend, Service, ServiceKey, Slot};
 use fairlead_common::tables::{
-    self, Backends, Layout, Reasons, Rings, Services, Table as _, TxPorts,
+    self, Backends, Layout, NodeTable, Reasons, Rings, Services, Table as _, TxPorts,
 };
 use fairlead_control::config::document::XdpMode;
 use fairlead_control::dataplane::attach::{self, Hook, State};
@@ -91,22 +92,26 @@ fn a_second_load_finds_its_rows_again() {
     }
     let place = place();
     drop(place.load());
+    // Where the programs have a variable, the loader writes it.
+    let mut node = Node::zeroed();
+    node.port_secret = 11;
+    let mut nodes = Pinned::<NodeTable>::open(&place.pins).unwrap();
+    nodes.set(&0, &node).unwrap();
+    place.pretend_another_build();
     let row = Service {
         id: 7,
         ring: 512,
         slots: 1031,
         ..Service::default()
     };
-    Pinned::<Services>::open(&place.pins)
-        .unwrap()
-        .set(&service(1), &row)
-        .unwrap();
+    let mut services = Pinned::<Services>::open(&place.pins).unwrap();
+    services.set(&service(1), &row).unwrap();
 
     let loaded = place.load();
 
-    assert_eq!(loaded.fresh, []);
-    let services = Pinned::<Services>::open(&place.pins).unwrap();
+    assert_eq!((loaded.reused, loaded.fresh), (false, vec![]));
     assert_eq!(services.get(&service(1)).unwrap(), Some(row));
+    assert_eq!(nodes.get(&0).unwrap(), Some(node));
 }
 
 #[test]

@@ -20,7 +20,7 @@ const NAME_BYTES: usize = 15;
 
 fn kind(kind: Kind) -> (bpf_map_type, u32) {
     match kind {
-        Kind::Array => (BPF_MAP_TYPE_ARRAY, 0),
+        Kind::Array | Kind::Global => (BPF_MAP_TYPE_ARRAY, 0),
         Kind::MappedArray => (BPF_MAP_TYPE_ARRAY, MAPPED),
         Kind::PerCpuArray => (BPF_MAP_TYPE_PERCPU_ARRAY, 0),
         Kind::Hash => (BPF_MAP_TYPE_HASH, 0),
@@ -39,7 +39,7 @@ fn the_objects_maps_are_the_registrys_tables() {
     let found: BTreeSet<_> = object
         .maps
         .iter()
-        .filter(|(name, _)| !name.starts_with('.'))
+        .filter(|(name, _)| !name.starts_with('.') || name.starts_with(".data."))
         .map(|(name, map)| {
             (
                 name.as_str(),
@@ -56,7 +56,7 @@ fn the_objects_maps_are_the_registrys_tables() {
         .map(|table| {
             let (map_type, flags) = kind(table.kind);
             (
-                table.name,
+                table.in_object,
                 map_type as u32,
                 flags,
                 table.key_bytes,

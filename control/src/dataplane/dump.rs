@@ -230,7 +230,7 @@ shown_by_rows!(
 fn used<T: Table>(
     table: &Pinned<T>,
 ) -> impl Iterator<Item = Result<table::Row<T>, table::Error>> + '_ {
-    let is_array = matches!(T::KIND, Kind::Array);
+    let is_array = matches!(T::KIND, Kind::Array | Kind::Global);
     table.rows().filter(move |row| {
         row.as_ref()
             .map_or(true, |(_, value)| !is_array || !is_zero(value))

@@ -23,7 +23,9 @@ use std::fmt;
 use std::fs;
 use std::hash::Hasher as _;
 use std::io;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use aya::maps::{MapData, MapError, ProgramArray};
 use aya::pin::PinError;
@@ -37,13 +39,9 @@ use fairlead_common::tables::{
 
 use super::pins::{Lock, Pins};
 use super::table::{self, Pinned};
-use crate::cores;
 
 /// The datapath, as built from `dataplane-ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.o"));
-
-/// The program that the verifier takes longest for (`tests/tests/budget.rs`).
-const LONGEST: &str = "xdp_here";
 
 /// What a pin is called until everything beside it is ready.
 const NEW: &str = "-new";
@@ -254,14 +252,20 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
             });
         }
     }
+    let rows = rows_of_globals(pins, part, &fresh)?;
     let mut loader = EbpfLoader::new();
+    for (name, row) in &rows {
+        if std::env::var_os("NO_OVERRIDE").is_none() {
+            loader.override_global(name, row.as_slice(), true);
+        }
+    }
     // The programs hold no CO-RE relocation, and parsing the kernel's BTF takes 0.1 s.
     loader.btf(None);
     for declared in tables::ALL {
         if !part.has_table(declared.name) {
             // No program of this part uses it: it is made as small as can be, not pinned, and goes
             // with the loader.
-            if declared.kind != Kind::SocketStorage {
+            if !matches!(declared.kind, Kind::SocketStorage | Kind::Global) {
                 loader.map_max_entries(declared.name, 1);
             }
             continue;
@@ -275,7 +279,7 @@ pub fn load_part(pins: &Pins, _owner: &Lock, part: Part) -> Result<Loaded, Error
                 create(&path, declared)?;
             }
         }
-        loader.map_pin_path(declared.name, path);
+        loader.map_pin_path(declared.in_object, path);
     }
     let mut ebpf = loader.load(OBJECT)?;
     let programs = ebpf
@@ -338,6 +342,23 @@ fn unfitting(pins: &Pins, part: Part) -> Result<Vec<Fresh>, Error> {
         }
     }
     Ok(fresh)
+}
+
+/// The rows of global variables that are used again, by the variables' names: the loader writes each variable's row,
+/// and would write what the object holds, which is zero, under the programs that run.
+fn rows_of_globals(
+    pins: &Pins,
+    part: Part,
+    fresh: &[Fresh],
+) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let globals = tables::ALL.iter().filter(|declared| {
+        declared.kind == Kind::Global
+            && part.has_table(declared.name)
+            && !fresh.iter().any(|fresh| fresh.table == declared.name)
+    });
+    globals
+        .map(|declared| Ok((declared.name, table::first_row(pins, declared)?)))
+        .collect()
 }
 
 /// Tells one build of the object from another; never zero.
@@ -469,13 +490,25 @@ fn create(path: &Path, declared: &Declaration) -> Result<(), Error> {
     })
 }
 
-/// Loads programs beside each other: the verifier walks through one on one core, and it takes seconds for all.
-/// A refusal is told when the others are done.
-fn load_programs(mut programs: Vec<(&str, &mut Program)>) -> Result<Vec<LoadedProgram>, Error> {
-    programs.sort_by_key(|(name, _)| *name != LONGEST);
-    cores::whenever_free(programs, |(name, program)| load_program(name, program))
+/// Loads programs, those of XDP beside the others: the verifier walks through a program on one core, and takes seconds
+/// for all. Two at a time, for it needs memory for each.
+fn load_programs(programs: Vec<(&str, &mut Program)>) -> Result<Vec<LoadedProgram>, Error> {
+    let (xdp, others): (Vec<_>, Vec<_>) = programs
         .into_iter()
-        .collect()
+        .partition(|(_, program)| matches!(program, Program::Xdp(_)));
+    let load = |programs: Vec<(&str, &mut Program)>| -> Result<Vec<_>, Error> {
+        let loaded = programs.into_iter();
+        loaded
+            .map(|(name, program)| load_program(name, program))
+            .collect()
+    };
+    thread::scope(|scope| {
+        let others = scope.spawn(|| load(others));
+        let mut loaded = load(xdp)?;
+        let others = others.join().unwrap_or_else(|panic| resume_unwind(panic));
+        loaded.extend(others?);
+        Ok(loaded)
+    })
 }
 
 #[expect(

@@ -29,9 +29,8 @@ use super::load::{OBJECT, fill_detours};
 use super::pins::Pins;
 use super::table::{self, Pinned};
 
-/// The tables that packets never write.
-const READ_ONLY: [&str; 11] = [
-    tables::NodeTable::NAME,
+/// The tables that packets never write. Not those of one row ([`Kind::Global`]): the loader writes them.
+const READ_ONLY: [&str; 9] = [
     tables::Devices::NAME,
     tables::TxPorts::NAME,
     tables::Services::NAME,
@@ -40,7 +39,6 @@ const READ_ONLY: [&str; 11] = [
     tables::NextHops::NAME,
     tables::DecapAddrs::NAME,
     tables::Addresses::NAME,
-    tables::SieveTable::NAME,
     tables::SourceRanges::NAME,
 ];
 /// Room for flows beside those that are copied.
@@ -279,7 +277,7 @@ fn prepare<T: Table>(
         | Kind::SocketStorage
         | Kind::ProgramArray
         | Kind::LpmTrie => return Ok(()),
-        Kind::Array | Kind::MappedArray | Kind::Hash | Kind::LruHash => {}
+        Kind::Array | Kind::MappedArray | Kind::Global | Kind::Hash | Kind::LruHash => {}
     }
     let rows: Vec<_> = Pinned::<T>::open(pins)?.rows().collect::<Result<_, _>>()?;
     if matches!(T::KIND, Kind::Hash | Kind::LruHash) {
@@ -315,7 +313,7 @@ fn used_ids(pins: &Pins) -> Result<(u32, u32), Error> {
 
 /// A table of a loaded object that is not pinned.
 fn private<T: Table>(ebpf: &Ebpf) -> Result<Pinned<T>, Error> {
-    let Some(map) = ebpf.map(T::NAME) else {
+    let Some(map) = ebpf.map(T::IN_OBJECT) else {
         unreachable!("the object's maps are the registry's tables")
     };
     Ok(Pinned::of(map)?)

@@ -160,7 +160,9 @@ impl<T: Table> Pinned<T> {
 
     fn from_map(map: MapData) -> Result<Self, MapError> {
         let handle = match T::KIND {
-            Kind::Array | Kind::MappedArray => Handle::Array(Map::Array(map).try_into()?),
+            Kind::Array | Kind::MappedArray | Kind::Global => {
+                Handle::Array(Map::Array(map).try_into()?)
+            }
             Kind::PerCpuArray => Handle::PerCpu(Map::PerCpuArray(map).try_into()?),
             Kind::PerCpuHash => Handle::PerCpuHash(Map::PerCpuHashMap(map).try_into()?),
             // A devmap, a trie and an array of programs are read and written by the same calls as a hash; their
@@ -510,6 +512,16 @@ pub(super) fn difference(
     }))
 }
 
+/// The bytes of an array's first row.
+pub(super) fn first_row(pins: &Pins, declared: &Declaration) -> Result<Vec<u8>, Error> {
+    let map =
+        MapData::from_pin(pins.map(declared.name)).map_err(Error::map("opening", declared.name))?;
+    let (key, value) = (declared.key_bytes as usize, declared.value_bytes as usize);
+    batch::lookup(map.fd().as_fd(), Place::default(), key, value, 1)
+        .map(|rows| rows.values)
+        .map_err(Error::map("reading", declared.name))
+}
+
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h).
 pub(super) const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_NO_PREALLOC`.
@@ -521,6 +533,7 @@ pub(super) const fn flags(kind: Kind) -> u32 {
         Kind::MappedArray => BPF_F_MMAPABLE,
         Kind::SocketStorage | Kind::LpmTrie => BPF_F_NO_PREALLOC,
         Kind::Array
+        | Kind::Global
         | Kind::PerCpuArray
         | Kind::Hash
         | Kind::PerCpuHash
@@ -533,7 +546,7 @@ pub(super) const fn flags(kind: Kind) -> u32 {
 /// The kernel's type for a kind of table.
 pub(super) const fn map_type(kind: Kind) -> MapType {
     match kind {
-        Kind::Array | Kind::MappedArray => MapType::Array,
+        Kind::Array | Kind::MappedArray | Kind::Global => MapType::Array,
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::Hash => MapType::Hash,
         Kind::PerCpuHash => MapType::PerCpuHash,

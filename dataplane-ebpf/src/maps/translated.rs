@@ -26,7 +26,7 @@ const WAY: usize = 4 * BINDING - 1;
 /// The row where a flow is sought first, by its answers.
 #[inline(always)]
 fn nat_row(answer: &FlowKey) -> u32 {
-    nat::row(answer, node().map_or(0, |node| node.port_secret))
+    nat::row(answer, node().port_secret)
 }
 
 /// The row of a flow that its backend has taken up, by the flow's answers.
@@ -104,7 +104,9 @@ pub fn keep_nat_flow(answer: &FlowKey, binding: &Binding, now_s: u32) {
 /// The epoch that ways are learnt in; 0: none is.
 #[inline(always)]
 pub fn way_epoch() -> u8 {
-    WAY_EPOCH.get(0).map_or(0, |epoch| *epoch as u8)
+    // SAFETY: an aligned word, valid whatever it is, that userspace writes.
+    let epoch = unsafe { WAY_EPOCH.row().read_volatile() };
+    epoch as u8
 }
 
 impl Kept {

@@ -91,7 +91,7 @@ pub fn answer(frame: &mut (impl Resize + Shorten), scope: u8) -> Result<Sent, Re
 
 #[inline(always)]
 fn refuses() -> bool {
-    maps::node().is_some_and(|node| node.flags & node_flags::REFUSES != 0)
+    maps::node().flags & node_flags::REFUSES != 0
 }
 
 /// Why no service takes the packet; or the largest that its flow's backend would have got.
@@ -150,11 +150,11 @@ const fn port_unreachable(network: &Network) -> IcmpError {
 #[inline(always)]
 fn time_exceeded(network: &Network) -> IcmpError {
     let (kind, src) = match network.family {
-        Family::V4 => (11, maps::node().map(|node| node.tunnel_v4)),
-        Family::V6 => (3, maps::node().map(|node| node.tunnel_v6)),
+        Family::V4 => (11, maps::node().tunnel_v4),
+        Family::V6 => (3, maps::node().tunnel_v6),
     };
     IcmpError {
-        src: src.unwrap_or_default(),
+        src,
         kind,
         code: 0,
         rest: 0,

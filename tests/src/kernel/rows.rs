@@ -20,7 +20,7 @@ impl Node {
     pub fn get<T: Table>(&mut self, key: &T::Key) -> Option<T::Value> {
         let map = self.map::<T>();
         match T::KIND {
-            Kind::Array | Kind::MappedArray => {
+            Kind::Array | Kind::MappedArray | Kind::Global => {
                 let map: Array<_, Wire<T::Value>> = map.try_into().expect(T::NAME);
                 map.get(&index(key), 0).ok().map(|wire| wire.0)
             }
@@ -43,7 +43,7 @@ impl Node {
     pub fn set<T: Table>(&mut self, key: &T::Key, value: &T::Value) {
         let map = self.map::<T>();
         match T::KIND {
-            Kind::Array | Kind::MappedArray => {
+            Kind::Array | Kind::MappedArray | Kind::Global => {
                 let mut map: Array<_, Wire<T::Value>> = map.try_into().expect(T::NAME);
                 map.set(index(key), Wire(*value), 0).expect(T::NAME);
             }
@@ -124,7 +124,7 @@ impl Node {
     }
 
     fn map<T: Table>(&mut self) -> &mut aya::maps::Map {
-        self.ebpf.map_mut(T::NAME).expect(T::NAME)
+        self.ebpf.map_mut(T::IN_OBJECT).expect(T::NAME)
     }
 }
 
