@@ -6,6 +6,10 @@
 //!   BACKENDS [current]           -> Backend {addr, port, forward, next_hop}
 //!   NEXT_HOPS [next_hop]         -> NextHop {ifindex, MAC addresses, mtu}
 //! ```
+//! The first of them is found sooner by a copy:
+//! ```text
+//!   SERVICE_CELLS [hash of {addr, port, proto}] -> a row of SERVICE_COPIES -> {key, Service}
+//! ```
 //! Where this node translates:
 //! ```text
 //!   ARRIVALS {service, backend's address}    -> Arrival {backend, service}: out of another node's tunnel
@@ -59,6 +63,33 @@ impl ServiceKey {
 }
 
 impl ServiceKey {
+    /// Bits of a place in `SERVICE_CELLS`.
+    const CELL_BITS: u32 = 17;
+    /// Rows of `SERVICE_CELLS`: two for each service that `SERVICES` has room for.
+    pub const CELLS: u32 = 1 << Self::CELL_BITS;
+
+    /// The key in the order of memory.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 3] {
+        let [first, second] = self.addr.halves();
+        let last = self.port.wire() as u64
+            | (self.proto.0 as u64) << 16
+            | (self.scope as u64) << 24
+            | (self.pad_word as u64) << 32;
+        [first, second, last]
+    }
+
+    /// Where the service is looked for in `SERVICE_CELLS`.
+    #[inline(always)]
+    pub const fn cell(&self) -> u32 {
+        let [first, second, last] = self.words();
+        // As the sieve begins, which is asked just before.
+        let hash = hash::fold(hash::fold(hash::fold(hash::K, first), second), last);
+        (hash >> (u64::BITS - Self::CELL_BITS)) as u32
+    }
+}
+
+impl ServiceKey {
     /// Whether the row is for pods and the node's own sockets.
     pub const fn is_inside(&self) -> bool {
         self.scope == scope::INSIDE
@@ -90,6 +121,31 @@ pub struct Service {
     pub affinity_s: u32,
     /// Zero.
     pub pad: u32,
+}
+
+impl Service {
+    /// A row from its words, in the order of memory.
+    #[inline(always)]
+    pub const fn from_words([first, second, third]: [u64; 3]) -> Self {
+        Self {
+            id: first as u32,
+            ring: (first >> 32) as u32,
+            slots: second as u32,
+            flags: (second >> 32) as u32,
+            affinity_s: third as u32,
+            pad: 0,
+        }
+    }
+}
+
+/// A service as packets find it without the kernel's hash: a row of `SERVICE_COPIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ServiceCopy {
+    /// Where clients reach it.
+    pub key: ServiceKey,
+    /// Its row in `SERVICES`.
+    pub service: Service,
 }
 
 /// Bits of [`Service::flags`].

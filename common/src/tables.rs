@@ -14,8 +14,8 @@ use crate::reason::Reason;
 use crate::route::{DEVICE_MASK, Device, Node, TxPort};
 use crate::served::Sieve;
 use crate::service::{
-    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey,
-    ServingKey, SourceRange, Traffic,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceCopy, ServiceDrop,
+    ServiceKey, ServingKey, SourceRange, Traffic,
 };
 use crate::snat::{Binding, EgressPort};
 use crate::socket::{Client, Translation, Translations};
@@ -173,6 +173,10 @@ tables! {
     TxPorts = "TX_PORTS" v 1 DevMapHash<u32, TxPort>[4096],
     /// Where clients reach services, and the ring of each.
     Services = "SERVICES" v 2 Hash<ServiceKey, Service>[65536],
+    /// Where the copy of a service stands in SERVICE_COPIES, by a hash of its key. 0: SERVICES says it.
+    ServiceCells = "SERVICE_CELLS" v 1 MappedArray<u32, u64>[ServiceKey::CELLS],
+    /// Rows of SERVICES once more, which packets find by SERVICE_CELLS.
+    ServiceCopies = "SERVICE_COPIES" v 1 MappedArray<u32, ServiceCopy>[131_072],
     /// The slots of all rings, 512 to a row.
     Rings = "RINGS" v 1 MappedArray<u32, RingPage>[RING_PAGES],
     /// Backends by id.
@@ -257,6 +261,7 @@ mod tests {
         assert_eq!(size_of::<FlowKey>(), 40);
         assert_eq!(size_of::<ServiceKey>(), 24);
         assert_eq!(size_of::<crate::service::Service>(), 24);
+        assert_eq!(size_of::<ServiceCopy>(), 48);
         assert_eq!(size_of::<crate::service::Slot>(), 8);
         assert_eq!(size_of::<RingPage>(), 4096);
         assert_eq!(size_of::<Backend>(), 24);

@@ -7,6 +7,7 @@
 //!   table  typed rows          mapped, batch  the two faster ways to them
 //!   decap  a backend behind a router: the one program it needs
 //!   affinity  clients whose backend has left, let go      kept  flows that are translated to backends
+//!   serving, copies  tables that follow from others, so that a packet's question is cheap
 //!   apply  plan -> tables      observe  tables -> counters      dump  tables -> text for people
 //! ```
 //!
@@ -19,6 +20,7 @@ pub mod apply;
 pub mod attach;
 pub mod batch;
 mod clsact;
+mod copies;
 pub mod decap;
 pub mod dump;
 pub mod kept;

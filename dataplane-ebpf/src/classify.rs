@@ -26,9 +26,9 @@ pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
     if let Ok(transport) = &transport
         && transport.kind == Kind::Ports
         && maps::may_be_services(network.dst)
-        && let Some(service) = maps::service(&transport.service(&network))
+        && let Some(service) = maps::service_at_once(&transport.service(&network))
     {
-        return lb::balance(frame, &network, transport, scope::OUTSIDE, service, true);
+        return lb::balance(frame, &network, transport, scope::OUTSIDE, &service, true);
     }
     if let Ok(transport) = &transport
         && decap::is_wrapped(&network, transport)
@@ -114,9 +114,9 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
             return lb::answer(frame, &network, &transport, &asked);
         }
         if maps::may_be_services(network.dst)
-            && let Some(service) = maps::service(&transport.service(&network).inside())
+            && let Some(service) = maps::service_at_once(&transport.service(&network).inside())
         {
-            return lb::balance(frame, &network, &transport, scope::INSIDE, service, true);
+            return lb::balance(frame, &network, &transport, scope::INSIDE, &service, true);
         }
     }
     route::forward(frame, &network, &transport)

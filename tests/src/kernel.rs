@@ -35,9 +35,8 @@ use fairlead_common::service::{
 };
 use fairlead_common::snat::{self, Binding};
 use fairlead_common::tables::{
-    Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NatFlows, NatRecent, NextHops,
-    NodeTable, Rings, ServiceStats, Services, SieveTable, SnatFwd, SnatRev, Table, TxPorts,
-    WayEpoch,
+    Addresses, Backends, Devices, NatFlows, NextHops, NodeTable, Rings, Services, SieveTable,
+    TxPorts, WayEpoch,
 };
 use fairlead_control::host::namespace;
 
@@ -108,6 +107,7 @@ pub struct Node {
     takes_whole: bool,
     next_backend: u32,
     next_page: u32,
+    next_copy: u32,
     /// The kinds of programs whose detours are filled.
     turns_off: Vec<Hook>,
 }
@@ -141,7 +141,7 @@ pub enum Action {
 /// # Panics
 /// The node cannot be made, or `work` panics. Then its frames stand in `target/failed/TEST.pcap`.
 pub fn on_a_node(work: impl FnOnce(&mut Node) + Send) {
-    run(FEW_ROWS, work);
+    run(rows::FEW_ROWS, work);
 }
 
 /// As [`on_a_node`], with tables of their full size.
@@ -179,6 +179,7 @@ impl Node {
             takes_whole: true,
             next_backend: 1,
             next_page: 0,
+            next_copy: 0,
             turns_off: Vec::new(),
         };
         for link in [UP0, UP1, POD0] {
@@ -566,18 +567,6 @@ pub fn flow(src: (&str, u16), dst: (&str, u16), proto: Proto) -> FlowKey {
     )
 }
 
-/// Tables that a test's node has fewer rows of.
-const FEW_ROWS: &[(&str, u32)] = &[
-    (Services::NAME, 64),
-    (Rings::NAME, 256),
-    (Flows::NAME, 1024),
-    (SnatRev::NAME, SNAT_ROWS),
-    (NatRecent::NAME, 1024),
-    (Arrivals::NAME, 64),
-    (SnatFwd::NAME, 1024),
-    (ServiceStats::NAME, 512),
-    (BackendStats::NAME, 512),
-];
 /// Rows of `SNAT_REV` on a test's node.
 pub const SNAT_ROWS: u32 = 4096;
 

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header};
-use fairlead_common::addr::Proto;
+use fairlead_common::addr::{Port, Proto};
 use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::hash;
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Slot, forward};
-use fairlead_common::tables::Flows;
+use fairlead_common::service::{ServiceKey, Slot, forward};
+use fairlead_common::tables::{Flows, ServiceCells, Services};
 use fairlead_tests::kernel::{
-    Action, BACKEND0, BACKEND1, Node, ROUTER, TUNNEL_V4, TUNNEL_V6, UP0, UP1, flow, on_a_node,
+    Action, BACKEND0, BACKEND1, Node, ROUTER, TUNNEL_V4, TUNNEL_V6, UP0, UP1, addr_of, flow,
+    on_a_node,
 };
 use fairlead_tests::packet::{Packet, eth, tcp};
 use rstest::rstest;
@@ -69,6 +70,30 @@ fn a_packet_reaches_a_backend_on_the_link_with_new_macs_only(
 
         assert_eq!((ran.reason, ran.action), (Reason::ServiceL2, Action::Back));
         assert_eq!(ran.frame, packet.macs(UP0.mac, BACKEND0).bytes());
+    });
+}
+
+#[test]
+fn a_service_is_found_by_its_copy_without_one_and_where_another_has_its_cell() {
+    on_a_node(|node| {
+        let backend = node.backend("10.1.0.11", forward::L2);
+        serve(node, &[steady(backend)]);
+        let key = |proto| ServiceKey::new(addr_of(SERVICE_V4), Port::new(80), proto);
+        let cell = key(Proto::TCP).cell();
+        let packet = v4().tcp(40000, 80);
+        let own = node.get::<ServiceCells>(&cell).expect("a cell");
+        let anothers = node.get::<ServiceCells>(&key(Proto::UDP).cell());
+        assert_ne!(own, 0);
+
+        for named in [own, 0, anothers.expect("a cell")] {
+            node.set::<ServiceCells>(&cell, &named);
+            assert_eq!(node.arrives(UP0, &packet).reason, Reason::ServiceL2);
+        }
+
+        node.remove::<Services>(&key(Proto::TCP));
+        assert_eq!(node.arrives(UP0, &packet).reason, Reason::ServiceOther);
+        node.set::<ServiceCells>(&cell, &own);
+        assert_eq!(node.arrives(UP0, &packet).reason, Reason::ServiceL2);
     });
 }
 

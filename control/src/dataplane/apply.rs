@@ -17,9 +17,10 @@ use fairlead_common::route::{DEVICE_MASK, Device};
 use fairlead_common::service::{self, Backend, Counter, NextHop, ServiceKey, Slot};
 use fairlead_common::tables::{
     Addresses, Arrivals, BackendStats, Backends, Devices, Flows, NextHops, NodeTable, ServiceDrops,
-    ServiceStats, Services, SieveTable, SourceRanges, Table, TxPorts,
+    ServiceStats, Services, SieveTable, SourceRanges, Table,
 };
 
+use super::copies::Copies;
 use super::mapped::Access;
 use super::pins::Pins;
 use super::serving::Listeners;
@@ -28,8 +29,10 @@ use crate::plan::{Actual, SlotWrites, Step, Store};
 
 mod describe;
 mod together;
+mod tx_ports;
 
 pub use self::describe::describe;
+pub use self::tx_ports::{add_tx_port, set_tx_ports};
 
 /// The pinned tables as a plan's store.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub struct KernelStore {
     node: Pinned<NodeTable>,
     devices: Pinned<Devices>,
     services: Pinned<Services>,
+    copies: Copies,
     backends: Pinned<Backends>,
     next_hops: Pinned<NextHops>,
     flows: Pinned<Flows>,
@@ -75,12 +79,14 @@ impl KernelStore {
 
     fn with_access(pins: &Pins, access: Access) -> Result<Self, Error> {
         let backends = Pinned::open(pins)?;
+        let services = Pinned::open(pins)?;
         Ok(Self {
+            copies: Copies::open(pins, &services, access)?,
+            services,
             listeners: Listeners::open(pins, &backends, access)?,
             backends,
             node: Pinned::open(pins)?,
             devices: Pinned::open(pins)?,
-            services: Pinned::open(pins)?,
             next_hops: Pinned::open(pins)?,
             flows: Pinned::open(pins)?,
             addresses: Pinned::open(pins)?,
@@ -195,9 +201,15 @@ impl Store for KernelStore {
             Step::PutSlots { ring, slots } => self.put_slots(*ring, slots)?,
             Step::PutSourceRange(range) => self.source_ranges.set(range, &1)?,
             Step::RemoveSourceRange(range) => drop(self.source_ranges.remove(range)?),
-            Step::PutService(key, service) => self.services.set(key, service)?,
+            Step::PutService(key, service) => {
+                self.services.set(key, service)?;
+                self.copies.put(key, service);
+            }
             // Gone already is as good.
-            Step::RemoveService(key) => drop(self.services.remove(key)?),
+            Step::RemoveService(key) => {
+                self.copies.remove(key);
+                self.services.remove(key)?;
+            }
             Step::PutAddress(addr, flags) => self.addresses.set(addr, flags)?,
             Step::RemoveAddress(addr) => drop(self.addresses.remove(addr)?),
             Step::PutSieve(sieve) => self.sieve.set(&0, sieve)?,
@@ -427,50 +439,6 @@ impl Failed {
             | Step::PutSieve(_) => None,
         }
     }
-}
-
-/// Makes `TX_PORTS` hold exactly these devices; returns what was added and what was removed. A device
-/// that has gone left the table by itself.
-///
-/// # Errors
-/// The first device that could not be added or removed, after trying the others.
-pub fn set_tx_ports(
-    pins: &Pins,
-    wanted: &BTreeSet<u32>,
-) -> Result<(Vec<u32>, Vec<u32>), table::Error> {
-    let mut table = Pinned::<TxPorts>::open(pins)?;
-    let held: BTreeSet<u32> = table
-        .rows()
-        .map(|row| row.map(|(index, _)| index))
-        .collect::<Result<_, _>>()?;
-    let (mut added, mut removed) = (Vec::new(), Vec::new());
-    let mut first = None;
-    for &index in wanted.difference(&held) {
-        match add_tx_port_to(&mut table, index) {
-            Ok(()) => added.push(index),
-            Err(error) => first = first.or(Some(error)),
-        }
-    }
-    for &index in held.difference(wanted) {
-        match table.remove(&index) {
-            Ok(_) => removed.push(index),
-            Err(error) => first = first.or(Some(error)),
-        }
-    }
-    first.map_or(Ok((added, removed)), Err)
-}
-
-/// Lets XDP redirect to a device, without touching others.
-pub fn add_tx_port(pins: &Pins, index: u32) -> Result<(), table::Error> {
-    add_tx_port_to(&mut Pinned::open(pins)?, index)
-}
-
-fn add_tx_port_to(table: &mut Pinned<TxPorts>, index: u32) -> Result<(), table::Error> {
-    let port = fairlead_common::route::TxPort {
-        ifindex: index,
-        program: 0,
-    };
-    table.set(&index, &port)
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ pub fn list(pins: &Pins) -> Vec<Usage> {
 }
 
 fn usage(pins: &Pins, declared: &Declaration) -> Usage {
-    let slots = if declared.kind == Kind::MappedArray {
+    let slots = if declared.name == tables::Rings::NAME {
         SLOTS_PER_PAGE
     } else {
         1
@@ -222,7 +222,7 @@ macro_rules! shown_by_rows {
 }
 
 shown_by_rows!(
-    NodeTable Devices TxPorts Services Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops Sockets
+    NodeTable Devices TxPorts Services ServiceCells ServiceCopies Backends Flows SnatRev SnatFwd DecapAddrs Layout NextHops Sockets
     Datagrams Affinity Detours PodDetours Addresses SieveTable SourceRanges NatWays WayEpoch NatRecent Serving Arrivals
     Answers Fragments
 );
@@ -230,7 +230,7 @@ shown_by_rows!(
 fn used<T: Table>(
     table: &Pinned<T>,
 ) -> impl Iterator<Item = Result<table::Row<T>, table::Error>> + '_ {
-    let is_array = matches!(T::KIND, Kind::Array | Kind::Global);
+    let is_array = matches!(T::KIND, Kind::Array | Kind::MappedArray | Kind::Global);
     table.rows().filter(move |row| {
         row.as_ref()
             .map_or(true, |(_, value)| !is_array || !is_zero(value))

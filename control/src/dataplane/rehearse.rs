@@ -30,10 +30,12 @@ use super::pins::Pins;
 use super::table::{self, Pinned};
 
 /// The tables that packets never write. Not those of one row ([`Kind::Global`]): the loader writes them.
-const READ_ONLY: [&str; 9] = [
+const READ_ONLY: [&str; 11] = [
     tables::Devices::NAME,
     tables::TxPorts::NAME,
     tables::Services::NAME,
+    tables::ServiceCells::NAME,
+    tables::ServiceCopies::NAME,
     tables::Rings::NAME,
     tables::Backends::NAME,
     tables::NextHops::NAME,

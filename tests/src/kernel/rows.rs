@@ -5,15 +5,34 @@ use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use bytemuck::Pod;
 use fairlead_common::addr::{Port, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::service::{Count, Counter, Service, ServiceKey};
-use fairlead_common::tables::{Kind, Reasons, Services, Table};
+use fairlead_common::service::{Count, Counter, Service, ServiceCopy, ServiceKey};
+use fairlead_common::tables::{
+    Arrivals, BackendStats, Flows, Kind, NatRecent, Reasons, Rings, ServiceCells, ServiceCopies,
+    ServiceStats, Services, SnatFwd, SnatRev, Table,
+};
 
 use fairlead_control::dataplane::table::Wire;
 
-use super::{Node, addr_of};
+use super::{Node, SNAT_ROWS, addr_of};
 
 /// Bytes of a source range behind its length.
 const SOURCE_BYTES: usize = 20;
+
+/// Tables that a test's node has fewer rows of.
+pub(super) const FEW_ROWS: &[(&str, u32)] = &[
+    (Services::NAME, 64),
+    (ServiceCopies::NAME, COPIES),
+    (Rings::NAME, 256),
+    (Flows::NAME, 1024),
+    (SnatRev::NAME, SNAT_ROWS),
+    (NatRecent::NAME, 1024),
+    (Arrivals::NAME, 64),
+    (SnatFwd::NAME, 1024),
+    (ServiceStats::NAME, 512),
+    (BackendStats::NAME, 512),
+];
+/// Rows of `SERVICE_COPIES` on a test's node.
+const COPIES: u32 = 128;
 
 impl Node {
     /// Reads a row.
@@ -51,6 +70,10 @@ impl Node {
                 let mut map: HashMap<_, Wire<T::Key>, Wire<T::Value>> =
                     map.try_into().expect(T::NAME);
                 map.insert(Wire(*key), Wire(*value), 0).expect(T::NAME);
+                if T::NAME == Services::NAME {
+                    let bytes = [bytemuck::bytes_of(key), bytemuck::bytes_of(value)].concat();
+                    self.copy_service(&bytemuck::pod_read_unaligned(&bytes));
+                }
             }
             Kind::DevMapHash => {
                 let mut map: aya::maps::DevMapHash<_> = map.try_into().expect(T::NAME);
@@ -69,6 +92,14 @@ impl Node {
                 panic!("{} is not written so", T::NAME)
             }
         }
+    }
+
+    /// Has packets find a service as an agent does, by a copy.
+    fn copy_service(&mut self, copy: &ServiceCopy) {
+        self.next_copy = self.next_copy % (COPIES - 1) + 1;
+        let at = self.next_copy;
+        self.set::<ServiceCopies>(&at, copy);
+        self.set::<ServiceCells>(&copy.key.cell(), &at.into());
     }
 
     /// Changes the row of a service that [`Node::service`] made.
@@ -90,6 +121,10 @@ impl Node {
         let mut map: HashMap<_, Wire<T::Key>, Wire<T::Value>> =
             self.map::<T>().try_into().expect(T::NAME);
         map.remove(&Wire(*key)).expect(T::NAME);
+        if T::NAME == Services::NAME {
+            let key: ServiceKey = bytemuck::pod_read_unaligned(bytemuck::bytes_of(key));
+            self.set::<ServiceCells>(&key.cell(), &0);
+        }
     }
 
     /// All rows of a hash table.

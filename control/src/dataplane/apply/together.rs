@@ -17,12 +17,19 @@ pub(super) fn apply(store: &mut KernelStore, steps: &[Step]) -> usize {
             };
             Some((*id, *row))
         })),
-        Some(Step::PutService(..)) => store.services.set_together(steps.map_while(|step| {
-            let Step::PutService(key, row) = step else {
-                return None;
-            };
-            Some((*key, *row))
-        })),
+        Some(Step::PutService(..)) => {
+            let rows = steps.map_while(|step| {
+                let Step::PutService(key, row) = step else {
+                    return None;
+                };
+                Some((*key, *row))
+            });
+            let done = store.services.set_together(rows.clone());
+            for (key, row) in rows.take(done) {
+                store.copies.put(&key, &row);
+            }
+            done
+        }
         Some(Step::PutArrival(..)) => store.arrivals.set_together(steps.map_while(|step| {
             let Step::PutArrival(key, row) = step else {
                 return None;

@@ -12,8 +12,8 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::{Device, Node, TxPort, device_flags, node_flags};
 use fairlead_common::served::Sieve;
 use fairlead_common::service::{
-    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceDrop, ServiceKey, Slot,
-    SourceRange, Traffic, flags, forward, next_hop_flags, scope, service_flags,
+    Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, Service, ServiceCopy, ServiceDrop,
+    ServiceKey, Slot, SourceRange, Traffic, flags, forward, next_hop_flags, scope, service_flags,
 };
 use fairlead_common::snat::{Binding, EgressPort, State};
 use fairlead_common::socket::{Client, Translation, Translations};
@@ -116,6 +116,12 @@ impl ToJson for Service {
             "affinitySeconds": self.affinity_s,
             "sourceRanges": self.flags & service_flags::SOURCE_RANGES != 0,
         })
+    }
+}
+
+impl ToJson for ServiceCopy {
+    fn to_json(&self) -> Value {
+        json!({ "key": self.key.to_json(), "service": self.service.to_json() })
     }
 }
 
