@@ -43,7 +43,7 @@ pub use translated::*;
 
 /// A table of one row that programs reach by its address, which stands in their instructions ([`Kind::Global`]).
 ///
-/// A lookup would cost each packet some 4 ns for the same address.
+/// A lookup would cost every packet time for what is always the same.
 ///
 /// It is declared in a section of its own, of which the loader makes a map ([`Table::IN_OBJECT`]).
 ///
