@@ -391,13 +391,9 @@ fn every_table_is_listed_dumped_and_looked_up_by_name() {
 
     let names: BTreeSet<_> = listed.iter().map(|table| table.name).collect();
     assert_eq!(names.len(), tables::ALL.len());
-    let entries = |name| {
-        listed
-            .iter()
-            .find(|table| table.name == name)
-            .unwrap()
-            .entries
-    };
+    let usage = |name| listed.iter().find(|table| table.name == name).unwrap();
+    let entries = |name| usage(name).entries;
+    assert_eq!(usage("NAT_FLOWS").capacity, NatFlows::CAPACITY);
     assert_eq!(entries("SERVICES"), Some(1));
     assert_eq!(entries("BACKENDS"), Some(2));
     assert_eq!(entries("RINGS"), Some(4));

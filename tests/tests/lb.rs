@@ -73,14 +73,19 @@ fn a_packet_reaches_a_backend_on_the_link_with_new_macs_only(
     });
 }
 
-#[test]
-fn a_service_is_found_by_its_copy_without_one_and_where_another_has_its_cell() {
+#[rstest]
+#[case::ipv4("10.1.0.11", SERVICE_V4, v4().tcp(40000, 80))]
+#[case::ipv6("fd00:1::11", SERVICE_V6, v6().tcp(40000, 80))]
+fn a_service_is_found_by_its_copy_without_one_and_where_another_has_its_cell(
+    #[case] backend: &str,
+    #[case] service: &str,
+    #[case] packet: Packet,
+) {
     on_a_node(|node| {
-        let backend = node.backend("10.1.0.11", forward::L2);
+        let backend = node.backend(backend, forward::L2);
         serve(node, &[steady(backend)]);
-        let key = |proto| ServiceKey::new(addr_of(SERVICE_V4), Port::new(80), proto);
+        let key = |proto| ServiceKey::new(addr_of(service), Port::new(80), proto);
         let cell = key(Proto::TCP).cell();
-        let packet = v4().tcp(40000, 80);
         let own = node.get::<ServiceCells>(&cell).expect("a cell");
         let anothers = node.get::<ServiceCells>(&key(Proto::UDP).cell());
         assert_ne!(own, 0);

@@ -56,25 +56,25 @@ impl Copies {
 
     /// Lets go what an agent that died has left half done, and gives a copy to each service that has none.
     fn follow(&mut self, services: &Pinned<Services>) -> Result<(), Error> {
-        let mut is_named = vec![false; ServiceCopies::CAPACITY as usize];
+        let mut is_taken = vec![false; ServiceCopies::CAPACITY as usize];
+        let mut given_up = Vec::new();
         for cell in 0..self.cells.len() {
             let Some(at) = self.held(cell) else { continue };
-            let is_right = match self.copy(at) {
-                Some(copy) => {
-                    copy.key.cell() as usize == cell
-                        && services.get(&copy.key)? == Some(copy.service)
-                }
-                None => false,
-            };
-            if is_right {
-                is_named[at as usize] = true;
-            } else {
+            let Some(copy) = self.copy(at) else {
                 self.name(cell, 0);
+                continue;
+            };
+            is_taken[at as usize] = true;
+            let is_its = copy.key.cell() as usize == cell;
+            if !is_its || services.get(&copy.key)? != Some(copy.service) {
+                self.name(cell, 0);
+                given_up.push(at);
             }
         }
-        // Copy 0 is nobody's.
+        // Copy 0 is nobody's. Packets may be reading those that were given up just now: they come last.
         self.free = (1..ServiceCopies::CAPACITY)
-            .filter(|at| !is_named[*at as usize])
+            .filter(|at| !is_taken[*at as usize])
+            .chain(given_up)
             .collect();
         for row in services.rows() {
             let (key, service) = row?;
