@@ -200,11 +200,9 @@ impl Lab {
             node.start_agent()?;
         }
         self.wait_for_next_hops(&[1, 2], STARTS).with_context(|| {
-            let printed = |node: &Node| node.agent.as_ref().map(Process::printed);
-            format!(
-                "the agents printed {:?}",
-                self.nodes.each_ref().map(printed)
-            )
+            let agents = self.nodes.iter().filter_map(|node| node.agent.as_ref());
+            let printed: String = agents.map(Process::printed).collect();
+            format!("the agents printed\n{printed}")
         })
     }
 
