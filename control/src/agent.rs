@@ -14,6 +14,7 @@
 //! Whatever happens meanwhile starts the next round; nothing is missed, because a round looks at
 //! everything.
 
+mod clearing;
 mod devices;
 mod drains;
 mod epoch;
@@ -35,7 +36,7 @@ use futures::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub use self::lifecycle::{
     add_pod, attach_decap, check_manifests, cleanup, detach_decap, list_pods, remove_pod,
@@ -54,7 +55,7 @@ use crate::bgp_io::record::Recorder;
 use crate::config::Document;
 use crate::dataplane::apply::KernelStore;
 use crate::dataplane::load;
-use crate::dataplane::observe::{self, Translations};
+use crate::dataplane::observe;
 use crate::dataplane::pins::Pins;
 use crate::desired::drain::Drain;
 use crate::desired::{Condition, Desired, announce, merge, readiness};
@@ -70,7 +71,6 @@ use crate::source::Source;
 use crate::source::kubernetes::Kubernetes;
 use crate::source::manifests::Manifests;
 use crate::source::resource::Resources;
-use crate::telemetry::cause;
 use crate::telemetry::exporter::{Exporter, Told};
 use crate::telemetry::health::Health;
 use crate::telemetry::health_checks::HealthChecks;
@@ -86,9 +86,8 @@ const DEFERRAL: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// How long changes are collected before a round that follows another one, so that a burst makes two.
 const GATHER: Duration = Duration::from_millis(2);
-/// How often translations that have ended are cleared away, and how many are looked at each time.
-const CLEAR_EVERY: Duration = Duration::from_secs(1);
-const CLEAR_BUDGET: usize = 8192;
+/// How often the service manager hears that the loop turns.
+const PING_EVERY: Duration = Duration::from_secs(1);
 /// What peers are told by an agent that is stopped on purpose.
 const FAREWELL: &str = "fairlead is stopped on this node";
 
@@ -103,7 +102,6 @@ struct Agent {
     devices: Devices,
     sockets: Sockets,
     store: KernelStore,
-    translations: Translations,
     speakers: Speakers,
     adverts: Adverts,
     prober: Prober,
@@ -196,7 +194,6 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         devices: Devices::new(loaded),
         sockets: Sockets::default(),
         store: KernelStore::open(&pins)?,
-        translations: Translations::open(&pins)?,
         speakers: Speakers::new(learnt_changed, restarting, recorder)?,
         adverts: Adverts::default(),
         prober: Prober::start(random_u64()?, verdict_changed, now, stop.clone()),
@@ -223,6 +220,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
         pins,
         document,
     };
+    clearing::start(&agent.pins, agent.meter.clone(), stop.clone())?;
     info!(node = agent.node_name, pins = %agent.pins.root().display(), restarting, "agent started");
 
     let health = agent.health.clone();
@@ -233,8 +231,8 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
     agent.actual = agent.store.observe().ok().map(Arc::new);
     #[cfg(feature = "kubernetes")]
     let giver = start_ipam(&source, &agent, &stop);
-    let mut clear = tokio::time::interval(CLEAR_EVERY);
-    clear.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pings = tokio::time::interval(PING_EVERY);
+    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut epochs = None;
     let farewell = 'rounds: {
         // The first round must know everything, or routes that peers kept for us would be withdrawn.
@@ -242,7 +240,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
             agent.health.beat(now());
             tokio::select! {
                 () = source.next(&mut agent.resources) => break,
-                _ = clear.tick() => ping_watchdog(),
+                _ = pings.tick() => ping_watchdog(),
                 _ = terminate.recv() => break 'rounds withdraw_on_exit.then_some(FAREWELL),
                 _ = interrupt.recv() => break 'rounds withdraw_on_exit.then_some(FAREWELL),
             }
@@ -279,8 +277,7 @@ pub async fn run(document: Document, withdraw_on_exit: bool, record: Option<&Pat
                     agent.paths.take_turn();
                     true
                 }
-                _ = clear.tick() => {
-                    agent.clear_translations();
+                _ = pings.tick() => {
                     ping_watchdog();
                     false
                 }
@@ -377,21 +374,6 @@ impl Agent {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-        }
-    }
-
-    /// Clears away translations that have outlived their time; what is left waits for the next time.
-    fn clear_translations(&mut self) {
-        let cleared = observe::now_s()
-            .map_err(anyhow::Error::from)
-            .and_then(|now_s| Ok(self.translations.clear_expired(now_s, CLEAR_BUDGET)?));
-        for (table, alive) in self.translations.alive() {
-            if let Some(alive) = alive {
-                self.meter.alive(table, alive);
-            }
-        }
-        if let Err(error) = cleared {
-            error!(error = cause::line(&error), "clearing translations");
         }
     }
 
