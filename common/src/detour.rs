@@ -67,6 +67,13 @@ pub const RETURN: Detour = Detour {
     program: "xdp_return",
 };
 
+/// Tagged frames: what comes in them is taken as what comes without.
+pub const TAGGED: Detour = Detour {
+    hook: Hook::Xdp,
+    row: 6,
+    program: "xdp_tagged",
+};
+
 /// What pods send that is not plain: fragments, options, ICMP errors.
 pub const POD_ODD: Detour = Detour {
     hook: Hook::Tc,
@@ -90,5 +97,5 @@ pub const POD_RELAY: Detour = Detour {
 
 /// Every detour.
 pub const ALL: &[Detour] = &[
-    ODD, ARRIVAL, ANSWER, HERE, RELAY, RETURN, POD_ODD, POD_ANSWER, POD_RELAY,
+    ODD, ARRIVAL, ANSWER, HERE, RELAY, RETURN, TAGGED, POD_ODD, POD_ANSWER, POD_RELAY,
 ];

@@ -103,7 +103,8 @@ reasons! {
     NotIp = Pass "not-ip",
     /// The frame is not addressed to this device: broadcast, multicast or another host's.
     OtherMac = Pass "other-mac",
-    /// Tagged for a VLAN and not for a service; the stack's VLAN device takes it.
+    /// Tagged for a VLAN, and not for a service or while the program for such frames is missing; the stack's VLAN
+    /// device takes it.
     Tagged = Pass "tagged",
     /// From or to an address that must not cross a router (loopback, link-local, multicast).
     Unforwardable = Pass "unforwardable",

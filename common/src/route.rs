@@ -74,19 +74,29 @@ pub struct TxPort {
 pub const DEVICE_MASK: u32 = 4095;
 
 /// A device that the datapath receives on.
-#[repr(C)]
+///
+/// Its MAC address comes first, so that it is compared with a frame's in one word.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Device {
-    /// The device's index: another one may share the row's cell, so this must match. 0: empty.
-    pub ifindex: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
     /// [`device_flags`].
     pub flags: u8,
     /// Zero.
     pub pad: u8,
+    /// The device's index: another one may share the row's cell, so this must match. 0: empty.
+    pub ifindex: u32,
     /// The largest IP packet that it takes, in bytes; 0: not known yet.
     pub mtu: u32,
+}
+
+impl Device {
+    /// Whether packets may leave by it that came in by it, without a redirect.
+    #[inline(always)]
+    pub const fn may_turn(&self) -> bool {
+        self.flags & device_flags::NO_TURN == 0
+    }
 }
 
 /// Bits of [`Device::flags`].

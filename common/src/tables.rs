@@ -168,7 +168,7 @@ tables! {
     /// What this node is: tunnel sources, egress address, CIDRs, port buckets.
     NodeTable = "NODE" v 3 Global<u32, Node>[1],
     /// The devices that packets arrive on, by ifindex modulo the capacity.
-    Devices = "DEVICES" v 2 Array<u32, Device>[DEVICE_MASK + 1],
+    Devices = "DEVICES" v 3 Array<u32, Device>[DEVICE_MASK + 1],
     /// The devices that XDP may redirect to, by ifindex.
     TxPorts = "TX_PORTS" v 1 DevMapHash<u32, TxPort>[4096],
     /// Where clients reach services, and the ring of each.

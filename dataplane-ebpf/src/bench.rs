@@ -27,7 +27,7 @@ use fairlead_common::checksum::Delta;
 use fairlead_common::reason::Reason;
 use fairlead_ebpf::forward::{self, Hop};
 use fairlead_ebpf::packet::{Frame, Resize, Skb, Xdp, view, view_mut};
-use fairlead_ebpf::parse;
+use fairlead_ebpf::parse::{self, Family};
 use fairlead_ebpf::rewrite::{self, Tunnel, Wrap};
 
 /// What the driver does, in words: the first eight of a frame, its bytes, the last flow's number (a power of two
@@ -126,6 +126,7 @@ fn wrap(frame: &mut Xdp) -> Result<(), Reason> {
     let network = parse::network(frame)?;
     let transport = parse::transport(frame, &network)?;
     let tunnel = Tunnel {
+        family: Family::V4,
         src: Addr::from_v4_word(0x0100_010a),
         dst: Addr::from_v4_word(0x0100_320a),
         hash: transport.flow(&network).hash(),
@@ -171,7 +172,7 @@ fn restore<const FLOW: usize, const PORT: usize>(
     };
     let flow = ((number * word(10)) & word(9)) as u32;
     // Masked: the compiler would compare start + word with end, which the verifier refuses.
-    let grown = (frame.bytes() & 0x7ff).wrapping_sub(word(8) as u32 & 0x7ff);
+    let grown = (frame.bytes() as u32 & 0x7ff).wrapping_sub(word(8) as u32 & 0x7ff);
     if grown != 0 {
         frame.pull(grown & 0xff).ok()?;
     }

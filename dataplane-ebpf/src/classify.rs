@@ -2,12 +2,12 @@
 
 use fairlead_common::addr::{Addr, Cidr4, Proto};
 use fairlead_common::reason::Reason;
-use fairlead_common::route::node_flags;
+use fairlead_common::route::{Device, node_flags};
 use fairlead_common::service::scope;
 
 use crate::forward::Sent;
 use crate::packet::{Resize, Skb};
-use crate::parse::{self, Family, Kind, Network, Transport};
+use crate::parse::{self, ETHERNET_BYTES, Family, Kind, Network, Transport, ether_type};
 use crate::rewrite::{self, End};
 use crate::{arrival, decap, lb, maps, relay, route, snat};
 
@@ -16,26 +16,56 @@ use crate::{arrival, decap, lb, maps, relay, route, snat};
 /// # Errors
 /// Why it is passed untouched, or dropped.
 #[inline(always)]
-pub fn from_uplink(frame: &mut impl Resize) -> Result<Sent, Reason> {
-    let device = maps::device(frame.ifindex()).ok_or(Reason::OtherDevice)?;
-    if !parse::is_to(frame, device.mac)? {
+pub fn from_uplink(frame: &mut impl Resize, device: &Device) -> Result<Sent, Reason> {
+    if !parse::is_to(frame, maps::mac_word(device))? {
         return Err(Reason::OtherMac);
     }
+    // Built for each family: where that and the header's place are constants, much of what follows is none.
+    match parse::ether_type(frame)? {
+        ether_type::IPV4 => {
+            let network = parse::ipv4(frame, ETHERNET_BYTES)?;
+            take(frame, &network)
+        }
+        ether_type::IPV6 => {
+            let network = parse::ipv6(frame, ETHERNET_BYTES)?;
+            take(frame, &network)
+        }
+        ether_type::VLAN | ether_type::PROVIDER_VLAN => Err(Reason::Tagged),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+/// As [`from_uplink`], of tagged frames.
+///
+/// # Errors
+/// As [`from_uplink`].
+#[inline(always)]
+pub fn from_vlan(frame: &mut impl Resize) -> Result<Sent, Reason> {
     let network = parse::network(frame)?;
-    let transport = parse::transport(frame, &network);
+    take(frame, &network)
+}
+
+#[inline(always)]
+fn take(frame: &mut impl Resize, network: &Network) -> Result<Sent, Reason> {
+    // At the node's own address ICMP is the host's, unless it is about flows that leave under it.
+    if is_icmp(network) && is_nodes_only(network) {
+        let transport = parse::transport(frame, network);
+        return Err(transport.map_or_else(|reason| reason, |_| Reason::Local));
+    }
+    let transport = parse::transport(frame, network);
     if let Ok(transport) = &transport
         && transport.kind == Kind::Ports
         && maps::may_be_services(network.dst)
-        && let Some(service) = maps::service_at_once(&transport.service(&network))
+        && let Some(service) = maps::service_at_once(transport.service(network))
     {
-        return lb::balance(frame, &network, transport, scope::OUTSIDE, &service, true);
+        return lb::balance(frame, network, transport, scope::OUTSIDE, &service, true);
     }
     if let Ok(transport) = &transport
-        && decap::is_wrapped(&network, transport)
+        && decap::is_wrapped(network, transport)
     {
         return Err(Reason::Wrapped);
     }
-    unserved(frame, &network, transport)
+    unserved(frame, network, transport)
 }
 
 /// A packet that carries another one: another node's balancer may have wrapped it for a backend of this node. It
@@ -54,6 +84,18 @@ pub fn from_tunnel(frame: &mut impl Resize) -> Result<Sent, Reason> {
         }
         Err(reason) => Err(reason),
     }
+}
+
+#[inline(always)]
+const fn is_icmp(network: &Network) -> bool {
+    matches!(network.proto, Proto::ICMP | Proto::ICMPV6)
+}
+
+/// Whether a packet is to this node, at an address under which no pod leaves.
+#[inline(always)]
+fn is_nodes_only(network: &Network) -> bool {
+    let node = maps::node();
+    node.is_at(network.dst) && network.dst != node.egress
 }
 
 /// A packet by an uplink that is to no service.
@@ -101,8 +143,27 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
     if frame.is_tagged() {
         return Err(Reason::Tagged);
     }
-    let network = parse::network(frame)?;
-    let transport = match parse::transport(frame, &network) {
+    // As in `from_uplink`.
+    match parse::ether_type(frame)? {
+        ether_type::IPV4 => {
+            let network = parse::ipv4(frame, ETHERNET_BYTES)?;
+            take_from_pod(frame, &network)
+        }
+        ether_type::IPV6 => {
+            let network = parse::ipv6(frame, ETHERNET_BYTES)?;
+            take_from_pod(frame, &network)
+        }
+        // The kernel has taken the outer tag out of the frame, so there is none as a rule.
+        _ => {
+            parse::network(frame)?;
+            Err(Reason::Tagged)
+        }
+    }
+}
+
+#[inline(always)]
+fn take_from_pod(frame: &mut Skb, network: &Network) -> Result<Sent, Reason> {
+    let transport = match parse::transport(frame, network) {
         Ok(transport) if network.proto == Proto::ICMPV6 || transport.kind == Kind::IcmpError => {
             return Err(Reason::PodOdd);
         }
@@ -110,16 +171,16 @@ pub fn from_pod(frame: &mut Skb) -> Result<Sent, Reason> {
         transport => transport?,
     };
     if transport.kind == Kind::Ports {
-        if let Some(asked) = lb::asked(&network, &transport) {
-            return lb::answer(frame, &network, &transport, &asked);
+        if let Some(asked) = lb::asked(network, &transport) {
+            return lb::answer(frame, network, &transport, &asked);
         }
         if maps::may_be_services(network.dst)
-            && let Some(service) = maps::service_at_once(&transport.service(&network).inside())
+            && let Some(service) = maps::service_at_once(transport.service(network).inside())
         {
-            return lb::balance(frame, &network, &transport, scope::INSIDE, &service, true);
+            return lb::balance(frame, network, &transport, scope::INSIDE, &service, true);
         }
     }
-    route::forward(frame, &network, &transport)
+    route::forward(frame, network, &transport)
 }
 
 /// A packet that is about to leave by an uplink, whoever routed it: the last place where a pod's packet can be

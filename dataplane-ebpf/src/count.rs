@@ -9,7 +9,7 @@ use crate::maps;
 
 /// Counts how a frame of `bytes` (as it arrived) ended.
 #[inline(always)]
-pub fn end(reason: Reason, bytes: u32) {
+pub fn end(reason: Reason, bytes: usize) {
     maps::count_reason(reason, bytes);
 }
 

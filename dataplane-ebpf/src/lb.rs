@@ -15,7 +15,7 @@ use fairlead_common::service::{
 use crate::forward::{self, Hop, Sent};
 use crate::nat::{self, Asked};
 use crate::packet::{Frame, Resize};
-use crate::parse::{Network, Transport};
+use crate::parse::{Family, Network, Transport};
 use crate::rewrite::{self, End, Tunnel, Wrap};
 use crate::route::{self, NoWay, Question};
 use crate::{count, flows, maps};
@@ -79,10 +79,10 @@ impl Choice {
 
     /// Counts a packet that was sent there.
     #[inline(always)]
-    pub fn count(&self, service: u32, bytes: u32) {
+    pub fn count(&self, service: u32, bytes: usize) {
         let packet = Traffic {
             packets: 1,
-            bytes: bytes.into(),
+            bytes: bytes as u64,
             new_flows: self.is_new.into(),
             in_transition: self.in_transition.into(),
         };
@@ -200,27 +200,42 @@ fn by_tunnel(
     hash: u32,
     wrap: Wrap,
 ) -> Result<Sent, Reason> {
-    let tunnel = tunnel(backend, hash, wrap)?;
+    // Built for each family: what depends on it is a constant then.
+    match Family::of(backend.addr) {
+        Family::V4 => by_tunnel_over(Family::V4, frame, network, backend, hash, wrap),
+        Family::V6 => by_tunnel_over(Family::V6, frame, network, backend, hash, wrap),
+    }
+}
+
+#[inline(always)]
+fn by_tunnel_over(
+    outer: Family,
+    frame: &mut impl Resize,
+    network: &Network,
+    backend: &Backend,
+    hash: u32,
+    wrap: Wrap,
+) -> Result<Sent, Reason> {
+    let tunnel = tunnel(outer, backend, hash, wrap)?;
     let hop = way(frame, backend, &through(network, &tunnel))?;
     rewrite::encapsulate(frame, network, &tunnel, &hop)?;
     Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
 }
 
 #[inline(always)]
-fn tunnel(backend: &Backend, hash: u32, wrap: Wrap) -> Result<Tunnel, Reason> {
+fn tunnel(family: Family, backend: &Backend, hash: u32, wrap: Wrap) -> Result<Tunnel, Reason> {
     let node = maps::node();
-    let dst = backend.addr;
-    let src = if dst.is_v4() {
-        node.tunnel_v4
-    } else {
-        node.tunnel_v6
+    let src = match family {
+        Family::V4 => node.tunnel_v4,
+        Family::V6 => node.tunnel_v6,
     };
     if src.is_none() {
         return Err(Reason::ServiceNoRoute);
     }
     Ok(Tunnel {
+        family,
         src,
-        dst,
+        dst: backend.addr,
         hash,
         wrap,
     })
@@ -262,7 +277,10 @@ pub fn limit(
         _ => return Err(Reason::ServiceNoBackend),
     };
     let question = match wrap {
-        Some(wrap) => through(network, &tunnel(backend, choice.hash, wrap)?),
+        Some(wrap) => {
+            let family = Family::of(backend.addr);
+            through(network, &tunnel(family, backend, choice.hash, wrap)?)
+        }
         None => Question::to(backend.addr, network, (flow.src_port, flow.dst_port)),
     };
     let mtu = match maps::next_hop(backend.next_hop) {

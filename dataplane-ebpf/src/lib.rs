@@ -5,6 +5,7 @@
 //!  packet -> parse -> classify -> lb    -> way (fib) -> rewrite   classify                   decap
 //!                              -> snat  -> way (fib) -> rewrite   -> lb, snat                -> rewrite
 //!                              -> route -> way (fib) -> rewrite   -> rewrite
+//!                              -> the same (xdp_tagged, by a tail call: frames with VLAN tags)
 //!                              -> odd   (xdp_odd, by a tail call: what is to a service and not plain)
 //!                              -> relay -> lb, snat (xdp_relay, xdp_return, tc_relay, by tail calls: backends that answer us)
 //!                              -> arrival -> lb (xdp_arrival, by a tail call: out of other nodes' tunnels)

@@ -11,6 +11,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use fairlead_common::detour;
 use fairlead_common::reason::{Reason, Verdict};
+use fairlead_common::route::Device;
 use fairlead_common::service::scope;
 use fairlead_ebpf::forward::Sent;
 use fairlead_ebpf::packet::{Frame, Skb, Xdp};
@@ -23,7 +24,33 @@ use fairlead_ebpf::{classify, count, decap, forward, maps, odd, relay, sock};
 pub fn xdp_ingress(context: XdpContext) -> u32 {
     let mut frame = Xdp::new(context);
     let bytes = frame.bytes();
-    let end = classify::from_uplink(&mut frame);
+    let device = maps::device(frame.ifindex());
+    let end = match device {
+        Some(device) => classify::from_uplink(&mut frame, device),
+        None => Err(Reason::OtherDevice),
+    };
+    if end.is_err_and(|reason| reason == Reason::Tagged) {
+        maps::enter(detour::TAGGED, frame.context());
+    }
+    turn_off(&frame, end);
+    let may_turn = device.is_some_and(Device::may_turn);
+    xdp_end_by(&frame, bytes, end, || may_turn)
+}
+
+/// Where `xdp_ingress` turns off for tagged frames.
+#[xdp]
+#[inline(always)]
+pub fn xdp_tagged(context: XdpContext) -> u32 {
+    let mut frame = Xdp::new(context);
+    let bytes = frame.bytes();
+    let end = classify::from_vlan(&mut frame);
+    turn_off(&frame, end);
+    xdp_end(&frame, bytes, end)
+}
+
+/// Where both turn off, by what has become of the packet.
+#[inline(always)]
+fn turn_off(frame: &Xdp, end: Result<Sent, Reason>) {
     match end {
         Err(Reason::ServiceOdd) => maps::enter(detour::ODD, frame.context()),
         Err(Reason::ServiceUntranslated) => maps::enter(detour::HERE, frame.context()),
@@ -34,7 +61,6 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
         }
         Ok(_) | Err(_) => {}
     }
-    xdp_end(&frame, bytes, end)
 }
 
 /// Where `xdp_ingress` turns off for packets that carry another one.
@@ -302,41 +328,52 @@ fn sock_end(address: &impl Address, end: Option<Reason>) -> i32 {
     }
 }
 
+/// The action of a program that did not ask for the device that the packet came by.
 #[inline(always)]
-fn xdp_end(frame: &Xdp, bytes: u32, end: Result<Sent, Reason>) -> u32 {
-    let (mut reason, out) = match end {
-        Ok(sent) => (sent.reason, sent.ifindex),
-        Err(reason) => (reason, 0),
+fn xdp_end(frame: &Xdp, bytes: usize, end: Result<Sent, Reason>) -> u32 {
+    xdp_end_by(frame, bytes, end, || {
+        maps::device(frame.ifindex()).is_some_and(Device::may_turn)
+    })
+}
+
+#[inline(always)]
+fn xdp_end_by(
+    frame: &Xdp,
+    bytes: usize,
+    end: Result<Sent, Reason>,
+    may_turn: impl Fn() -> bool,
+) -> u32 {
+    let (reason, action) = match end {
+        Ok(Sent { reason, ifindex }) => {
+            let action = if ifindex == frame.ifindex() && may_turn() {
+                XDP_TX
+            } else {
+                maps::redirect(ifindex)
+            };
+            match action {
+                XDP_TX | XDP_REDIRECT => (reason, action),
+                // The port went away between the question and the answer; the packet is already rewritten.
+                _ => (Reason::HelperFailed, XDP_DROP),
+            }
+        }
+        Err(reason) if reason.verdict() == Verdict::Drop => (reason, XDP_DROP),
+        Err(reason) => (reason, XDP_PASS),
     };
-    let mut action = match reason.verdict() {
-        Verdict::Forward if out == frame.ifindex() && maps::may_turn(out) => XDP_TX,
-        Verdict::Forward => maps::redirect(out),
-        Verdict::Pass => XDP_PASS,
-        Verdict::Drop => XDP_DROP,
-    };
-    if reason.verdict() == Verdict::Forward && action != XDP_TX && action != XDP_REDIRECT {
-        // The port went away between the question and the answer; the packet is already rewritten.
-        (reason, action) = (Reason::HelperFailed, XDP_DROP);
-    }
     count::end(reason, bytes);
     action
 }
 
 /// `TC_ACT_UNSPEC` is `TCX_NEXT`: what we pass, the next program of the chain sees.
 #[inline(always)]
-fn tc_end(bytes: u32, end: Result<Sent, Reason>) -> i32 {
-    let (mut reason, out) = match end {
-        Ok(sent) => (sent.reason, sent.ifindex),
-        Err(reason) => (reason, 0),
+fn tc_end(bytes: usize, end: Result<Sent, Reason>) -> i32 {
+    let (reason, action) = match end {
+        Ok(Sent { reason, ifindex }) => match forward::redirect(ifindex) {
+            TC_ACT_REDIRECT => (reason, TC_ACT_REDIRECT),
+            _ => (Reason::HelperFailed, TC_ACT_SHOT),
+        },
+        Err(reason) if reason.verdict() == Verdict::Drop => (reason, TC_ACT_SHOT),
+        Err(reason) => (reason, TC_ACT_UNSPEC),
     };
-    let mut action = match reason.verdict() {
-        Verdict::Forward => forward::redirect(out),
-        Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Drop => TC_ACT_SHOT,
-    };
-    if reason.verdict() == Verdict::Forward && action != TC_ACT_REDIRECT {
-        (reason, action) = (Reason::HelperFailed, TC_ACT_SHOT);
-    }
     count::end(reason, bytes);
     action
 }

@@ -27,7 +27,7 @@ use fairlead_common::flow::{Flow, FlowKey};
 use fairlead_common::fragment::{FragmentKey, Ports};
 use fairlead_common::nat::{NatFlow, NatWay};
 use fairlead_common::reason::Reason;
-use fairlead_common::route::{DEVICE_MASK, Device, Node, device_flags};
+use fairlead_common::route::{DEVICE_MASK, Device, Node};
 use fairlead_common::served::{self, Sieve};
 use fairlead_common::service::{
     Arrival, ArrivalKey, Backend, Count, NextHop, RingPage, SLOTS_PER_PAGE, Service, ServiceCopy,
@@ -178,10 +178,11 @@ pub fn device(ifindex: u32) -> Option<&'static Device> {
         .filter(|device| device.ifindex == ifindex)
 }
 
-/// Whether packets may leave by the device they came in by without a redirect.
+/// The first eight bytes of a device's row: its MAC address, and two more.
 #[inline(always)]
-pub fn may_turn(ifindex: u32) -> bool {
-    device(ifindex).is_some_and(|device| device.flags & device_flags::NO_TURN == 0)
+pub fn mac_word(device: &Device) -> u64 {
+    // SAFETY: a row of two words.
+    unsafe { core::ptr::from_ref(device).cast::<u64>().read() }
 }
 
 /// Whether XDP may redirect to the device.
@@ -287,8 +288,8 @@ pub fn service(key: &ServiceKey) -> Option<&'static Service> {
     reason = "rows of a hash table begin at words (kernel/bpf/hashtab.c, htab_elem_value)"
 )]
 #[inline(always)]
-pub fn service_at_once(key: &ServiceKey) -> Option<Service> {
-    let row = match copy_of(key) {
+pub fn service_at_once(key: ServiceKey) -> Option<Service> {
+    let row = match copy_of(&key) {
         Some(row) => row,
         None => SERVICES.get_ptr(key)?.cast::<u64>(),
     };
@@ -392,7 +393,8 @@ pub fn next_hop(id: u32) -> Option<NextHopRow> {
 /// The memory of a flow that began in a transition.
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
-    let row = FLOWS.get_ptr_mut(key)?;
+    // A copy: the key itself need not stand in memory, where nothing is remembered.
+    let row = FLOWS.get_ptr_mut(*key)?;
     // SAFETY: the kernel keeps the row's memory while the program runs; its words may be written by
     // another CPU, and each is valid alone.
     Some(unsafe { &mut *row })
@@ -401,7 +403,7 @@ pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
 /// Remembers a flow. A full table forgets its oldest: then the flow counts as not remembered.
 #[inline(always)]
 pub fn remember_flow(key: &FlowKey, flow: &Flow) {
-    let _ = FLOWS.insert(key, flow, 0);
+    let _ = FLOWS.insert(*key, flow, 0);
 }
 
 /// Whether a backend may listen there for which this node translates.
@@ -529,12 +531,12 @@ pub fn count_service_drop(service: u32, reason: Reason) {
 
 /// Counts a packet's end.
 #[inline(always)]
-pub fn count_reason(reason: Reason, bytes: u32) {
+pub fn count_reason(reason: Reason, bytes: usize) {
     if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: the row belongs to this CPU, and a program is not interrupted by itself.
         unsafe {
             (*count).packets += 1;
-            (*count).bytes += u64::from(bytes);
+            (*count).bytes += bytes as u64;
         }
     }
 }

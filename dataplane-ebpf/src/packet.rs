@@ -34,7 +34,7 @@ pub trait Frame {
     fn end(&self) -> usize;
 
     /// How long it is, whether directly readable or not.
-    fn bytes(&self) -> u32;
+    fn bytes(&self) -> usize;
 
     /// The index of the device it came in by (at egress: goes out by).
     fn ifindex(&self) -> u32;
@@ -354,8 +354,8 @@ pub mod buffer {
         fn end(&self) -> usize {
             self.start() + self.0.len()
         }
-        fn bytes(&self) -> u32 {
-            self.0.len() as u32
+        fn bytes(&self) -> usize {
+            self.0.len()
         }
         fn ifindex(&self) -> u32 {
             1

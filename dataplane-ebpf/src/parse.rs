@@ -41,6 +41,12 @@ pub enum Family {
 }
 
 impl Family {
+    /// The family of an address.
+    #[inline(always)]
+    pub const fn of(addr: Addr) -> Self {
+        if addr.is_v4() { Self::V4 } else { Self::V6 }
+    }
+
     /// Bytes of its header, without options.
     #[inline(always)]
     pub const fn header_bytes(self) -> usize {
@@ -140,18 +146,23 @@ impl Transport {
     }
 }
 
-/// Whether the frame is addressed to `mac`.
+/// Whether the frame is addressed to `mac`, six bytes in the order of memory; the two behind them do not count.
 ///
 /// # Errors
 /// [`Reason::Malformed`] when it has no Ethernet header.
 #[inline(always)]
-pub fn is_to(frame: &impl Frame, mac: [u8; 6]) -> Result<bool, Reason> {
+pub fn is_to(frame: &impl Frame, mac: u64) -> Result<bool, Reason> {
     let ethernet = view::<ETHERNET_BYTES>(frame, 0)?;
-    let (first, second) = (
-        u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]]),
-        u16::from_ne_bytes([mac[4], mac[5]]),
-    );
-    Ok(ethernet.get::<u32, 0>() == first && ethernet.get::<u16, 4>() == second)
+    Ok((ethernet.get::<u64, 0>() ^ mac) << 16 == 0)
+}
+
+/// The EtherType, in the order of memory.
+///
+/// # Errors
+/// [`Reason::Malformed`] when the frame has no Ethernet header.
+#[inline(always)]
+pub fn ether_type(frame: &impl Frame) -> Result<u16, Reason> {
+    Ok(view::<ETHERNET_BYTES>(frame, 0)?.get::<u16, 12>())
 }
 
 /// Reads the Ethernet header, up to two VLAN tags and the network header.
@@ -160,7 +171,7 @@ pub fn is_to(frame: &impl Frame, mac: [u8; 6]) -> Result<bool, Reason> {
 /// [`Reason::NotIp`], or [`Reason::Malformed`] when not even the fixed header is there.
 #[inline(always)]
 pub fn network(frame: &impl Frame) -> Result<Network, Reason> {
-    let untagged = view::<ETHERNET_BYTES>(frame, 0)?.get::<u16, 12>();
+    let untagged = ether_type(frame)?;
     // Each depth has its own constant offset, which the verifier follows better than a sum.
     if !is_vlan(untagged) {
         return network_at(frame, untagged, ETHERNET_BYTES);
@@ -204,7 +215,7 @@ pub fn ipv4(frame: &impl Frame, at: usize) -> Result<Network, Reason> {
             0x46.. => Err(Reason::IpOptions),
             _ => Err(Reason::Malformed),
         }
-    } else if total < IPV4_BYTES as u32 || at as u32 + total > frame.bytes() {
+    } else if total < IPV4_BYTES as u32 || at + total as usize > frame.bytes() {
         Err(Reason::Malformed)
     } else if header.get::<u16, 6>() & MORE_FRAGMENTS_OR_OFFSET != 0 {
         Err(Reason::Fragment)
@@ -241,7 +252,7 @@ pub fn ipv6(frame: &impl Frame, at: usize) -> Result<Network, Reason> {
     }
     let total = u32::from(u16::from_be(header.get::<u16, 4>())) + IPV6_BYTES as u32;
     let proto = Proto(header.get::<u8, 6>());
-    let whole = if at as u32 + total > frame.bytes() {
+    let whole = if at + total as usize > frame.bytes() {
         Err(Reason::Malformed)
     } else {
         plain_next_header(proto)

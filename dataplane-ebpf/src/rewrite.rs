@@ -71,6 +71,8 @@ pub fn decrement_ttl(frame: &mut impl Frame, network: &Network) -> Result<(), Re
 /// The outer header of a tunnel.
 #[derive(Clone, Copy, Debug)]
 pub struct Tunnel {
+    /// The family of the outer header.
+    pub family: Family,
     /// This node.
     pub src: Addr,
     /// The backend, of the same family.
@@ -109,20 +111,10 @@ pub const UDP_BYTES: usize = 8;
 pub const GUE_PORT: u16 = 6080_u16.to_be();
 
 impl Tunnel {
-    /// The family of the outer header.
-    #[inline(always)]
-    pub const fn family(&self) -> Family {
-        if self.dst.is_v4() {
-            Family::V4
-        } else {
-            Family::V6
-        }
-    }
-
     /// Bytes in front of the packet.
     #[inline(always)]
     pub const fn bytes(&self) -> usize {
-        self.family().header_bytes() + self.wrap.bytes()
+        self.family.header_bytes() + self.wrap.bytes()
     }
 
     /// The protocol of the outer header, for a packet of this family.
@@ -164,7 +156,7 @@ pub fn encapsulate(
     hop: &Hop,
 ) -> Result<(), Reason> {
     let inner = tunnel.proto(network.family);
-    let outer = tunnel.family();
+    let outer = tunnel.family;
     let tags = vlan_tags(frame, network.at)?;
     let wrap = tunnel.wrap.bytes() as u32;
     match (outer, tunnel.wrap) {
@@ -215,7 +207,7 @@ pub fn encapsulate(
 fn udp(frame: &mut impl Frame, network: &Network, tunnel: &Tunnel) -> Result<(), Reason> {
     let (src, dst) = tunnel.ports();
     let total = network.total as u16 + UDP_BYTES as u16;
-    let mut header = match tunnel.family() {
+    let mut header = match tunnel.family {
         Family::V4 => view_mut::<UDP_BYTES>(frame, network.at + IPV4_BYTES)?,
         Family::V6 => view_mut::<UDP_BYTES>(frame, network.at + IPV6_BYTES)?,
     };
@@ -545,7 +537,7 @@ mod tests {
                 Family::V6 => (Addr::from_v6_halves([1, 2]), Addr::from_v6_halves([3, 4])),
             };
 
-            let tunnel = Tunnel { src, dst, hash, wrap };
+            let tunnel = Tunnel { family: outer, src, dst, hash, wrap };
             encapsulate(&mut buffer, &network, &tunnel, &HOP).unwrap();
             let header = parse::network(&buffer).unwrap();
             prop_assert_eq!((header.src, header.dst, header.family), (src, dst, outer));

@@ -16,7 +16,7 @@ use fairlead_control::plan::maglev::Sizes;
 use fairlead_tests::kernel::on_a_node;
 
 /// Instructions that the verifier walks through, of its one million.
-const VERIFIED: [(&str, u32); 22] = [
+const VERIFIED: [(&str, u32); 23] = [
     ("connect4", 15_000),
     ("connect6", 15_000),
     ("getpeername4", 100),
@@ -39,6 +39,7 @@ const VERIFIED: [(&str, u32); 22] = [
     ("xdp_odd", 200_000),
     ("xdp_relay", 250_000),
     ("xdp_return", 100_000),
+    ("xdp_tagged", 130_000),
 ];
 /// Bytes of stack, of 512. The verifier adds what it needs for alignment.
 const STACK_BYTES: i16 = 496;

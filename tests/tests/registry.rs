@@ -104,7 +104,8 @@ fn the_objects_programs_are_these_and_their_names_fit_into_the_kernel() {
             "xdp_ingress",
             "xdp_odd",
             "xdp_relay",
-            "xdp_return"
+            "xdp_return",
+            "xdp_tagged"
         ])
     );
     for name in names {

@@ -135,8 +135,8 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn bytes(&self) -> u32 {
-        self.context.len()
+    fn bytes(&self) -> usize {
+        self.context.len() as usize
     }
 
     #[inline(always)]

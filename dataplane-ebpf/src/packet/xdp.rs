@@ -45,8 +45,8 @@ impl Frame for Xdp {
     }
 
     #[inline(always)]
-    fn bytes(&self) -> u32 {
-        (self.context.data_end() - self.context.data()) as u32
+    fn bytes(&self) -> usize {
+        self.context.data_end() - self.context.data()
     }
 
     #[inline(always)]
@@ -133,7 +133,7 @@ impl Xdp {
 impl Shorten for Xdp {
     #[inline(always)]
     fn shorten(&mut self, bytes: u32) -> Result<(), Reason> {
-        let by = bytes.cast_signed() - self.bytes().cast_signed();
+        let by = bytes.cast_signed() - (self.bytes() as u32).cast_signed();
         // SAFETY: as in `move_start`.
         match unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) } {
             0 => Ok(()),

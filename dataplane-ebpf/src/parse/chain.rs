@@ -62,7 +62,7 @@ impl Chain {
 #[inline(always)]
 pub fn follow(frame: &impl Frame, network: &Network) -> Result<Chain, Reason> {
     let end = network.at + network.total as usize;
-    if end > frame.bytes() as usize {
+    if end > frame.bytes() {
         return Err(Reason::Malformed);
     }
     match network.family {

@@ -67,3 +67,16 @@ fn without_the_program_for_odd_packets_they_are_dropped_and_counted() {
         assert_eq!((ran.reason, ran.action), (Reason::ServiceOdd, Action::Drop));
     });
 }
+
+#[test]
+fn without_the_program_for_tagged_frames_they_are_the_stacks() {
+    on_a_node(|node| {
+        served_by(node, "10.1.0.11", forward::L2);
+        node.close_detours();
+
+        let packet = eth().vlan(10).ip(CLIENT_V4, SERVICE_V4).tcp(40000, 80);
+        let ran = node.arrives(UP0, &packet);
+
+        assert_eq!((ran.reason, ran.action), (Reason::Tagged, Action::Pass));
+    });
+}
