@@ -6,6 +6,7 @@ use std::panic::resume_unwind;
 use std::thread;
 
 use fairlead_common::addr::{Addr, Port, Proto};
+use fairlead_common::detour;
 use fairlead_common::reason::Reason;
 use fairlead_common::route::node_flags;
 use fairlead_common::service::{Slot, flags, forward, service_flags};
@@ -133,7 +134,7 @@ fn end_as(reason: Reason, node: &mut Node) -> Option<Ran> {
         }
         Reason::ServiceUntranslated => {
             asked(node);
-            node.close_detours();
+            node.close_detour(detour::HERE);
             node.arrives(UP0, &eth().vlan(10).ip(FAR, SERVICE).tcp(40000, 80))
         }
         Reason::ServiceRelay => {

@@ -1,7 +1,7 @@
 //! The programs for rare packets taken away, and what they may send used up.
 
 use aya::maps::ProgramArray;
-use fairlead_common::detour::{self, Hook};
+use fairlead_common::detour::{self, Detour, Hook};
 use fairlead_common::tables::{Answers, Detours, PodDetours, Table};
 
 use super::Node;
@@ -22,15 +22,20 @@ impl Node {
     /// Empties the tables of programs for rare packets.
     pub fn close_detours(&mut self) {
         for detour in detour::ALL {
-            // What is filled now is not filled again.
-            self.load_beside(detour.program);
-            let name = match detour.hook {
-                Hook::Xdp => Detours::NAME,
-                Hook::Tc => PodDetours::NAME,
-            };
-            let rows = self.ebpf.map_mut(name).expect(name);
-            let mut rows: ProgramArray<_> = rows.try_into().expect(name);
-            rows.clear_index(&detour.row).expect(detour.program);
+            self.close_detour(*detour);
         }
+    }
+
+    /// Takes one program for rare packets away.
+    pub fn close_detour(&mut self, detour: Detour) {
+        // What is filled now is not filled again.
+        self.load_beside(detour.program);
+        let name = match detour.hook {
+            Hook::Xdp => Detours::NAME,
+            Hook::Tc => PodDetours::NAME,
+        };
+        let rows = self.ebpf.map_mut(name).expect(name);
+        let mut rows: ProgramArray<_> = rows.try_into().expect(name);
+        rows.clear_index(&detour.row).expect(detour.program);
     }
 }
