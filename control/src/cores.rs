@@ -1,4 +1,7 @@
-//! Work on many things, each for itself: every core takes a share.
+//! Work that more than one core takes a share of, where there is much of it.
+//!
+//! # Why
+//! A thread costs more than a little work takes: it has to be made, and may be given the core of who waits for it.
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
@@ -26,9 +29,47 @@ pub fn each<T: Sync, R: Send>(things: &[T], many: usize, work: impl Fn(&T) -> R 
     })
 }
 
+/// What two pieces of work make: beside each other where they are `much`, else one after another, `here` first.
+///
+/// A panic in either is one of the caller's.
+pub fn both<A: Send, B>(
+    much: bool,
+    here: impl FnOnce() -> B,
+    beside: impl FnOnce() -> A + Send,
+) -> (B, A) {
+    if !much {
+        return (here(), beside());
+    }
+    thread::scope(|scope| {
+        let beside = scope.spawn(beside);
+        let here = here();
+        let beside = beside.join();
+        (here, beside.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    #[test]
+    fn much_work_is_done_beside_each_other_and_a_little_in_its_order() {
+        let (say, hear) = mpsc::channel();
+        let done = both(true, || hear.recv(), move || say.send("beside"));
+        assert_eq!(done, (Ok("beside"), Ok(())));
+
+        let (say, hear) = mpsc::channel();
+        let done = both(false, || say.send("here"), move || hear.recv());
+        assert_eq!(done, (Ok(()), Ok("here")));
+    }
+
+    #[test]
+    #[should_panic(expected = "beside")]
+    fn a_panic_beside_is_the_callers() {
+        both(true, || (), || panic!("beside"));
+    }
 
     #[test]
     fn answers_are_in_the_order_of_the_things_however_many_work() {

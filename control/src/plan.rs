@@ -33,9 +33,7 @@ pub mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use fairlead_common::addr::Addr;
@@ -48,10 +46,14 @@ use fairlead_common::service::{
 use imbl::{OrdMap, OrdSet};
 
 use self::ledger::{Ledger, Planned};
+use crate::cores;
 use crate::desired::{Condition, Desired, Frontend};
 
 pub use self::node::Host;
 pub use self::services::Memory;
+
+/// So many steps are worth a thread beside the one that carries them out.
+const MANY: usize = 1024;
 
 /// What the tables should say, as far as it is known outside of them.
 #[derive(Clone, Copy, Debug)]
@@ -147,8 +149,8 @@ pub fn plan(wanted: &Wanted<'_>, actual: &Actual, memory: &Memory, now: Duration
     Plan::of(steps, known)
 }
 
-/// As [`plan`]. `carry_out` is given the steps here, while another thread works out what is known afterwards: of many
-/// services both take long.
+/// As [`plan`]. `carry_out` is given the steps here, before it is worked out what is known afterwards, or, where that
+/// takes long too, while another thread does it.
 pub fn plan_and<T>(
     wanted: &Wanted<'_>,
     actual: &Actual,
@@ -157,12 +159,8 @@ pub fn plan_and<T>(
     carry_out: impl FnOnce(&[Step]) -> T,
 ) -> (Plan, T) {
     let (steps, open) = draft(wanted, actual, memory, now);
-    let (known, outcome) = thread::scope(|scope| {
-        let known = scope.spawn(|| open.settle(&steps));
-        let outcome = carry_out(&steps);
-        let known = known.join();
-        (known.unwrap_or_else(|panic| resume_unwind(panic)), outcome)
-    });
+    let much = steps.len() >= MANY;
+    let (outcome, known) = cores::both(much, || carry_out(&steps), || open.settle(&steps));
     (Plan::of(steps, known), outcome)
 }
 

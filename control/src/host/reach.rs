@@ -9,8 +9,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::panic::resume_unwind;
-use std::thread;
 
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -20,6 +18,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::{Error, routes};
+use crate::cores;
 
 /// How many questions go at once: the answers to all must find room in the socket's buffer, where each takes a page
 /// and what describes it, and the kernel's default is 208 KiB.
@@ -119,12 +118,8 @@ impl Enquirer {
         };
         let (mine, others) = (turn(0), turn(1));
         let mut other = Self::open()?;
-        let (answers, rest) = thread::scope(|scope| {
-            let rest = scope.spawn(|| other.ask_alone(&others));
-            let answers = self.ask_alone(&mine);
-            let rest = rest.join();
-            (answers, rest.unwrap_or_else(|panic| resume_unwind(panic)))
-        });
+        let (answers, rest) =
+            cores::both(true, || self.ask_alone(&mine), || other.ask_alone(&others));
         let (mut answers, mut rest) = (answers?.into_iter(), rest?.into_iter());
         let turns = addresses.len();
         let in_turn = (0..turns).filter_map(|turn| match turn % 2 {

@@ -21,10 +21,8 @@ mod terms;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use fairlead_common::addr::{Addr, Port};
@@ -38,6 +36,7 @@ use self::next_hops::NextHops;
 use super::ledger::Ledger;
 use super::maglev::Member;
 use super::{Actual, Reach, Rest, Step, Wanted};
+use crate::cores;
 use crate::desired::{self, BackendAddr, Condition, Forwarding, Frontend, Scope, Service};
 
 /// What plans must know of earlier plans, because no table says it.
@@ -52,6 +51,9 @@ pub struct Memory {
     /// What the last plan found and left behind; lost, everything is looked at.
     pub(super) ledger: Ledger,
 }
+
+/// The backends of so many services are worth a thread beside the one that gives them ids.
+const MANY: usize = 256;
 
 /// The services' part of a plan.
 pub(super) struct ServicePlan {
@@ -80,16 +82,14 @@ pub(super) fn plan(
     let mut ids = Ids::new(actual, rest);
     let forwarding = forwarding::asked(wanted.desired, &mut conditions);
     // Sets of all backends need no ids: they are made beside.
-    let (members, (alive, backend_homes, arriving)) = thread::scope(|scope| {
-        let sets = scope.spawn(|| {
-            let homes = here::homes(wanted.desired);
-            let arriving = here::arriving(wanted, &homes);
-            (alive(wanted), homes, arriving)
-        });
-        let members = members(wanted, &mut ids, &mut conditions);
-        let sets = sets.join();
-        (members, sets.unwrap_or_else(|panic| resume_unwind(panic)))
-    });
+    let sets = || {
+        let homes = here::homes(wanted.desired);
+        let arriving = here::arriving(wanted, &homes);
+        (alive(wanted), homes, arriving)
+    };
+    let much = wanted.desired.services.len() >= MANY;
+    let members = || members(wanted, &mut ids, &mut conditions);
+    let (members, (alive, backend_homes, arriving)) = cores::both(much, members, sets);
     let mut programmed: BTreeMap<Frontend, u32> = members
         .iter()
         .map(|(frontend, list)| (*frontend, list.ready))
