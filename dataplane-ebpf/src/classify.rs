@@ -6,8 +6,8 @@ use fairlead_common::route::{Device, node_flags};
 use fairlead_common::service::scope;
 
 use crate::forward::Sent;
-use crate::packet::{Resize, Skb};
-use crate::parse::{self, ETHERNET_BYTES, Family, Kind, Network, Transport, ether_type};
+use crate::packet::{Frame, Resize, Skb};
+use crate::parse::{self, ETHERNET_BYTES, Family, Kind, Network, Target, Transport, ether_type};
 use crate::rewrite::{self, End};
 use crate::{arrival, decap, lb, maps, relay, route, snat};
 
@@ -23,10 +23,18 @@ pub fn from_uplink(frame: &mut impl Resize, device: &Device) -> Result<Sent, Rea
     // Built for each family: where that and the header's place are constants, much of what follows is none.
     match parse::ether_type(frame)? {
         ether_type::IPV4 => {
+            if is_hosts_icmp(parse::target_v4(frame, ETHERNET_BYTES)?, Proto::ICMP) {
+                let network = parse::ipv4(frame, ETHERNET_BYTES)?;
+                return Err(left_to_host(frame, &network));
+            }
             let network = parse::ipv4(frame, ETHERNET_BYTES)?;
             take(frame, &network)
         }
         ether_type::IPV6 => {
+            if is_hosts_icmp(parse::target_v6(frame, ETHERNET_BYTES)?, Proto::ICMPV6) {
+                let network = parse::ipv6(frame, ETHERNET_BYTES)?;
+                return Err(left_to_host(frame, &network));
+            }
             let network = parse::ipv6(frame, ETHERNET_BYTES)?;
             take(frame, &network)
         }
@@ -47,11 +55,6 @@ pub fn from_vlan(frame: &mut impl Resize) -> Result<Sent, Reason> {
 
 #[inline(always)]
 fn take(frame: &mut impl Resize, network: &Network) -> Result<Sent, Reason> {
-    // At the node's own address ICMP is the host's, unless it is about flows that leave under it.
-    if is_icmp(network) && is_nodes_only(network) {
-        let transport = parse::transport(frame, network);
-        return Err(transport.map_or_else(|reason| reason, |_| Reason::Local));
-    }
     let transport = parse::transport(frame, network);
     if let Ok(transport) = &transport
         && transport.kind == Kind::Ports
@@ -86,16 +89,19 @@ pub fn from_tunnel(frame: &mut impl Resize) -> Result<Sent, Reason> {
     }
 }
 
+/// Whether a packet is ICMP to this node, where no pod leaves under its address: nobody's but the host's, which is
+/// seen before the rest is read.
 #[inline(always)]
-const fn is_icmp(network: &Network) -> bool {
-    matches!(network.proto, Proto::ICMP | Proto::ICMPV6)
+fn is_hosts_icmp(target: Target, icmp: Proto) -> bool {
+    let node = maps::node();
+    target.proto == icmp && node.is_at(target.dst) && node.flags & node_flags::EGRESS_IS_LOCAL == 0
 }
 
-/// Whether a packet is to this node, at an address under which no pod leaves.
+/// How a packet ends that is for this node itself: as one of its own when it is whole.
 #[inline(always)]
-fn is_nodes_only(network: &Network) -> bool {
-    let node = maps::node();
-    node.is_at(network.dst) && network.dst != node.egress
+fn left_to_host(frame: &impl Frame, network: &Network) -> Reason {
+    let transport = parse::transport(frame, network);
+    transport.map_or_else(|reason| reason, |_| Reason::Local)
 }
 
 /// A packet by an uplink that is to no service.

@@ -90,6 +90,15 @@ impl Network {
     }
 }
 
+/// What is looked at of a network header before the rest of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Destination address.
+    pub dst: Addr,
+    /// Protocol or next header.
+    pub proto: Proto,
+}
+
 /// What follows the network header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -196,6 +205,32 @@ fn network_at(frame: &impl Frame, kind: u16, at: usize) -> Result<Network, Reaso
         ether_type::IPV6 => ipv6(frame, at),
         _ => Err(Reason::NotIp),
     }
+}
+
+/// Looks at an IPv4 header at `at`.
+///
+/// # Errors
+/// [`Reason::Malformed`] when it is cut short.
+#[inline(always)]
+pub fn target_v4(frame: &impl Frame, at: usize) -> Result<Target, Reason> {
+    let header = view::<IPV4_BYTES>(frame, at)?;
+    Ok(Target {
+        dst: Addr::from_v4_word(header.get::<u32, 16>()),
+        proto: Proto(header.get::<u8, 9>()),
+    })
+}
+
+/// Looks at an IPv6 header at `at`.
+///
+/// # Errors
+/// [`Reason::Malformed`] when it is cut short.
+#[inline(always)]
+pub fn target_v6(frame: &impl Frame, at: usize) -> Result<Target, Reason> {
+    let header = view::<IPV6_BYTES>(frame, at)?;
+    Ok(Target {
+        dst: header.v6::<24>(),
+        proto: Proto(header.get::<u8, 6>()),
+    })
 }
 
 /// Reads an IPv4 header at `at`.
