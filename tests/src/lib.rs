@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod netns;
 pub mod packet;
 pub mod peer;
+pub mod place;
 pub mod process;
 pub mod report;
 pub mod root;

@@ -6,11 +6,9 @@ use fairlead_common::addr::{Port, Proto};
 use fairlead_common::service::{Service, ServiceCopy, ServiceKey};
 use fairlead_common::tables::{ServiceCells, ServiceCopies, Services};
 use fairlead_control::dataplane::apply::KernelStore;
-use fairlead_control::dataplane::load;
-use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::plan::{Step, Store as _};
-use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::place::Place;
 use fairlead_tests::root::is_root;
 
 fn service_at(addr: u32) -> ServiceKey {
@@ -26,16 +24,14 @@ fn packets_find_copies_that_follow_the_table_of_services() {
     if !is_root() {
         return;
     }
-    let fs = BpfFs::mount().unwrap();
-    let pins = Pins::new(fs.path().join("fairlead"));
-    pins.prepare().unwrap();
-    let lock = pins.lock().unwrap();
-    load::load(&pins, &lock).unwrap();
-    let open = || KernelStore::open(&pins).unwrap();
+    let place = Place::make().unwrap();
+    place.load().unwrap();
+    let pins = &place.pins;
+    let open = || KernelStore::open(pins).unwrap();
     let named = || {
-        let cells = Pinned::<ServiceCells>::open(&pins).unwrap();
+        let cells = Pinned::<ServiceCells>::open(pins).unwrap();
         let at = cells.get(&service().cell()).unwrap().unwrap() as u32;
-        let copies = Pinned::<ServiceCopies>::open(&pins).unwrap();
+        let copies = Pinned::<ServiceCopies>::open(pins).unwrap();
         (at, copies.get(&at).unwrap().unwrap())
     };
     let row = |slots| Service {
@@ -74,7 +70,7 @@ fn packets_find_copies_that_follow_the_table_of_services() {
     drop(open());
     let (third, found) = named();
     assert_eq!(found, copy(twin, 6));
-    let mut services = Pinned::<Services>::open(&pins).unwrap();
+    let mut services = Pinned::<Services>::open(pins).unwrap();
     services.set(&twin, &row(7)).unwrap();
     drop(open());
     let (fourth, found) = named();

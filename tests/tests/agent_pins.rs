@@ -20,41 +20,21 @@ use fairlead_control::dataplane::attach::{self, Hook, State};
 use fairlead_control::dataplane::decap;
 use fairlead_control::dataplane::load::{self, Fresh, Loaded};
 use fairlead_control::dataplane::mapped::Access;
-use fairlead_control::dataplane::pins::{self, Lock, Pins};
+use fairlead_control::dataplane::pins::{self, Pins};
 use fairlead_control::dataplane::table::{Pinned, Slots};
 use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::netns::{Netns, veth};
+use fairlead_tests::place::Place;
 use fairlead_tests::root::is_root;
 
-/// An agent's place in a BPF file system of its own.
-struct Place {
-    pins: Pins,
-    lock: Lock,
-    _fs: BpfFs,
-}
-
 fn place() -> Place {
-    let fs = BpfFs::mount().unwrap();
-    let pins = Pins::new(fs.path().join("fairlead"));
-    pins.prepare().unwrap();
-    let lock = pins.lock().unwrap();
-    Place {
-        pins,
-        lock,
-        _fs: fs,
-    }
+    Place::make().unwrap()
 }
 
-impl Place {
-    fn load(&self) -> Loaded {
-        load::load(&self.pins, &self.lock).unwrap()
-    }
-
-    /// The next load meets programs of another object.
-    fn pretend_another_build(&self) {
-        let mut layout = Pinned::<Layout>::open(&self.pins).unwrap();
-        layout.set(&tables::OBJECT_ROWS[1], &1).unwrap();
-    }
+/// The next load meets programs of another object.
+fn pretend_another_build(place: &Place) {
+    let mut layout = Pinned::<Layout>::open(&place.pins).unwrap();
+    layout.set(&tables::OBJECT_ROWS[1], &1).unwrap();
 }
 
 fn service(last: u8) -> ServiceKey {
@@ -72,7 +52,7 @@ fn a_first_load_pins_every_table_and_every_program() {
     }
     let place = place();
 
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
 
     assert_eq!(loaded.fresh.len(), tables::ALL.len());
     for table in tables::ALL {
@@ -91,13 +71,13 @@ fn a_second_load_finds_its_rows_again() {
         return;
     }
     let place = place();
-    drop(place.load());
+    drop(place.load().unwrap());
     // Where the programs have a variable, the loader writes it.
     let mut node = Node::zeroed();
     node.port_secret = 11;
     let mut nodes = Pinned::<NodeTable>::open(&place.pins).unwrap();
     nodes.set(&0, &node).unwrap();
-    place.pretend_another_build();
+    pretend_another_build(&place);
     let row = Service {
         id: 7,
         ring: 512,
@@ -107,7 +87,7 @@ fn a_second_load_finds_its_rows_again() {
     let mut services = Pinned::<Services>::open(&place.pins).unwrap();
     services.set(&service(1), &row).unwrap();
 
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
 
     assert_eq!((loaded.reused, loaded.fresh), (false, vec![]));
     assert_eq!(services.get(&service(1)).unwrap(), Some(row));
@@ -120,7 +100,7 @@ fn a_table_of_another_layout_is_made_anew_and_the_others_keep_their_rows() {
         return;
     }
     let place = place();
-    drop(place.load());
+    drop(place.load().unwrap());
     let row = Service {
         id: 7,
         ..Service::default()
@@ -142,7 +122,7 @@ fn a_table_of_another_layout_is_made_anew_and_the_others_keep_their_rows() {
         .set(&row_of_services, &99)
         .unwrap();
 
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
 
     assert_eq!(
         loaded.fresh,
@@ -166,7 +146,7 @@ fn a_pinned_map_of_another_shape_is_made_anew() {
         return;
     }
     let place = place();
-    drop(place.load());
+    drop(place.load().unwrap());
     // As an older version with smaller rows would have left it.
     let path = place.pins.map(Services::NAME);
     fs::remove_file(&path).unwrap();
@@ -176,7 +156,7 @@ fn a_pinned_map_of_another_shape_is_made_anew() {
     let difference = format!("key bytes 4, now {}", size_of::<ServiceKey>());
     assert!(error.to_string().contains(&difference), "{error}");
 
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
 
     assert_eq!(loaded.fresh.len(), 1);
     assert_eq!(
@@ -214,7 +194,7 @@ fn rows_are_written_read_walked_and_removed() {
         return;
     }
     let place = place();
-    drop(place.load());
+    drop(place.load().unwrap());
     let mut services = Pinned::<Services>::open(&place.pins).unwrap();
     for last in 0..=255 {
         let row = Service {
@@ -245,7 +225,7 @@ fn a_device_that_xdp_may_redirect_to_is_a_row_of_its_index() {
         return;
     }
     let place = place();
-    drop(place.load());
+    drop(place.load().unwrap());
     let mut ports = Pinned::<TxPorts>::open(&place.pins).unwrap();
 
     // Loopback has index 1 in every namespace.
@@ -268,7 +248,7 @@ fn a_slot_that_is_stored_is_seen_by_a_lookup() {
         return;
     }
     let place = place();
-    drop(place.load());
+    drop(place.load().unwrap());
     let mut slots = Slots::open(&place.pins, Access::Write).unwrap();
     let slot = Slot {
         current: 5,
@@ -316,14 +296,14 @@ fn a_link_is_taken_over_by_the_next_agent_and_gone_when_detached() {
             .unwrap()
     };
 
-    let first = place.load();
+    let first = place.load().unwrap();
     assert_eq!(attach(&first), State::Driver);
     let old = xdp_on(&node, "up.1").unwrap();
     drop(first);
     assert_eq!(xdp_on(&node, "up.1"), Some(old), "the link is pinned");
 
-    place.pretend_another_build();
-    let second = place.load();
+    pretend_another_build(&place);
+    let second = place.load().unwrap();
     assert_eq!(attach(&second), State::TakenOver);
     let new = xdp_on(&node, "up.1").unwrap();
     assert_ne!(new, old);
@@ -345,7 +325,7 @@ fn generic_mode_can_be_asked_for() {
     }
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
 
     let state = node
         .enter(|| loaded.attach(Hook::XdpIngress, "lo", XdpMode::Auto))
@@ -365,7 +345,7 @@ fn a_device_that_is_not_there_is_missing_and_attached_once_it_appears() {
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
     let peer = Netns::unique("fl-pins").unwrap();
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
     let attach = || {
         node.enter(|| loaded.attach(Hook::XdpIngress, "eth0", XdpMode::Auto))
             .unwrap()
@@ -395,7 +375,7 @@ fn a_filter_on_a_kernel_without_tcx_outlives_the_agent_and_is_taken_over() {
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
     let filters = || node.run("tc filter show dev lo egress").unwrap();
-    let first = place.load();
+    let first = place.load().unwrap();
     let state = node
         .enter(|| first.attach_clsact(Hook::TcEgress, "lo").unwrap())
         .unwrap();
@@ -404,8 +384,8 @@ fn a_filter_on_a_kernel_without_tcx_outlives_the_agent_and_is_taken_over() {
     let before = filters();
     assert!(before.contains("tc_egress"), "{before}");
 
-    place.pretend_another_build();
-    let second = place.load();
+    pretend_another_build(&place);
+    let second = place.load().unwrap();
     let state = node
         .enter(|| second.attach(Hook::TcEgress, "lo", XdpMode::Auto).unwrap())
         .unwrap();
@@ -432,7 +412,7 @@ fn a_renamed_device_gives_its_name_and_its_program_to_the_next() {
     let node = Netns::unique("fl-pins").unwrap();
     let peer = Netns::unique("fl-pins").unwrap();
     veth((&node, "eth0"), (&peer, "eth0")).unwrap();
-    let loaded = place.load();
+    let loaded = place.load().unwrap();
     let attach = || {
         node.enter(|| loaded.attach(Hook::XdpIngress, "eth0", XdpMode::Auto))
             .unwrap()
@@ -461,9 +441,9 @@ fn a_device_that_another_program_holds_is_said_to_be_busy() {
         node.enter(|| loaded.attach(Hook::XdpIngress, "lo", XdpMode::Auto))
             .unwrap()
     };
-    attach(&mut theirs.load()).unwrap();
+    attach(&theirs.load().unwrap()).unwrap();
 
-    let error = attach(&mut ours.load()).unwrap_err();
+    let error = attach(&ours.load().unwrap()).unwrap_err();
 
     assert_eq!(
         error.to_string(),
@@ -537,7 +517,7 @@ fn a_node_that_is_a_backend_too_serves_from_the_agents_tables() {
     }
     let place = place();
     let node = Netns::unique("fl-pins").unwrap();
-    drop(place.load());
+    drop(place.load().unwrap());
     let addresses = BTreeSet::from(["192.0.2.1".parse().unwrap()]);
 
     let state = node
@@ -562,12 +542,12 @@ fn programs_of_the_same_object_are_used_again_and_any_doubt_loads_them_anew() {
             .map(|name| ProgramInfo::from_pin(name.unwrap().path()).unwrap().id())
             .collect()
     };
-    let first = place.load();
+    let first = place.load().unwrap();
     assert!(!first.reused);
     let loaded = ids();
     assert_eq!(loaded.len(), first.programs.len());
 
-    let next = place.load();
+    let next = place.load().unwrap();
 
     assert!(next.reused);
     assert_eq!(ids(), loaded);
@@ -579,7 +559,7 @@ fn programs_of_the_same_object_are_used_again_and_any_doubt_loads_them_anew() {
 
     // A pin is lost; another build has pinned them; nobody finished pinning them.
     let forget = || fs::remove_file(place.pins.program("xdp_ingress")).unwrap();
-    let other = || place.pretend_another_build();
+    let other = || pretend_another_build(&place);
     let unfinished = || {
         let mut layout = Pinned::<Layout>::open(&place.pins).unwrap();
         let set = |row| layout.set(row, &0).unwrap();
@@ -588,9 +568,9 @@ fn programs_of_the_same_object_are_used_again_and_any_doubt_loads_them_anew() {
     for doubt in [&forget as &dyn Fn(), &other, &unfinished] {
         let before = ids();
         doubt();
-        assert!(!place.load().reused);
+        assert!(!place.load().unwrap().reused);
         assert!(ids().is_disjoint(&before));
-        assert!(place.load().reused);
+        assert!(place.load().unwrap().reused);
     }
     // What a backend behind a router needs is there with the rest.
     let part = load::load_part(&place.pins, &place.lock, load::Part::Decapsulation).unwrap();

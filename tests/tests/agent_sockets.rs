@@ -16,8 +16,7 @@ use fairlead_common::service::{Service, ServiceKey, Slot};
 use fairlead_common::socket::Client;
 use fairlead_common::tables::{Affinity, Reasons, Services};
 use fairlead_control::cleanup;
-use fairlead_control::dataplane::load::{self, Loaded};
-use fairlead_control::dataplane::pins::{Lock, Pins};
+use fairlead_control::dataplane::load::Loaded;
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::dataplane::{affinity, sockets};
 use fairlead_control::host::Netlink;
@@ -26,6 +25,7 @@ use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::cgroup::Cgroup;
 use fairlead_tests::lab::binary;
 use fairlead_tests::netns::{Netns, STARTS, veth, wait_for};
+use fairlead_tests::place;
 use fairlead_tests::process::Process;
 use fairlead_tests::root::is_root;
 use nix::sched::{CloneFlags, unshare};
@@ -34,30 +34,22 @@ use nix::sys::signal::Signal;
 /// Nobody has this address (RFC 5737): whoever connects to it by UDP only asks the programs.
 const SERVICE: &str = "192.0.2.80";
 
-/// An agent's place: pins and a cgroup of its own.
+/// An agent's place, and a cgroup.
 struct Place {
-    pins: Pins,
-    lock: Lock,
+    own: place::Place,
     cgroup: Cgroup,
-    _fs: BpfFs,
 }
 
 impl Place {
     fn new() -> Self {
-        let fs = BpfFs::mount().unwrap();
-        let pins = Pins::new(fs.path().join("fairlead"));
-        pins.prepare().unwrap();
-        let lock = pins.lock().unwrap();
         Self {
-            pins,
-            lock,
+            own: place::Place::make().unwrap(),
             cgroup: Cgroup::enter().unwrap(),
-            _fs: fs,
         }
     }
 
     fn load(&self) -> Loaded {
-        load::load(&self.pins, &self.lock).unwrap()
+        self.own.load().unwrap()
     }
 
     /// Whether a socket of this thread meets the programs: a service without backends refuses it.
@@ -67,7 +59,7 @@ impl Place {
             Port::new(1),
             Proto::UDP,
         );
-        let mut services = Pinned::<Services>::open(&self.pins).unwrap();
+        let mut services = Pinned::<Services>::open(&self.own.pins).unwrap();
         services.set(&key.inside(), &Service::default()).unwrap();
         let before = self.refused();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -77,7 +69,7 @@ impl Place {
     }
 
     fn refused(&self) -> u64 {
-        let reasons = Pinned::<Reasons>::open(&self.pins).unwrap();
+        let reasons = Pinned::<Reasons>::open(&self.own.pins).unwrap();
         let row = Reason::ServiceSocketRefused as u32;
         reasons.count(&row).unwrap().packets
     }
@@ -95,9 +87,9 @@ fn the_programs_meet_sockets_from_attaching_until_detaching() {
     assert!(!loaded.attach_sockets(place.cgroup.path()).unwrap());
     assert!(place.is_met());
 
-    assert!(sockets::detach(&place.pins).unwrap());
+    assert!(sockets::detach(&place.own.pins).unwrap());
     assert!(!place.is_met());
-    assert!(!sockets::detach(&place.pins).unwrap());
+    assert!(!sockets::detach(&place.own.pins).unwrap());
 }
 
 #[test]
@@ -143,17 +135,14 @@ fn two_agents_programs_stand_beside_each_other() {
     if !is_root() {
         return;
     }
-    let (first, second) = (Place::new(), BpfFs::mount().unwrap());
+    let (first, second) = (Place::new(), place::Place::make().unwrap());
     first.load().attach_sockets(first.cgroup.path()).unwrap();
-    let pins = Pins::new(second.path().join("fairlead"));
-    pins.prepare().unwrap();
-    let lock = pins.lock().unwrap();
 
-    let other = load::load(&pins, &lock).unwrap();
+    let other = second.load().unwrap();
     other.attach_sockets(first.cgroup.path()).unwrap();
 
     assert!(first.is_met());
-    assert!(sockets::detach(&pins).unwrap());
+    assert!(sockets::detach(&second.pins).unwrap());
     assert!(first.is_met());
 }
 
@@ -191,7 +180,8 @@ async fn cleanup_takes_the_programs_off_their_cgroup() {
     assert!(place.is_met());
 
     let Place {
-        pins, lock, cgroup, ..
+        own: place::Place { pins, lock, .. },
+        cgroup,
     } = place;
     let removed = cleanup::cleanup(&Netlink::open().unwrap(), &pins, Some(lock)).await;
 
@@ -215,7 +205,7 @@ fn clients_of_a_backend_that_has_left_its_service_are_let_go() {
         backend,
         last_seen_s: 1,
     };
-    let mut table = Pinned::<Affinity>::open(&place.pins).unwrap();
+    let mut table = Pinned::<Affinity>::open(&place.own.pins).unwrap();
     for (client, backend) in [
         (client(1, 5), 20),
         (client(2, 5), 21),
@@ -246,7 +236,7 @@ fn clients_of_a_backend_that_has_left_its_service_are_let_go() {
         ..Actual::default()
     };
 
-    let gone = affinity::let_go(&place.pins, &actual).unwrap();
+    let gone = affinity::let_go(&place.own.pins, &actual).unwrap();
 
     // One of 21's, and one of a service that there is not.
     assert_eq!(gone, 2);
@@ -369,13 +359,15 @@ fn three_capabilities_suffice() {
     // Of this thread only.
     caps::set(None, CapSet::Effective, &three.into_iter().collect()).unwrap();
 
-    let loaded = load::load(&place.pins, &place.lock);
+    let loaded = place.own.load();
     let were_there = loaded
         .as_ref()
         .map(|loaded| loaded.attach_sockets(place.cgroup.path()));
-    let taken_over = load::load(&place.pins, &place.lock)
+    let taken_over = place
+        .own
+        .load()
         .map(|loaded| loaded.attach_sockets(place.cgroup.path()));
-    let is_detached = sockets::detach(&place.pins);
+    let is_detached = sockets::detach(&place.own.pins);
 
     caps::set(None, CapSet::Effective, &all).unwrap();
     assert!(!were_there.unwrap().unwrap());

@@ -14,35 +14,22 @@ use fairlead_common::service::{Backend, Service, ServiceKey, ServingKey, Slot, f
 use fairlead_common::snat::{self, Binding, EgressPort, State};
 use fairlead_common::tables::{self, Flows, NatFlows, SnatFwd, SnatRev, Table as _};
 use fairlead_control::dataplane::apply::{self, KernelStore};
+use fairlead_control::dataplane::dump;
 use fairlead_control::dataplane::kept;
 use fairlead_control::dataplane::observe::{self, Counters, Translations};
-use fairlead_control::dataplane::pins::{Lock, Pins};
+use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::dataplane::table::Pinned;
-use fairlead_control::dataplane::{dump, load};
 use fairlead_control::plan::{SlotWrites, Step, Store as _};
-use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::kernel::flow;
+use fairlead_tests::place::Place;
 use fairlead_tests::root::is_root;
 use serde_json::json;
 
-/// The tables of an agent in a BPF file system of its own.
-struct Tables {
-    pins: Pins,
-    _lock: Lock,
-    _fs: BpfFs,
-}
-
-fn tables() -> Tables {
-    let fs = BpfFs::mount().unwrap();
-    let pins = Pins::new(fs.path().join("fairlead"));
-    pins.prepare().unwrap();
-    let lock = pins.lock().unwrap();
-    load::load(&pins, &lock).unwrap();
-    Tables {
-        pins,
-        _lock: lock,
-        _fs: fs,
-    }
+/// A place whose tables are there.
+fn tables() -> Place {
+    let place = Place::make().unwrap();
+    place.load().unwrap();
+    place
 }
 
 fn addr(text: &str) -> Addr {

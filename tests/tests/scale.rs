@@ -12,7 +12,6 @@ use std::time::Duration;
 use fairlead_common::addr::Proto;
 use fairlead_common::service::{Slot, forward};
 use fairlead_control::dataplane::apply::{self, KernelStore};
-use fairlead_control::dataplane::load;
 use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::desired::{
     Backend, BackendAddr, Desired, Frontend, Home, NodeState, Scope, Service,
@@ -20,7 +19,7 @@ use fairlead_control::desired::{
 use fairlead_control::plan::maglev::Sizes;
 use fairlead_control::plan::services::key;
 use fairlead_control::plan::{self, Actual, Host, Memory, Reach, Store as _, Wanted, Way};
-use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::place::Place;
 use fairlead_tests::root::is_root;
 use imbl::OrdMap;
 
@@ -150,12 +149,9 @@ fn a_change_of_one_endpoint_among_thousands_touches_its_own_rows_only() {
     if !is_root() {
         return;
     }
-    let fs = BpfFs::mount().unwrap();
-    let pins = Pins::new(fs.path().join("fairlead"));
-    pins.prepare().unwrap();
-    let lock = pins.lock().unwrap();
-    load::load(&pins, &lock).unwrap();
-    let mut node = Node::new(&pins);
+    let place = Place::make().unwrap();
+    place.load().unwrap();
+    let mut node = Node::new(&place.pins);
     for service in 0..SERVICES {
         node.serve(service, 0..BACKENDS);
     }

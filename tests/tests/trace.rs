@@ -23,15 +23,14 @@ use fairlead_control::api::types::{Trace, TraceQuestion};
 use fairlead_control::config::document::XdpMode;
 use fairlead_control::dataplane::apply::{self, KernelStore};
 use fairlead_control::dataplane::attach::Hook;
-use fairlead_control::dataplane::load::{self, Loaded};
-use fairlead_control::dataplane::pins::{Lock, Pins};
+use fairlead_control::dataplane::pins::Pins;
 use fairlead_control::dataplane::rehearse::Rehearsal;
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::plan::{SlotWrites, Step, Store as _};
 use fairlead_control::view::State;
 use fairlead_control::view::trace::Tracer;
-use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::netns::{Netns, veth};
+use fairlead_tests::place::Place;
 use fairlead_tests::root;
 use nix::net::if_::if_nametoindex;
 use proptest::prelude::*;
@@ -47,15 +46,8 @@ const CLIENTS: u8 = 5;
 /// A backend of the node itself.
 const OWN: &str = "10.1.0.99";
 
-/// A node's tables in a namespace of their own.
-struct Node {
-    pins: Pins,
-    _loaded: Loaded,
-    _lock: Lock,
-}
-
 /// Runs `work` in a namespace where `eth0` has the program.
-fn on_a_node(work: impl FnOnce(&Node) + Send) {
+fn on_a_node(work: impl FnOnce(&Place) + Send) {
     if !root::is_root() {
         return;
     }
@@ -66,20 +58,13 @@ fn on_a_node(work: impl FnOnce(&Node) + Send) {
     veth((&near, "eth0"), (&far, "eth0")).unwrap();
     let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
     near.ip(&format!("link set eth0 address {mac}")).unwrap();
-    let bpffs = BpfFs::mount().unwrap();
+    let place = Place::make().unwrap();
     near.enter(|| {
-        let pins = Pins::new(bpffs.path().join("fairlead"));
-        pins.prepare().unwrap();
-        let lock = pins.lock().unwrap();
-        let loaded = load::load(&pins, &lock).unwrap();
+        let loaded = place.load().unwrap();
         loaded
             .attach(Hook::XdpIngress, "eth0", XdpMode::Auto)
             .unwrap();
-        work(&Node {
-            pins,
-            _loaded: loaded,
-            _lock: lock,
-        });
+        work(&place);
     })
     .unwrap();
 }

@@ -9,36 +9,28 @@ use fairlead_common::tables::Flows;
 use fairlead_control::config::document::XdpMode;
 use fairlead_control::dataplane::apply::{self, KernelStore};
 use fairlead_control::dataplane::attach::Hook;
-use fairlead_control::dataplane::load::{self, Loaded};
-use fairlead_control::dataplane::pins::{Lock, Pins};
+use fairlead_control::dataplane::load::Loaded;
 use fairlead_control::dataplane::table::Pinned;
 use fairlead_control::desired::BackendAddr;
 use fairlead_control::plan::{Actual, Plan, Store as _};
-use fairlead_tests::bpffs::BpfFs;
 use fairlead_tests::kernel::{ROUTER, UP0, XdpMd};
 use fairlead_tests::packet::{eth, tcp};
+use fairlead_tests::place::Place;
 
 use crate::datapath::{Datapath, Design, Model};
 
 /// A loaded datapath with pins of its own.
 pub struct Instance {
-    pins: Pins,
+    place: Place,
     loaded: Loaded,
-    _lock: Lock,
-    _bpffs: BpfFs,
 }
 
 impl Instance {
     fn new() -> Self {
-        let bpffs = BpfFs::mount().expect("a BPF file system");
-        let pins = Pins::new(bpffs.path().join("fairlead"));
-        pins.prepare().expect("folders for pins");
-        let lock = pins.lock().expect("the pins");
+        let place = Place::make().expect("a place");
         Self {
-            loaded: load::load(&pins, &lock).expect("a datapath"),
-            pins,
-            _lock: lock,
-            _bpffs: bpffs,
+            loaded: place.load().expect("a datapath"),
+            place,
         }
     }
 
@@ -66,7 +58,7 @@ impl Twin {
     /// Loads it in the namespace of this thread, which [`fairlead_tests::kernel::bare_place`] has furnished.
     pub fn new() -> Self {
         let instance = Instance::new();
-        let pins = &instance.pins;
+        let pins = &instance.place.pins;
         let program = Xdp::from_pin(
             pins.program("xdp_ingress"),
             aya_obj::programs::XdpAttachType::Interface,
