@@ -4,7 +4,7 @@ use fairlead_common::reason::Reason;
 use fairlead_common::route::Device;
 use fairlead_common::tables::{Devices, NodeTable};
 use fairlead_tests::kernel::{
-    Action, BACKEND1, LAN0, Node, POD, POD0, ROUTER, Ran, UP0, UP1, on_a_node,
+    Action, BACKEND1, LAN0, Node, POD, POD0, ROUTER, Ran, TUNNEL_V4, TUNNEL_V6, UP0, UP1, on_a_node,
 };
 use fairlead_tests::packet::{Mac, Packet, eth};
 use rstest::rstest;
@@ -111,6 +111,25 @@ fn a_packet_that_is_not_forwarded_is_passed_untouched(
     on_a_node(|node| {
         assert_eq!(node.arrives(UP0, &packet).reason, reason, "XDP");
         assert_eq!(node.pod_sends(&packet).reason, reason, "TC");
+    });
+}
+
+#[rstest]
+#[case::v4(eth().ip(FAR_V4, TUNNEL_V4).ping(1, 1), Reason::Local)]
+#[case::v6(eth().ip(FAR_V6, TUNNEL_V6).icmp(128, 0, 7), Reason::Local)]
+#[case::error_v4(eth().ip(FAR_V4, TUNNEL_V4).icmp(3, 1, 0).payload([0; 28]), Reason::Local)]
+#[case::error_v6(eth().ip(FAR_V6, TUNNEL_V6).icmp(1, 0, 0).payload([0; 48]), Reason::Local)]
+#[case::options(eth().ip(FAR_V4, TUNNEL_V4).options(&[1, 1, 1, 0]).ping(1, 1), Reason::IpOptions)]
+#[case::first_fragment(eth().ip(FAR_V4, TUNNEL_V4).fragment(0, true).ping(1, 1), Reason::Fragment)]
+#[case::last_fragment(eth().ip(FAR_V4, TUNNEL_V4).fragment(9, false).ping(1, 1), Reason::Fragment)]
+#[case::cut(eth().ip(FAR_V4, TUNNEL_V4).proto(1).payload([8, 0, 0, 0]), Reason::Malformed)]
+#[case::tagged_v4(eth().vlan(10).ip(FAR_V4, TUNNEL_V4).ping(1, 1), Reason::Local)]
+#[case::tagged_v6(eth().vlan(10).ip(FAR_V6, TUNNEL_V6).icmp(128, 0, 7), Reason::Local)]
+fn icmp_to_the_node_itself_is_the_hosts(#[case] packet: Packet, #[case] reason: Reason) {
+    on_a_node(|node| {
+        let ran = node.arrives(UP0, &packet);
+
+        assert_eq!((ran.reason, ran.action), (reason, Action::Pass));
     });
 }
 
