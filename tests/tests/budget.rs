@@ -35,11 +35,11 @@ const VERIFIED: [(&str, u32); 23] = [
     ("xdp_arrival", 250_000),
     ("xdp_decap", 20_000),
     ("xdp_here", 600_000),
-    ("xdp_ingress", 130_000),
+    ("xdp_ingress", 70_000),
     ("xdp_odd", 200_000),
     ("xdp_relay", 250_000),
     ("xdp_return", 100_000),
-    ("xdp_tagged", 130_000),
+    ("xdp_tagged", 75_000),
 ];
 /// Bytes of stack, of 512. The verifier adds what it needs for alignment.
 const STACK_BYTES: i16 = 496;
