@@ -9,12 +9,19 @@ use std::net::{IpAddr, TcpListener};
 use std::thread::sleep;
 use std::time::Duration;
 
+use fairlead_common::addr::Proto;
+use fairlead_common::snat::{Binding, State};
+use fairlead_common::tables::SnatRev;
+use fairlead_control::dataplane::observe;
+use fairlead_control::dataplane::pins::Pins;
+use fairlead_control::dataplane::table::Pinned;
 use fairlead_tests::bpffs::BpfFs;
+use fairlead_tests::kernel::flow;
 use fairlead_tests::lab::echo::{self, Echo, at};
 use fairlead_tests::lab::steady::Steady;
 use fairlead_tests::lab::traffic::{fetch, fetch_many};
 use fairlead_tests::lab::{CLIENT, Lab, Node, OUTSIDE, SERVICE, SERVICE_PORT, binary};
-use fairlead_tests::netns::{Netns, run, veth, wait_for};
+use fairlead_tests::netns::{Netns, STARTS, run, veth, wait_for};
 use fairlead_tests::process::Process;
 use fairlead_tests::root;
 use nix::sys::signal::Signal;
@@ -106,6 +113,44 @@ fn an_agent_in_another_pid_namespace_is_told_who_holds_the_node() {
     agent.signal(Signal::SIGCONT).unwrap();
     let what = format!("another agent owns {pins}: stop it, or give this one another pin path");
     assert!(error.contains(&what) && !error.contains("it is"), "{error}");
+}
+
+#[test]
+fn a_translation_that_has_outlived_its_time_is_cleared_away() {
+    if !root::is_root() {
+        return;
+    }
+    let netns = Netns::unique("fl-clear").unwrap();
+    let bpffs = BpfFs::mount().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let pins = Pins::new(bpffs.path().join("fairlead"));
+    let mut run = netns.command(binary("fairlead").unwrap());
+    run.args(["run", "--device", "eth0"])
+        .env("FAIRLEAD_PIN_PATH", pins.root())
+        .env("FAIRLEAD_SOCKET", dir.path().join("agent.sock"));
+    let _agent = Process::start(&mut run, &dir.path().join("agent.log")).unwrap();
+    let mut table = wait_for("the agent to make its tables", STARTS, || {
+        Ok(Pinned::<SnatRev>::open(&pins).ok())
+    })
+    .unwrap();
+    let key = |port| flow(("203.0.113.9", 80), ("10.1.0.1", port), Proto::TCP);
+    let now_s = observe::now_s().unwrap();
+    let [old, young] = [(2000, 7441), (2001, 0)].map(|(port, silent_s)| {
+        let row = Binding {
+            state: State::Established as u8,
+            last_seen_s: now_s.wrapping_sub(silent_s),
+            ..Binding::default()
+        };
+        table.set(&key(port), &row).unwrap();
+        key(port)
+    });
+
+    wait_for("the old row to go", 20, || {
+        Ok(table.get(&old)?.is_none().then_some(()))
+    })
+    .unwrap();
+
+    assert!(table.get(&young).unwrap().is_some());
 }
 
 #[test]

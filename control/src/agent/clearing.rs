@@ -1,8 +1,8 @@
 //! Clears away translations that have outlived their time.
 //!
 //! # Why
-//! Looking for them takes milliseconds even where there are none, so it is done beside the rounds: what changes
-//! meanwhile is in the kernel without waiting for it.
+//! Looking for them takes time even where there are none, so it is done beside the rounds: what changes meanwhile is
+//! in the kernel without waiting for it.
 
 use std::time::Duration;
 
@@ -30,15 +30,8 @@ pub fn start(pins: &Pins, meter: Meter, stop: CancellationToken) -> Result<(), E
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::spawn(async move {
         while stop.run_until_cancelled(turns.tick()).await.is_some() {
-            let work = tokio::task::spawn_blocking(move || {
-                let cleared = clear(&mut translations);
-                (translations, cleared)
-            });
-            let Ok((back, cleared)) = work.await else {
-                error!("clearing translations has failed and ends here");
-                return;
-            };
-            translations = back;
+            // What else this thread has to do, another one does meanwhile.
+            let cleared = tokio::task::block_in_place(|| clear(&mut translations));
             if let Err(error) = cleared {
                 error!(error = cause::line(&error), "clearing translations");
             }
