@@ -125,8 +125,8 @@ pub fn send(
     let bytes = frame.bytes();
     let sent = match backend.forward {
         forwarding::L2 => by_l2(frame, network, transport, backend),
-        forwarding::ENCAPSULATE => by_tunnel(frame, network, backend, choice.hash, Wrap::Plain),
-        forwarding::GUE => by_tunnel(frame, network, backend, choice.hash, Wrap::Gue),
+        forwarding::ENCAPSULATE => by_tunnel(frame, network, choice, Wrap::Plain),
+        forwarding::GUE => by_tunnel(frame, network, choice, Wrap::Gue),
         forwarding::HERE | forwarding::NAT if is_plain && !network.is_tagged() => {
             by_name(frame, network, transport, backend)
         }
@@ -196,34 +196,30 @@ fn by_l2(
 fn by_tunnel(
     frame: &mut impl Resize,
     network: &Network,
-    backend: &Backend,
-    hash: u32,
+    choice: &Choice,
     wrap: Wrap,
 ) -> Result<Sent, Reason> {
     // Built for each family: what depends on it is a constant then.
-    match Family::of(backend.addr) {
-        Family::V4 => by_tunnel_over(Family::V4, frame, network, backend, hash, wrap),
-        Family::V6 => by_tunnel_over(Family::V6, frame, network, backend, hash, wrap),
+    match Family::of(choice.backend.addr) {
+        Family::V4 => into(frame, network, choice, &tunnel(Family::V4, choice, wrap)?),
+        Family::V6 => into(frame, network, choice, &tunnel(Family::V6, choice, wrap)?),
     }
 }
 
 #[inline(always)]
-fn by_tunnel_over(
-    outer: Family,
+fn into(
     frame: &mut impl Resize,
     network: &Network,
-    backend: &Backend,
-    hash: u32,
-    wrap: Wrap,
+    choice: &Choice,
+    tunnel: &Tunnel,
 ) -> Result<Sent, Reason> {
-    let tunnel = tunnel(outer, backend, hash, wrap)?;
-    let hop = way(frame, backend, &through(network, &tunnel))?;
-    rewrite::encapsulate(frame, network, &tunnel, &hop)?;
+    let hop = way(frame, choice.backend, &through(network, tunnel))?;
+    rewrite::encapsulate(frame, network, tunnel, &hop)?;
     Ok(Sent::by(&hop, Reason::ServiceEncapsulated))
 }
 
 #[inline(always)]
-fn tunnel(family: Family, backend: &Backend, hash: u32, wrap: Wrap) -> Result<Tunnel, Reason> {
+fn tunnel(family: Family, choice: &Choice, wrap: Wrap) -> Result<Tunnel, Reason> {
     let node = maps::node();
     let src = match family {
         Family::V4 => node.tunnel_v4,
@@ -235,8 +231,8 @@ fn tunnel(family: Family, backend: &Backend, hash: u32, wrap: Wrap) -> Result<Tu
     Ok(Tunnel {
         family,
         src,
-        dst: backend.addr,
-        hash,
+        dst: choice.backend.addr,
+        hash: choice.hash,
         wrap,
     })
 }
@@ -279,7 +275,7 @@ pub fn limit(
     let question = match wrap {
         Some(wrap) => {
             let family = Family::of(backend.addr);
-            through(network, &tunnel(family, backend, choice.hash, wrap)?)
+            through(network, &tunnel(family, choice, wrap)?)
         }
         None => Question::to(backend.addr, network, (flow.src_port, flow.dst_port)),
     };
